@@ -1,0 +1,91 @@
+"""A frozen teacher and what the student learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_efficient.distillation.objectives import SumAndCount, soft_label_loss, squared_error
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """How much of the loss comes from the teacher, and how soft its labels are.
+
+    Raises ValueError: a field is out of its range.
+    """
+
+    temperature: float = field(
+        default=2.0, metadata={"help": "Divides the logits of teacher and student; larger shows more of the dark knowledge."}
+    )
+    hard_label_weight: float = field(default=0.5, metadata={"help": "Weight of the task's own loss on the labels."})
+    logits_weight: float = field(default=0.5, metadata={"help": "Weight of the distance to the teacher's soft labels."})
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0; usual values lie between 1 and 10")
+        for name in ("hard_label_weight", "logits_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if not self.hard_label_weight and not self.logits_weight:
+            raise ValueError("hard_label_weight and logits_weight are both 0: nothing would be learned; give one a weight")
+
+
+def check_same_task(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raises ValueError: teacher and student read other tokens or predict other labels, so their logits do not compare."""
+    ours, theirs = student.config, teacher.config
+    if ours.vocab_size != theirs.vocab_size:
+        raise ValueError(
+            f"the teacher has a vocabulary of {theirs.vocab_size} tokens and the student one of {ours.vocab_size}: "
+            "they must share a tokenizer"
+        )
+    if ours.num_labels != theirs.num_labels or _named(ours.id2label) != _named(theirs.id2label):
+        raise ValueError(
+            f"the teacher predicts {theirs.id2label} and the student {ours.id2label}: give both the same label map "
+            "(id2label in config.json), in the same order"
+        )
+
+
+def _named(id2label: Mapping[int, str]) -> dict[int, str] | None:
+    """Returns the label map, or None when it only holds the names that transformers makes up."""
+    if all(name == f"LABEL_{index}" for index, name in id2label.items()):
+        return None
+    return {int(index): name for index, name in id2label.items()}
+
+
+class Distiller(nn.Module):
+    """Holds a teacher, frozen and in eval mode whatever happens around it, and compares students with it."""
+
+    def __init__(self, teacher: PreTrainedModel, config: DistillationConfig) -> None:
+        super().__init__()
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.config = config
+        self.regression = teacher.config.problem_type == "regression" or teacher.config.num_labels == 1
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Leaves the teacher in eval mode."""
+        return self
+
+    @staticmethod
+    def count(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns how many positions of a batch are compared, shape (): tokens with a label, or else examples."""
+        labels = inputs.get("labels")
+        if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
+            return labels.ne(-100).sum()
+        return torch.tensor(next(iter(inputs.values())).shape[0])
+
+    def forward(self, inputs: Mapping[str, torch.Tensor], student_logits: torch.Tensor) -> SumAndCount:
+        """Returns the sum of the distances to the teacher's soft labels over the batch, and their `count`."""
+        known = {name: value for name, value in inputs.items() if "label" not in name}
+        with torch.no_grad():
+            outputs: Any = self.teacher(**known)
+        if self.regression:
+            return squared_error(student_logits, outputs.logits)
+        labels = inputs.get("labels")
+        mask = labels.ne(-100) if labels is not None and student_logits.dim() == 3 else None
+        return soft_label_loss(student_logits, outputs.logits, self.config.temperature, mask)

@@ -1,0 +1,244 @@
+"""The record of a compression: the table, the picture and the card are all rendered from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_efficient.measurement.runtime import Latency
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA_VERSION = 1
+REPORT_NAME = "compression_report.json"
+PICTURE_NAME = "compression_report.png"
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """A model against the teacher: each is better the larger it is, and 1 for the teacher itself.
+
+    `speedup`, `size` and `flops` are teacher / model, `metric_retained` is model / teacher.
+    """
+
+    speedup: float | None = None
+    size: float | None = None
+    flops: float | None = None
+    metric_retained: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """What was measured of one model; None is not measured."""
+
+    name: str
+    role: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    nonzero_parameters: int | None = None
+    flops: int | None = None
+    bytes_on_disk: int | None = None
+    latency_ms: Latency | None = None
+    samples_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    energy_joules_per_sample: float | None = None
+    structure: Mapping[str, Any] | None = None
+    ratios: Ratios = Ratios()
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """Teacher and students side by side.
+
+    `metric` names the entry of `metrics` that counts, `stages` say in words what was done, `configs` hold the
+    settings it was done with.
+    """
+
+    task: str | None = None
+    dataset: str | None = None
+    metric: str | None = None
+    stages: Sequence[str] = ()
+    models: Sequence[ModelRow] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    configs: Mapping[str, Any] = field(default_factory=dict)
+
+    def row(self, role: str) -> ModelRow:
+        """Returns the row with the role `role`. Raises KeyError: there is none."""
+        for model in self.models:
+            if model.role == role:
+                return model
+        raise KeyError(f"the report has no {role!r}, only {', '.join(model.role for model in self.models)}")
+
+    def to_json(self) -> str:
+        """Returns the report as the text of `compression_report.json`."""
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CompressionReport:
+        """Returns the report that `to_json` wrote. Raises ValueError: it has another schema version."""
+        data = json.loads(text)
+        version = data.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"the report has schema version {version}, this package reads version {SCHEMA_VERSION}")
+        models = []
+        for row in data.pop("models"):
+            latency, ratios = row.pop("latency_ms"), row.pop("ratios")
+            models.append(ModelRow(**row, latency_ms=latency and Latency(**latency), ratios=Ratios(**ratios)))
+        return cls(**data, models=tuple(models))
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes `compression_report.json` into `folder`, whole or not at all, and returns its path."""
+        path = Path(folder) / REPORT_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".json.partial")
+        beside.write_text(self.to_json(), encoding="utf-8")
+        return beside.replace(path)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> CompressionReport:
+        """Reads `compression_report.json` from `folder`."""
+        return cls.from_json((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Returns the header and the rows of the table of all models, as text; the model's name comes first."""
+        metrics = list(dict.fromkeys(name for model in self.models for name in model.metrics))
+        header = ["model", *metrics, "retained", "latency", "speed-up", "runtime", "samples/s", "size", "smaller", "parameters"]
+        body = [
+            [
+                model.name,
+                *(_number(model.metrics.get(name), "{:.4f}") for name in metrics),
+                _number(model.ratios.metric_retained, "{:.1%}"),
+                _number(model.latency_ms and model.latency_ms.p50, "{:.1f} ms"),
+                _number(model.ratios.speedup, "{:.2f}x"),
+                model.latency_ms.runtime if model.latency_ms else NOT_MEASURED,
+                _number(model.samples_per_second, "{:.0f}"),
+                _number(model.bytes_on_disk and model.bytes_on_disk / 1e6, "{:.1f} MB"),
+                _number(model.ratios.size, "{:.2f}x"),
+                _number(model.parameters and model.parameters / 1e6, "{:.1f} M"),
+            ]
+            for model in self.models
+        ]
+        return header, body
+
+    def circumstances(self) -> str:
+        """Returns one sentence that says how and where latency was measured."""
+        latencies = [model.latency_ms for model in self.models if model.latency_ms]
+        if not latencies:
+            return "Latency was not measured."
+        first, where = latencies[0], self.environment
+        device = where.get("accelerator") or f"{where.get('processor')}, {first.threads} threads"
+        return (
+            f"Latency: median of one forward pass at batch {first.batch_size} x {first.sequence_length} tokens, "
+            f"models in turn, on {device}; speed-up is against the teacher's row."
+        )
+
+    def table(self) -> Table:
+        """Returns the table for the screen."""
+        from rich.table import Table
+
+        header, body = self.cells()
+        table = Table(title=f"{self.dataset or 'no data set'} ({self.task or 'no task'})", caption=self.circumstances())
+        for name in header:
+            table.add_column(name, justify="left" if name in ("model", "runtime") else "right")
+        for row in body:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """Returns the table for the card."""
+        header, body = self.cells()
+        rows = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+    def plot(self, folder: str | os.PathLike[str]) -> Path:
+        """Draws teacher beside students, and what was kept of each layer, as `compression_report.png` in `folder`."""
+        from matplotlib.figure import Figure
+
+        shapes = [model for model in self.models if model.structure]
+        figure = Figure(figsize=(11, 6.6 if len(shapes) > 1 else 3.6), layout="constrained")
+        top, *below = figure.subfigures(2, 1, height_ratios=(1.15, 1)) if len(shapes) > 1 else (figure,)
+        _plot_bars(top, self)
+        if below:
+            _plot_structures(below[0], shapes)
+        path = Path(folder) / PICTURE_NAME
+        beside = path.with_suffix(".partial.png")
+        figure.savefig(beside, dpi=140)
+        return beside.replace(path)
+
+
+def with_ratios(models: Sequence[ModelRow], metric: str | None) -> tuple[ModelRow, ...]:
+    """Returns `models` with their ratios against the one in the role "teacher", by the metric called `metric`."""
+    teacher = next((model for model in models if model.role == "teacher"), None)
+    if teacher is None:
+        return tuple(models)
+
+    def latency(model: ModelRow) -> float | None:
+        return model.latency_ms.p50 if model.latency_ms else None
+
+    result = []
+    for model in models:
+        ratios = Ratios(
+            speedup=_ratio(latency(teacher), latency(model)),
+            size=_ratio(teacher.bytes_on_disk, model.bytes_on_disk),
+            flops=_ratio(teacher.flops, model.flops),
+            metric_retained=_ratio(model.metrics.get(metric or ""), teacher.metrics.get(metric or "")),
+        )
+        values = {each.name: getattr(model, each.name) for each in fields(model)}
+        result.append(ModelRow(**{**values, "ratios": ratios}))
+    return tuple(result)
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return None if above is None or not below else above / below
+
+
+def _number(value: float | None, form: str) -> str:
+    return NOT_MEASURED if value is None else form.format(value)
+
+
+def _plot_bars(figure: Any, report: CompressionReport) -> None:
+    panels: list[tuple[str, list[float | None], str]] = [
+        (report.metric or "metric", [m.metrics.get(report.metric or "") for m in report.models], "{:.4f}"),
+        ("latency, ms", [m.latency_ms.p50 if m.latency_ms else None for m in report.models], "{:.1f}"),
+        ("size, MB", [m.bytes_on_disk / 1e6 if m.bytes_on_disk else None for m in report.models], "{:.1f}"),
+    ]
+    names = [model.name for model in report.models]
+    colours = [f"C{index}" for index in range(len(names))]
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (title, values, form) in zip(axes, panels, strict=True):
+        bars = axis.barh(names, [value or 0 for value in values], color=colours)
+        axis.bar_label(bars, [_number(value, form) for value in values], padding=3)
+        axis.set_title(title)
+        axis.margins(x=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    figure.suptitle(report.dataset or "")
+
+
+def _plot_structures(figure: Any, shapes: Sequence[ModelRow]) -> None:
+    """Draws heads and neurons that each layer of the unpruned network still has, one group of bars a model."""
+    axes = figure.subplots(1, 2)
+    for axis, kind in zip(axes, ("heads", "neurons"), strict=True):
+        for index, model in enumerate(shapes):
+            counts: dict[str, int] = {}
+            for stack, layers in (model.structure or {}).items():
+                for layer in layers:
+                    total = sum(len(u) if kind == "heads" else u for u in layer[kind].values())
+                    counts[f"{stack} {layer['source']}" if len(model.structure or {}) > 1 else str(layer["source"])] = total
+            if index == 0:
+                labels = list(counts)
+            heights = [counts.get(label, 0) for label in labels]
+            width = 0.8 / len(shapes)
+            places = [place + (index - (len(shapes) - 1) / 2) * width for place in range(len(labels))]
+            axis.bar(places, heights, width, label=model.name)
+        axis.set_xticks(range(len(labels)), labels)
+        axis.set_xlabel("layer of the teacher")
+        axis.set_title("attention heads kept" if kind == "heads" else "feed-forward neurons kept")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)

@@ -1,0 +1,261 @@
+"""What is left of a pruned network, as data, and the one code path that gives a network that shape."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LayerStructure:
+    """What is left of one layer.
+
+    `source` is the layer's index in the unpruned network, `heads` holds the kept head indices of each attention block
+    and `neurons` the width of each feed-forward block, both by the block's name within the layer. Head indices count
+    in the unpruned network; neurons have no identity, so their number is enough.
+    """
+
+    source: int
+    heads: Mapping[str, tuple[int, ...]]
+    neurons: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The shape of a network: for each stack of layers ("encoder", "decoder"), what is left of every layer."""
+
+    stacks: Mapping[str, tuple[LayerStructure, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the form that `config.json` holds."""
+        return {
+            stack: [
+                {
+                    "source": layer.source,
+                    "heads": {name: list(heads) for name, heads in layer.heads.items()},
+                    "neurons": dict(layer.neurons),
+                }
+                for layer in layers
+            ]
+            for stack, layers in self.stacks.items()
+        }
+
+    @classmethod
+    def from_dict(cls, stacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> Structure:
+        """Returns the structure that `to_dict` wrote."""
+        return cls(
+            {
+                stack: tuple(
+                    LayerStructure(
+                        source=layer["source"],
+                        heads={name: tuple(heads) for name, heads in layer["heads"].items()},
+                        neurons=dict(layer["neurons"]),
+                    )
+                    for layer in layers
+                )
+                for stack, layers in stacks.items()
+            }
+        )
+
+
+class Bias(nn.Module):
+    """Stands for a Linear that has lost all its inputs: what is left of it is its bias.
+
+    | tensor | shape |
+    | --- | --- |
+    | input | (..., any), of which only the leading dimensions are read |
+    | output | (..., out_features) |
+    """
+
+    def __init__(self, out_features: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.in_features = 0
+        self.out_features = out_features
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.bias.expand(*hidden_states.shape[:-1], -1)
+
+
+class NoUnits(nn.Module):
+    """Stands for the part of a block that computes its units when none is left; hands the hidden states through."""
+
+    def __init__(self, returns_attention: bool) -> None:
+        super().__init__()
+        self.returns_attention = returns_attention
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, None]:
+        return (hidden_states, None) if self.returns_attention else hidden_states
+
+
+def narrow_linear(linear: nn.Linear, keep: torch.Tensor, dim: int) -> nn.Linear:
+    """Returns a Linear with the rows (`dim=0`, its outputs) or columns (`dim=1`, its inputs) `keep` of `linear`."""
+    weight = linear.weight.detach().index_select(dim, keep.to(linear.weight.device))
+    narrowed = nn.Linear(
+        weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta", dtype=weight.dtype
+    )
+    narrowed.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
+    if linear.bias is not None:
+        bias = linear.bias.detach()
+        bias = bias.index_select(0, keep.to(bias.device)) if dim == 0 else bias
+        narrowed.bias = nn.Parameter(bias, requires_grad=linear.bias.requires_grad)
+    return narrowed.train(linear.training)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A view of one block whose units can be removed: the units are computed by `inputs` and read by `output`.
+
+    | field | meaning |
+    | --- | --- |
+    | name | the key of the block in scores and selections, "encoder.3.attention" |
+    | layer | the layer that it belongs to, "encoder.3" |
+    | owner, compute | `getattr(owner, compute)` is the module that turns hidden states into the units |
+    | inputs | names, in that module, of the Linears whose output rows belong to the units |
+    | reader, read | `getattr(reader, read)` is the Linear whose input columns belong to the units |
+    | unit_size | rows of an input Linear a unit owns: the head size, or 1 for a neuron |
+    """
+
+    name: str
+    layer: str
+    owner: nn.Module
+    compute: str
+    inputs: tuple[str, ...]
+    reader: nn.Module
+    read: str
+    unit_size: int = 1
+    returns_attention: ClassVar[bool] = False
+
+    @property
+    def output(self) -> nn.Linear | Bias:
+        """The module that reads the units."""
+        module: nn.Linear | Bias = getattr(self.reader, self.read)
+        return module
+
+    @property
+    def input_linears(self) -> tuple[nn.Linear, ...]:
+        """The Linears that compute the units; none when no unit is left."""
+        module = getattr(self.owner, self.compute)
+        return () if isinstance(module, NoUnits) else tuple(getattr(module, name) for name in self.inputs)
+
+    @property
+    def units(self) -> int:
+        """How many units the block has now."""
+        return self.output.in_features // self.unit_size
+
+    def rows(self, keep: Sequence[int]) -> torch.Tensor:
+        """Returns the rows of an input Linear that belong to the units `keep`, shape (len(keep) * unit_size,)."""
+        units = torch.as_tensor(keep, dtype=torch.long)
+        return (units[:, None] * self.unit_size + torch.arange(self.unit_size)).flatten()
+
+    def narrow(self, keep: Sequence[int]) -> None:
+        """Removes every unit but those at the positions `keep`, in place."""
+        if len(keep) == self.units:
+            return
+        output = self.output
+        if keep:
+            rows, module = self.rows(keep), getattr(self.owner, self.compute)
+            for name in self.inputs:
+                setattr(module, name, narrow_linear(getattr(module, name), rows, dim=0))
+            setattr(self.reader, self.read, narrow_linear(output, rows, dim=1))
+        else:
+            rest = Bias(output.out_features, output.bias.device, output.bias.dtype)
+            rest.load_state_dict({"bias": output.bias}, assign=True)
+            setattr(self.reader, self.read, rest)
+            setattr(self.owner, self.compute, NoUnits(self.returns_attention))
+
+
+class AttentionBlock(Block):
+    """Units are attention heads."""
+
+    returns_attention = True
+
+
+class FeedForwardBlock(Block):
+    """Units are the neurons between the two Linears."""
+
+
+class Family(ABC):
+    """Where the blocks of an architecture are, and which classes hold it when it is pruned.
+
+    To add one: a file in this folder with a subclass, its config and its model classes, and a line in `FAMILIES`.
+    """
+
+    model_type: str
+    config_class: type[PreTrainedConfig]
+    pruned_config_class: type[PreTrainedConfig]
+    pruned_classes: Mapping[type[PreTrainedModel], type[PreTrainedModel]]
+
+    @abstractmethod
+    def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
+        """Returns the stacks of layers of `model`, by name."""
+
+    @abstractmethod
+    def layer_blocks(self, name: str, layer: nn.Module) -> tuple[Block, ...]:
+        """Returns the blocks of the layer called `name` ("encoder.3")."""
+
+    @abstractmethod
+    def full_structure(self, config: PreTrainedConfig) -> Structure:
+        """Returns the structure of the stock network that `config` describes."""
+
+    @abstractmethod
+    def stock_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig | None:
+        """Returns the stock config that can hold `structure`, or None when no stock class can."""
+
+    @abstractmethod
+    def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
+        """Returns the config of the pruned class that holds `structure`."""
+
+    def structure(self, config: PreTrainedConfig) -> Structure:
+        """Returns the structure of the network, pruned or not, that `config` describes."""
+        if isinstance(config, self.pruned_config_class):
+            return Structure.from_dict(config.structure)
+        return self.full_structure(config)
+
+    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        """Returns every layer of `model` by its name."""
+        return {
+            f"{stack}.{index}": layer
+            for stack, layers in self.stacks(model).items()
+            for index, layer in enumerate(layers)
+        }
+
+    def blocks(self, model: PreTrainedModel) -> dict[str, Block]:
+        """Returns every block of `model` by its name, in the order of the layers."""
+        return {
+            block.name: block
+            for name, layer in self.layers(model).items()
+            for block in self.layer_blocks(name, layer)
+        }
+
+    def config_for(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
+        """Returns the config that holds `structure`: a stock one where a stock class can, a pruned one otherwise."""
+        return self.stock_config(config, structure) or self.pruned_config(config, structure)
+
+    def class_for(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
+        """Returns the class with the task head of `model_class` that is built from `config`.
+
+        Raises TypeError: the family has no such task head.
+        """
+        stock = next((s for s, p in self.pruned_classes.items() if model_class in (s, p)), None)
+        if stock is None:
+            known = ", ".join(cls.__name__ for cls in self.pruned_classes)
+            raise TypeError(f"{model_class.__name__} cannot be pruned: use one of {known}")
+        return self.pruned_classes[stock] if isinstance(config, self.pruned_config_class) else stock
+
+    def shape(self, model: PreTrainedModel, structure: Structure) -> None:
+        """Narrows a freshly built `model`, which has as many layers as `structure`, to its widths, in place."""
+        for stack, layers in self.stacks(model).items():
+            for index, (layer, left) in enumerate(zip(layers, structure.stacks[stack], strict=True)):
+                for block in self.layer_blocks(f"{stack}.{index}", layer):
+                    short = block.name.rpartition(".")[2]
+                    width = len(left.heads[short]) if short in left.heads else left.neurons[short]
+                    block.narrow(range(width))

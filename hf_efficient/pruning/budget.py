@@ -1,0 +1,267 @@
+"""What units cost, and which to keep: a choice under a budget is arithmetic on tensors and a table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+BINS = 4000
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What stays of a network: the names of its layers, and for each block the positions of its units, ascending."""
+
+    layers: tuple[str, ...]
+    units: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class BlockFacts:
+    """What choosing needs to know of a block.
+
+    `kind` is "heads" or "neurons", `units` how many there are, `step` the granularity in which they are removed, and
+    `shape_key` is equal for blocks that cost the same at the same width.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    units: int
+    step: int = 1
+    shape_key: str = ""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The numbers of units that may be kept, ascending, 0 and all among them."""
+        return tuple(sorted({*range(0, self.units, self.step), self.units}))
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What a network costs, as a sum: `base`, an overhead for every layer, and for every block a cost by its width.
+
+    | field | meaning |
+    | --- | --- |
+    | base | cost with no layer at all |
+    | layer | cost of a layer that has no unit left, by the layer's name |
+    | widths, costs | support points of each block's cost, ascending in width; linear in between |
+    """
+
+    base: float
+    layer: Mapping[str, float]
+    widths: Mapping[str, Sequence[int]]
+    costs: Mapping[str, Sequence[float]]
+
+    def block(self, name: str, width: int | Sequence[int]) -> np.ndarray:
+        """Returns the cost of the block at each width, shape of `width`."""
+        return np.interp(width, self.widths[name], self.costs[name])
+
+    def total(self, selection: Selection) -> float:
+        """Returns the cost of the network that `selection` leaves."""
+        cost = self.base + sum(self.layer[layer] for layer in selection.layers)
+        for name, keep in selection.units.items():
+            if name.rpartition(".")[0] in selection.layers:
+                cost += float(self.block(name, len(keep)))
+        return cost
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How much the loss rises when a unit, or a whole layer, goes; only comparisons between them count.
+
+    | field | shape |
+    | --- | --- |
+    | units | one tensor (units,) a block |
+    | layers | one number a layer |
+    """
+
+    units: Mapping[str, torch.Tensor]
+    layers: Mapping[str, float] = field(default_factory=dict)
+
+
+def keep_best(scores: torch.Tensor, width: int) -> tuple[int, ...]:
+    """Returns the positions of the `width` largest of `scores` (units,), ascending."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    return tuple(sorted(order[:width].tolist()))
+
+
+def removal_errors(scores: torch.Tensor, widths: Sequence[int]) -> np.ndarray:
+    """Returns, for each width, the sum of the scores (units,) that go when the best `width` units stay."""
+    ascending = np.sort(scores.double().cpu().numpy())
+    cumulative = np.concatenate([[0.0], np.cumsum(ascending)])
+    return cumulative[len(ascending) - np.asarray(widths)]
+
+
+def measure_costs(blocks: Sequence[BlockFacts], cost_of: Callable[[Selection], float], points: int = 9) -> CostTable:
+    """Returns the cost table of a network, found by asking `cost_of` for the cost of narrower copies of it.
+
+    Blocks with the same `shape_key` are asked for together, all at one width, and share what the width costs.
+    """
+    layers = tuple(dict.fromkeys(block.layer for block in blocks))
+    nothing = {block.name: () for block in blocks}
+    base = cost_of(Selection((), nothing))
+    empty = cost_of(Selection(layers, nothing))
+    overhead = max(0.0, (empty - base) / len(layers))
+
+    widths: dict[str, Sequence[int]] = {}
+    costs: dict[str, Sequence[float]] = {}
+    for key in dict.fromkeys(block.shape_key for block in blocks):
+        group = [block for block in blocks if block.shape_key == key]
+        count = max(block.units for block in group)
+        support = sorted({round(width) for width in np.linspace(0, count, min(points, count + 1))} | {min(1, count)})
+        rises = [0.0]
+        for width in support[1:]:
+            kept = {block.name: tuple(range(min(width, block.units))) for block in group}
+            members = sum(min(width, block.units) / width for block in group)
+            rises.append((cost_of(Selection(layers, {**nothing, **kept})) - empty) / members)
+        for block in group:
+            widths[block.name], costs[block.name] = support, np.maximum.accumulate(rises).tolist()
+    return CostTable(base, dict.fromkeys(layers, overhead), widths, costs)
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One way to leave a layer: the width of each of its blocks, or None for the layer gone; cost in bins."""
+
+    widths: Mapping[str, int] | None
+    cost: int
+    error: float
+
+
+Menu = Mapping[str, Sequence[int]]
+
+
+def choose(
+    blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, budget: float, uniform: bool = False
+) -> Selection:
+    """Returns the selection with the smallest sum of removed scores among those whose cost is at most `budget`.
+
+    Exact over the table, up to a rounding of each layer's cost by 1/4000 of the budget, by dynamic programming over
+    the layers (the structured search of ZipLM, Kurtic et al. 2023, section 3.2). A layer for which there is a score may
+    go as a whole. At least one attention head of the network stays. With `uniform`, only shapes that a stock class
+    holds are considered: all heads, and one width of the feed-forward blocks for all layers.
+
+    Raises ValueError: no selection fits the budget; the message names the smallest cost there is.
+    """
+    found = [_search(blocks, scores, table, budget, menu) for menu in _menus(blocks, uniform)]
+    possible = [result for result in found if result is not None]
+    if not possible:
+        raise ValueError(
+            f"no shape of this network costs {budget:.4g} or less; the smallest costs "
+            f"{smallest_cost(blocks, table, uniform):.4g}"
+        )
+    return min(possible, key=lambda result: result[0])[1]
+
+
+def smallest_cost(blocks: Sequence[BlockFacts], table: CostTable, uniform: bool = False) -> float:
+    """Returns the cost of the cheapest shape that `choose` considers."""
+    cheapest = min(
+        table.layer[layer]
+        + sum(
+            float(table.block(block.name, max(menu[block.name][0], int(block.kind == "heads")))) for block in members
+        )
+        for menu in _menus(blocks, uniform)
+        for layer, members in _by_layer(blocks).items()
+    )
+    return table.base + cheapest
+
+
+def _by_layer(blocks: Sequence[BlockFacts]) -> dict[str, list[BlockFacts]]:
+    layers: dict[str, list[BlockFacts]] = {}
+    for block in blocks:
+        layers.setdefault(block.layer, []).append(block)
+    return layers
+
+
+def _menus(blocks: Sequence[BlockFacts], uniform: bool) -> Iterable[Menu]:
+    """Yields, for each search to make, the widths that each block may take in it, ascending."""
+    if not uniform:
+        yield {block.name: block.widths for block in blocks}
+        return
+    common = set.intersection(*({*block.widths} for block in blocks if block.kind == "neurons"))
+    for width in sorted(common - {0}):
+        yield {block.name: (block.units if block.kind == "heads" else width,) for block in blocks}
+
+
+def _search(
+    blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, budget: float, menu: Menu
+) -> tuple[float, Selection] | None:
+    """Returns (error, selection) of the best shape on `menu` within `budget`, or None when none fits."""
+    room = budget - table.base
+    if room <= 0:
+        return None
+    options = {
+        layer: _layer_options(layer, members, scores, table, room / BINS, menu)
+        for layer, members in _by_layer(blocks).items()
+    }
+    heads = {block.name for block in blocks if block.kind == "heads"}
+
+    def attends(option: _Option) -> bool:
+        return option.widths is not None and any(option.widths[name] for name in heads & option.widths.keys())
+
+    found = _knapsack(list(options.values()))
+    if found is not None and not any(attends(option) for option in found[1]):
+        forced = [
+            _knapsack([[o for o in choices if attends(o)] if layer == must else choices for layer, choices in options.items()])
+            for must in options
+        ]
+        found = min((f for f in forced if f is not None), key=lambda f: f[0], default=None)
+    if found is None:
+        return None
+
+    error, taken = found
+    widths = {layer: option.widths for layer, option in zip(options, taken, strict=True)}
+    return error, Selection(
+        layers=tuple(layer for layer, left in widths.items() if left is not None),
+        units={
+            block.name: keep_best(scores.units[block.name], (widths[block.layer] or {}).get(block.name, 0))
+            for block in blocks
+        },
+    )
+
+
+def _layer_options(
+    layer: str, blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, bin_size: float, menu: Menu
+) -> list[_Option]:
+    """Returns the ways to leave a layer that no other way beats in both cost and error, cheapest first."""
+    ways = [(0.0, scores.layers[layer], None)] if layer in scores.layers else []
+    errors = {b.name: removal_errors(scores.units[b.name], menu[b.name]) for b in blocks}
+    costs = {b.name: table.block(b.name, menu[b.name]) for b in blocks}
+    for picked in itertools.product(*(range(len(menu[b.name])) for b in blocks)):
+        names = [(b.name, index) for b, index in zip(blocks, picked, strict=True)]
+        cost = table.layer[layer] + sum(costs[name][index] for name, index in names)
+        if cost <= bin_size * BINS:
+            ways.append((cost, sum(errors[name][index] for name, index in names), names))
+    frontier: list[_Option] = []
+    for cost, error, left in sorted(ways, key=lambda way: way[:2]):
+        if not frontier or error < frontier[-1].error:
+            widths = None if left is None else {name: menu[name][index] for name, index in left}
+            frontier.append(_Option(widths, int(np.ceil(cost / bin_size - 1e-9)), float(error)))
+    return frontier
+
+
+def _knapsack(choices: Sequence[Sequence[_Option]]) -> tuple[float, list[_Option]] | None:
+    """Returns the smallest sum of errors, and the options, that take one of each of `choices` within `BINS`."""
+    error = np.zeros(BINS + 1)
+    taken = []
+    for options in choices:
+        best, index = np.full(BINS + 1, np.inf), np.zeros(BINS + 1, dtype=np.int64)
+        for position, option in enumerate(options):
+            candidate = error[: BINS + 1 - option.cost] + option.error
+            better = candidate < best[option.cost :]
+            best[option.cost :][better] = candidate[better]
+            index[option.cost :][better] = position
+        error, taken = best, [*taken, index]
+    if not np.isfinite(error[BINS]):
+        return None
+    room, result = BINS, []
+    for options, index in zip(reversed(choices), reversed(taken), strict=True):
+        option = options[index[room]]
+        result.append(option)
+        room -= option.cost
+    return float(error[BINS]), result[::-1]

@@ -1,0 +1,57 @@
+"""Multiplicative gates on heads, neurons and layers: all one, they change nothing; their gradients are the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_efficient.models import Block, family_of
+
+
+@contextmanager
+def gated(
+    model: PreTrainedModel, units: Mapping[str, torch.Tensor] = {}, layers: Mapping[str, torch.Tensor] = {}
+) -> Iterator[None]:
+    """Multiplies the units of blocks, and what layers add to their input, by gates, as long as the context lasts.
+
+    | gates | shape | meaning |
+    | --- | --- | --- |
+    | units[block] | (units,) or (batch, units) | multiplies each head's, or neuron's, contribution; 0 equals removal |
+    | layers[layer] | () or (batch,) | `x + gate * (layer(x) - x)`; 0 equals removal of the layer |
+
+    A first dimension `batch` gives every example gates, and so gradients, of its own.
+    """
+    family = family_of(model)
+    handles = []
+    blocks, modules = family.blocks(model), family.layers(model)
+    for name, gate in units.items():
+        if blocks[name].units:
+            handles.append(blocks[name].output.register_forward_pre_hook(_unit_hook(blocks[name], gate)))
+    for name, gate in layers.items():
+        handles.append(modules[name].register_forward_hook(_layer_hook(gate), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _unit_hook(block: Block, gate: torch.Tensor) -> object:
+    def multiply(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        wide = gate.repeat_interleave(block.unit_size, dim=-1).to(args[0].dtype)
+        return (args[0] * (wide[:, None] if wide.dim() == 2 else wide), *args[1:])
+
+    return multiply
+
+
+def _layer_hook(gate: torch.Tensor) -> object:
+    def interpolate(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict, output: torch.Tensor) -> object:
+        before = args[0] if args else kwargs["hidden_states"]
+        wide = gate.to(before.dtype)
+        return before + (wide[:, None, None] if wide.dim() else wide) * (output - before)
+
+    return interpolate

@@ -1,0 +1,124 @@
+"""Uniform 8 bits: weights, and for `int8_dynamic` activations, as integers with a scale, by torchao."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_efficient.quiet import quiet_torchao
+
+SCHEMES = ("int8_dynamic", "int8_weight_only")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """Which 8-bit form a model gets, and which of its parts stay in float.
+
+    Raises ValueError: the scheme is unknown, or a pattern is no regular expression.
+    """
+
+    scheme: str | None = field(
+        default="int8_dynamic",
+        metadata={
+            "help": "int8_dynamic: weights a channel, activations a token, both 8 bits; int8_weight_only: weights alone."
+        },
+    )
+    quantize_embeddings: bool = field(
+        default=True, metadata={"help": "Store embedding tables as int8 rows too: they are half of a small encoder."}
+    )
+    skip_modules: str = field(
+        default="", metadata={"help": "Comma separated regular expressions; modules with a matching name stay in float."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.scheme is not None and self.scheme not in SCHEMES:
+            raise ValueError(f"scheme={self.scheme!r} is unknown: give one of {', '.join(SCHEMES)}")
+        for pattern in self.skip_patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"skip_modules={pattern!r} is not a regular expression: {error}") from error
+
+    @property
+    def skip_patterns(self) -> tuple[str, ...]:
+        """The regular expressions of `skip_modules`."""
+        return tuple(pattern.strip() for pattern in self.skip_modules.split(",") if pattern.strip())
+
+
+def quantize(model: PreTrainedModel, config: QuantizationConfig | None = None, calibration: None = None) -> PreTrainedModel:
+    """Returns an 8-bit copy of `model` that `save_pretrained` writes and `from_pretrained` loads as it is.
+
+    The Linears of the layers are quantized, and the embedding tables unless told otherwise; pooler and task head stay
+    in float, for they are small and what they lose shows at once.
+
+    `calibration` is for schemes that need data; dynamic and weight-only ones find their ranges without.
+
+    Raises ValueError: the model is quantized already, or nothing of it would be.
+    """
+    config = config or QuantizationConfig()
+    if calibration is not None:
+        raise ValueError(f"scheme={config.scheme!r} needs no calibration data: leave `calibration` out")
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError("the model is quantized already: start from its float form")
+    with quiet_torchao(), tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        quantized: PreTrainedModel = type(model).from_pretrained(
+            folder, quantization_config=torchao_config(model, config), dtype=model.dtype
+        )
+    quantized.config._name_or_path = model.config._name_or_path
+    return quantized.to(model.device).eval()
+
+
+def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
+    """Returns the `TorchAoConfig` that says, by patterns of parameter names, what of `model` is quantized how.
+
+    Raises ValueError: no parameter of `model` is to be quantized.
+    """
+    with quiet_torchao():
+        from torchao.quantization import FqnToConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
+
+    linears = Int8DynamicActivationInt8WeightConfig() if config.scheme == "int8_dynamic" else Int8WeightOnlyConfig()
+    wanted = {**dict.fromkeys(_names(model, config, _is_layer_linear), linears)}
+    if config.quantize_embeddings and not _shares_embeddings(model):
+        wanted |= dict.fromkeys(_names(model, config, _is_embedding), Int8WeightOnlyConfig())
+    if not wanted:
+        raise ValueError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
+    return TorchAoConfig(FqnToConfig(wanted))
+
+
+def _is_layer_linear(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name) is not None
+
+
+def _is_embedding(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding)
+
+
+def _shares_embeddings(model: PreTrainedModel) -> bool:
+    """Whether the output layer is the embedding table: torchao would quantize one and leave the other dangling."""
+    output = model.get_output_embeddings()
+    return output is not None and bool(model.config.tie_word_embeddings)
+
+
+def _names(
+    model: PreTrainedModel, config: QuantizationConfig, wanted: Callable[[str, nn.Module], bool]
+) -> Iterator[str]:
+    """Yields patterns that match the weights of the wanted modules, whichever task head stands around the base model."""
+    chosen: dict[str, list[tuple[str, bool]]] = {}
+    for name, module in model.base_model.named_modules():
+        if wanted(name, module):
+            skipped = any(re.search(pattern, name) for pattern in config.skip_patterns)
+            generic = re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name))
+            chosen.setdefault(generic, []).append((re.escape(name), skipped))
+    for generic, members in chosen.items():
+        if not any(skipped for _, skipped in members):
+            yield rf"re:(.*\.)?{generic}\.weight"
+        else:
+            yield from (rf"re:(.*\.)?{name}\.weight" for name, skipped in members if not skipped)

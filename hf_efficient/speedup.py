@@ -1,0 +1,152 @@
+"""Pruning to a target that is kept: costs that are measured, and a search that is corrected until the student has it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from hf_efficient.measurement.cost import count_flops, count_parameters
+from hf_efficient.measurement.runtime import sample_inputs, time_in_turn
+from hf_efficient.pruning.budget import Selection, smallest_cost
+from hf_efficient.pruning.importance import Batch, Loss, example_loss
+from hf_efficient.pruning.pruner import BudgetedChoice, PruningConfig, prune_fractions, score
+from hf_efficient.pruning.surgery import cut
+
+logger = logging.get_logger(__name__)
+
+ATTEMPTS = 8
+TABLE_SECONDS = 0.4
+CHECK_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost that a target is a ratio of.
+
+    `of` is the cost of a model; `ratio` that of a reference divided by that of a student, taken as exactly as it can
+    be; a choice aims at `aim` times the asked ratio and is good up to `slack` times it, for costs that are noisy.
+    """
+
+    of: Callable[[PreTrainedModel, PruningConfig], float]
+    ratio: Callable[[PreTrainedModel, PreTrainedModel, PruningConfig], float]
+    aim: float = 1.0
+    slack: float = 1.0
+    on_meta: bool = True
+
+
+def _inputs(model: PreTrainedModel, config: PruningConfig) -> dict[str, torch.Tensor]:
+    length = min(config.latency_sequence_length, model.config.max_position_embeddings)
+    return sample_inputs(model.config.vocab_size, config.latency_batch_size, length, model.device)
+
+
+def _flops(model: PreTrainedModel, config: PruningConfig) -> float:
+    flops = count_flops(model, {"input_ids": _inputs(model, config)["input_ids"]})
+    if flops is None:
+        raise ValueError("the floating point operations of a quantized model cannot be counted: prune it before")
+    return float(flops)
+
+
+def _parameters(model: PreTrainedModel, config: PruningConfig) -> float:
+    return float(count_parameters(model))
+
+
+def _latency(model: PreTrainedModel, config: PruningConfig) -> float:
+    return _medians({"model": model}, config, TABLE_SECONDS)["model"]
+
+
+def _latency_ratio(reference: PreTrainedModel, student: PreTrainedModel, config: PruningConfig) -> float:
+    medians = _medians({"reference": reference, "student": student}, config, CHECK_SECONDS)
+    return medians["reference"] / medians["student"]
+
+
+def _medians(models: dict[str, PreTrainedModel], config: PruningConfig, seconds: float) -> dict[str, float]:
+    """Returns the median latency of each model in milliseconds, taken in turn for about `seconds` in all."""
+    calls = {}
+    for name, model in models.items():
+        model.eval()
+        calls[name] = lambda model=model, inputs=_inputs(model, config): model(**inputs)
+    once = sum(median(times) for times in time_in_turn(calls, repeats=1, warmup=1).values()) / 1e3
+    repeats = min(100, max(5, round(seconds / once)))
+    return {name: median(times) for name, times in time_in_turn(calls, repeats, warmup=1).items()}
+
+
+def _exact(
+    of: Callable[[PreTrainedModel, PruningConfig], float],
+) -> Callable[[PreTrainedModel, PreTrainedModel, PruningConfig], float]:
+    return lambda reference, student, config: of(reference, config) / of(student, config)
+
+
+COSTS = {
+    "target_speedup": Cost(_latency, _latency_ratio, aim=1.04, slack=1.08, on_meta=False),
+    "target_flops": Cost(_flops, _exact(_flops)),
+    "target_size": Cost(_parameters, _exact(_parameters)),
+}
+
+
+def prune(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    dataloader: Iterable[Batch] = (),
+    reference: PreTrainedModel | None = None,
+    share: float = 1.0,
+    loss: Loss = example_loss,
+) -> PreTrainedModel:
+    """Returns a smaller copy of `model`, without training it; `model` itself stays as it is.
+
+    | argument | meaning |
+    | --- | --- |
+    | dataloader | batches with labels, as tensors by name, that the criterion looks at; magnitude needs none |
+    | reference | the model that the target is a ratio of; None: `model` |
+    | share | fraction of the way to go, in (0, 1]: the ratio asked for is `target ** share` |
+    | loss | sum of the losses of a batch's examples, shape () |
+
+    A target is kept: the student's cost is measured (latency in turn with the reference's), and while it misses the
+    costs are corrected and the choice is made again.
+
+    Raises ValueError: the config asks for nothing, or its target cannot be reached; the message says how far one can go.
+    Raises TypeError: the architecture is unknown.
+    """
+    if not config.active:
+        raise ValueError("the PruningConfig asks for nothing: give a target (target_speedup=2) or a fraction (layers=0.5)")
+    if config.target is None:
+        return prune_fractions(model, config, dataloader, loss, share)
+
+    name, target = config.target
+    cost, goal, reference = COSTS[name], target**share, reference or model
+    scores = score(model, config, dataloader, loss)
+    # Nothing is computed where a cost is only counted: copies on the meta device hold no numbers.
+    probe = copy.deepcopy(model).to("meta") if cost.on_meta else model
+    choice = BudgetedChoice(model, config, scores, lambda selection: cost.of(cut(probe, selection), config))
+
+    best: tuple[float, PreTrainedModel] | None = None
+    budget, tried = cost.of(reference, config) / (goal * cost.aim), list[Selection]()
+    for attempt in range(ATTEMPTS):
+        floor = smallest_cost(choice.facts, choice.table, choice.uniform)
+        selection = choice.within(max(budget, floor * 1.001))
+        if selection in tried:
+            budget *= 0.99
+            continue
+        tried.append(selection)
+        student = cut(model, selection)
+        ratio = cost.ratio(reference, student, config)
+        logger.info(f"{name}: asked {goal:.3f}, attempt {attempt + 1} gives {ratio:.3f}")
+        if ratio >= goal and (best is None or ratio < best[0]):
+            best = ratio, student
+        if goal <= ratio <= goal * max(cost.slack, 1.0001) or (best and not cost.slack > 1):
+            break
+        if ratio < goal and budget <= floor:
+            break
+        budget *= ratio / (goal * cost.aim)
+    if best is None:
+        reached = cost.ratio(reference, cut(model, choice.within(floor * 1.001)), config)
+        raise ValueError(
+            f"{name}={target:g} cannot be reached: the smallest shape of this model that still attends gives "
+            f"{reached ** (1 / share):.2f}; ask for less, or start from a smaller model"
+        )
+    return best[1]
