@@ -11,11 +11,12 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_efficient.measurement.comparison import model_inputs
 from hf_efficient.measurement.cost import count_flops, count_parameters
-from hf_efficient.measurement.runtime import sample_inputs, time_in_turn
+from hf_efficient.measurement.runtime import time_in_turn
 from hf_efficient.pruning.budget import Selection, smallest_cost
 from hf_efficient.pruning.importance import Batch, Loss, example_loss
-from hf_efficient.pruning.pruner import BudgetedChoice, PruningConfig, prune_fractions, score
+from hf_efficient.pruning.pruner import BudgetedChoice, PruningConfig, score, select_fractions
 from hf_efficient.pruning.surgery import cut
 
 logger = logging.get_logger(__name__)
@@ -41,8 +42,7 @@ class Cost:
 
 
 def _inputs(model: PreTrainedModel, config: PruningConfig) -> dict[str, torch.Tensor]:
-    length = min(config.latency_sequence_length, model.config.max_position_embeddings)
-    return sample_inputs(model.config.vocab_size, config.latency_batch_size, length, model.device)
+    return model_inputs(model, config.latency_batch_size, config.latency_sequence_length)
 
 
 def _flops(model: PreTrainedModel, config: PruningConfig) -> float:
@@ -94,7 +94,6 @@ def prune(
     config: PruningConfig,
     dataloader: Iterable[Batch] = (),
     reference: PreTrainedModel | None = None,
-    share: float = 1.0,
     loss: Loss = example_loss,
 ) -> PreTrainedModel:
     """Returns a smaller copy of `model`, without training it; `model` itself stays as it is.
@@ -103,7 +102,6 @@ def prune(
     | --- | --- |
     | dataloader | batches with labels, as tensors by name, that the criterion looks at; magnitude needs none |
     | reference | the model that the target is a ratio of; None: `model` |
-    | share | fraction of the way to go, in (0, 1]: the ratio asked for is `target ** share` |
     | loss | sum of the losses of a batch's examples, shape () |
 
     A target is kept: the student's cost is measured (latency in turn with the reference's), and while it misses the
@@ -114,12 +112,12 @@ def prune(
     """
     if not config.active:
         raise ValueError("the PruningConfig asks for nothing: give a target (target_speedup=2) or a fraction (layers=0.5)")
-    if config.target is None:
-        return prune_fractions(model, config, dataloader, loss, share)
-
-    name, target = config.target
-    cost, goal, reference = COSTS[name], target**share, reference or model
     scores = score(model, config, dataloader, loss)
+    if config.target is None:
+        return cut(model, select_fractions(model, config, scores))
+
+    name, goal = config.target
+    cost, reference = COSTS[name], reference if reference is not None else model
     # Nothing is computed where a cost is only counted: copies on the meta device hold no numbers.
     probe = copy.deepcopy(model).to("meta") if cost.on_meta else model
     choice = BudgetedChoice(model, config, scores, lambda selection: cost.of(cut(probe, selection), config))
@@ -146,7 +144,7 @@ def prune(
     if best is None:
         reached = cost.ratio(reference, cut(model, choice.within(floor * 1.001)), config)
         raise ValueError(
-            f"{name}={target:g} cannot be reached: the smallest shape of this model that still attends gives "
-            f"{reached ** (1 / share):.2f}; ask for less, or start from a smaller model"
+            f"{name}={goal:g} cannot be reached: the smallest shape of this model that still attends gives "
+            f"{reached:.2f}; ask for less, or start from a smaller model"
         )
     return best[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -12,7 +12,6 @@ from hf_efficient.models import family_of
 from hf_efficient.models.structure import AttentionBlock
 from hf_efficient.pruning.budget import BlockFacts, CostTable, Scores, Selection, choose, keep_best, measure_costs
 from hf_efficient.pruning.importance import CRITERIA, Batch, Loss, example_loss
-from hf_efficient.pruning.surgery import cut
 
 TARGETS = ("target_speedup", "target_flops", "target_size")
 FRACTIONS = ("heads", "neurons", "layers")
@@ -85,6 +84,16 @@ class PruningConfig:
         """The (name, ratio) of the target, if there is one."""
         return next(((name, getattr(self, name)) for name in TARGETS if getattr(self, name) is not None), None)
 
+    def step(self, number: int) -> PruningConfig:
+        """Returns what round `number`, counted from 1, of `rounds` asks for: the same ratio in every round.
+
+        Targets count from the unpruned model, fractions from what the round before left.
+        """
+        changes = {name: 1 - (1 - getattr(self, name)) ** (1 / self.rounds) for name in FRACTIONS if getattr(self, name)}
+        if self.target is not None:
+            changes = {self.target[0]: self.target[1] ** (number / self.rounds)}
+        return replace(self, **changes, rounds=1)
+
     @property
     def active(self) -> bool:
         """Whether anything is to be removed."""
@@ -141,15 +150,12 @@ class BudgetedChoice:
         return choose(self.facts, self.scores, self.table, budget, uniform=self.uniform)
 
 
-def select_fractions(model: PreTrainedModel, config: PruningConfig, scores: Scores, share: float = 1.0) -> Selection:
-    """Returns what stays when the lowest scored fractions of layers, heads and neurons of `model` go.
-
-    `share` in (0, 1] keeps `(1 - fraction) ** share`, for pruning in steps of equal ratio.
-    """
+def select_fractions(model: PreTrainedModel, config: PruningConfig, scores: Scores) -> Selection:
+    """Returns what stays when the lowest scored fractions of the layers, heads and neurons of `model` go."""
     facts = block_facts(model, config)
     layers = tuple(dict.fromkeys(block.layer for block in facts))
     if config.layers:
-        count = max(1, round(len(layers) * (1 - config.layers) ** share))
+        count = max(1, round(len(layers) * (1 - config.layers)))
         kept = sorted(layers, key=lambda layer: -scores.layers[layer])[:count]
         layers = tuple(layer for layer in layers if layer in kept)
     units = {block.name: tuple(range(block.units)) if block.layer in layers else () for block in facts}
@@ -158,20 +164,9 @@ def select_fractions(model: PreTrainedModel, config: PruningConfig, scores: Scor
         if not fraction or not blocks:
             continue
         ranked = torch.cat([scores.units[block.name] for block in blocks]).sort(descending=True).values
-        lowest = ranked[max(1, round(len(ranked) * (1 - fraction) ** share)) - 1]
+        lowest = ranked[max(1, round(len(ranked) * (1 - fraction))) - 1]
         for block in blocks:
             width = int((scores.units[block.name] >= lowest).sum())
             width = min(block.units, -(-width // block.step) * block.step)
             units[block.name] = keep_best(scores.units[block.name], width)
     return Selection(layers, units)
-
-
-def prune_fractions(
-    model: PreTrainedModel,
-    config: PruningConfig,
-    dataloader: Iterable[Batch],
-    loss: Loss = example_loss,
-    share: float = 1.0,
-) -> PreTrainedModel:
-    """Returns a smaller copy of `model` without the fractions that `config` names."""
-    return cut(model, select_fractions(model, config, score(model, config, dataloader, loss), share))

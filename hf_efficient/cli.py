@@ -1,0 +1,141 @@
+"""The command line: `hf-efficient compress | measure | demo`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from rich.console import Console
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.utils import logging
+
+from hf_efficient.compress import Job, ModelConfig, compress, measure_models
+from hf_efficient.data import DataConfig
+from hf_efficient.demo import run_demo
+from hf_efficient.distillation.distiller import DistillationConfig
+from hf_efficient.measurement.report import CompressionReport
+from hf_efficient.pruning.pruner import PruningConfig
+from hf_efficient.quantization.int8 import QuantizationConfig
+from hf_efficient.trainer import NonFiniteLossError
+
+logger = logging.get_logger(__name__)
+
+USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
+
+
+def parse_job(argv: Sequence[str]) -> Job:
+    """Returns the job that the flags describe; `--config recipe.yaml` gives the same keys, and flags win over it.
+
+    Exits with status 2 on unknown or abbreviated flags. Raises ValueError: a value is out of its range.
+    """
+    recipe = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipe.add_argument("--config")
+    named, flags = recipe.parse_known_args(list(argv))
+    flags = [*_recipe_flags(named.config), *flags]
+    if not _accelerated() and "--use_cpu" not in flags:
+        flags += ["--use_cpu", "True"]
+    parser = HfArgumentParser(
+        (ModelConfig, DataConfig, DistillationConfig, PruningConfig, QuantizationConfig, TrainingArguments),
+        prog="hf-efficient compress",
+        description="Make a model small and fast, measure it, and save what from_pretrained loads.",
+        epilog="All flags can also be given as keys of a YAML file: --config recipe.yaml",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(scheme=None)
+    if "--output_dir" not in flags and not {"-h", "--help"} & set(flags):
+        parser.error("the following arguments are required: --output_dir")
+    return Job(*parser.parse_args_into_dataclasses(flags))
+
+
+def _recipe_flags(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        raise ValueError(f"config={path!r} does not exist")
+    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict):
+        raise ValueError(f"config={path!r} must hold keys and values, such as `target_speedup: 2`")
+    flags = []
+    for key, value in recipe.items():
+        values = value if isinstance(value, list) else [value]
+        flags += [f"--{key}", *map(str, values)]
+    return flags
+
+
+def _accelerated() -> bool:
+    return torch.accelerator.is_available()
+
+
+def run_compress(argv: Sequence[str]) -> None:
+    """Runs `hf-efficient compress`."""
+    job = parse_job(argv)
+    report = compress(job)
+    show(report)
+    Console().print(f"Model, card, report and picture: {job.training.output_dir}")
+
+
+def run_measure(argv: Sequence[str]) -> None:
+    """Runs `hf-efficient measure`."""
+    parser = argparse.ArgumentParser(
+        prog="hf-efficient measure",
+        description="Measure models side by side; the first is what the others are compared with.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="folders, or names on the Hub")
+    parser.add_argument("--validation_file", help="rows to measure quality on")
+    parser.add_argument("--dataset_name", help="a data set on the Hub to measure quality on")
+    parser.add_argument("--dataset_config_name")
+    parser.add_argument("--text_column")
+    parser.add_argument("--text_pair_column")
+    parser.add_argument("--label_column")
+    parser.add_argument("--latency_batch_size", type=int, default=1)
+    parser.add_argument("--latency_sequence_length", type=int, default=128)
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code from the models' repositories")
+    parser.add_argument("--output_dir", help="write compression_report.json and .png here")
+    known = vars(parser.parse_args(argv))
+    shape = [known.pop("latency_batch_size"), known.pop("latency_sequence_length")]
+    names, output, remote = known.pop("models"), known.pop("output_dir"), known.pop("trust_remote_code")
+    report = measure_models(names, DataConfig(**known), *shape, trust_remote_code=remote)
+    show(report)
+    if output:
+        report.save(output)
+        report.plot(output)
+
+
+def show(report: CompressionReport) -> None:
+    """Prints the table of `report`."""
+    console = Console()
+    for number, stage in enumerate(report.stages, start=1):
+        console.print(f"{number}. {stage}")
+    console.print(report.table())
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "compress": run_compress,
+    "measure": run_measure,
+    "demo": run_demo,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0, or 2 after a sentence that says what to mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] not in COMMANDS:
+        wanted = arguments[0] if arguments else ""
+        usage = f"usage: hf-efficient {{{','.join(COMMANDS)}}} ...   (each explains itself with --help)"
+        if wanted in ("-h", "--help"):
+            Console().print(usage, markup=False)
+            return 0
+        Console(stderr=True).print(f"{usage}\nunknown command {wanted!r}" if wanted else usage, markup=False)
+        return 2
+    try:
+        COMMANDS[arguments[0]](arguments[1:])
+    except USER_ERRORS as error:
+        logger.debug("where it happened", exc_info=True)
+        Console(stderr=True, soft_wrap=True).print(f"hf-efficient {arguments[0]}: {error}", style="red", markup=False)
+        return 2
+    return 0

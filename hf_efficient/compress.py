@@ -1,0 +1,262 @@
+"""The main job: data, teacher, trainer, report, card, push."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils import logging
+
+from hf_efficient import hub
+from hf_efficient.data import DataConfig, find_columns, label_names, label_numbers, labels_are_numbers, load_splits, tokenize
+from hf_efficient.distillation.distiller import DistillationConfig
+from hf_efficient.measurement.comparison import compare, model_inputs
+from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
+from hf_efficient.measurement.runtime import environment
+from hf_efficient.pruning.pruner import PruningConfig
+from hf_efficient.quantization.int8 import QuantizationConfig
+from hf_efficient.tasks import Task, infer_task, task_named
+from hf_efficient.trainer import EfficientTrainer
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which models the job is about."""
+
+    model_name_or_path: str = field(metadata={"help": "The model to make small: a folder, or a name on the Hub."})
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "The model to learn from; the unpruned model itself when left out."}
+    )
+    task: str | None = field(default=None, metadata={"help": "text-classification or regression; inferred when left out."})
+    distil: bool | None = field(
+        default=None, metadata={"help": "Learn from a teacher; on when one is named or pruning is asked for."}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a model that output_dir already holds."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
+
+
+@dataclass(frozen=True)
+class Job:
+    """All settings of a compression."""
+
+    models: ModelConfig
+    data: DataConfig
+    distillation: DistillationConfig
+    pruning: PruningConfig
+    quantization: QuantizationConfig
+    training: TrainingArguments
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher is learnt from."""
+        if self.models.distil is not None:
+            return self.models.distil
+        return self.models.teacher_name_or_path is not None or self.pruning.active
+
+
+def compress(job: Job) -> CompressionReport:
+    """Makes the job's model small, and writes it, its report, picture and card into `output_dir`.
+
+    With nothing to compress it is plain fine-tuning. A model without the task's head is fine-tuned first. With
+    `resume_from_checkpoint` an interrupted job goes on, and a finished one returns its report at once.
+
+    Raises ValueError, TypeError: the settings or the data cannot work; nothing is written then.
+    """
+    args, output = job.training, Path(job.training.output_dir)
+    if args.resume_from_checkpoint and (output / REPORT_NAME).exists():
+        logger.warning(f"{output} holds a finished run: nothing is done")
+        return CompressionReport.load(output)
+    _check_output(job, output)
+
+    set_seed(args.seed)
+    splits = load_splits(job.data, args.seed)
+    task, tokenizer, data, model, tuned = _prepare(job, splits)
+    if args.train_sampling_strategy == "random":
+        # Batches of like lengths waste no time on padding.
+        args.train_sampling_strategy = "group_by_length"
+
+    common: dict[str, Any] = {
+        "train_dataset": data["train"],
+        "eval_dataset": data["evaluation"],
+        "processing_class": tokenizer,
+        "data_collator": DataCollatorWithPadding(tokenizer),
+        "compute_metrics": task.compute_metrics,
+    }
+    compresses = job.distils or job.pruning.active or job.quantization.scheme is not None
+    if job.models.overwrite_output_dir and not args.resume_from_checkpoint:
+        _clear(output)
+    first: tuple[str, ...] = ()
+    if not tuned and compresses and job.models.teacher_name_or_path is None:
+        logger.warning(f"{job.models.model_name_or_path} has no head for {task.name}: it is fine-tuned first")
+        model, first = _fine_tune(model, args, task, common)
+
+    trainer = EfficientTrainer(
+        model=model,
+        args=args,
+        teacher=job.models.teacher_name_or_path,
+        distillation=job.distillation if job.distils else None,
+        pruning=job.pruning,
+        quantization=job.quantization,
+        **common,
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    found = trainer.report
+    report = dataclasses.replace(
+        found,
+        task=task.pipeline,
+        dataset=job.data.label,
+        metric=task.metric,
+        stages=(*first, *found.stages),
+        models=found.models,
+        configs={**found.configs, "data": _public(job.data)},
+    )
+    trainer.report = report
+    trainer.save_model(str(output))
+    hub.write_documents(report, output, base_model=job.models.model_name_or_path)
+    for stage in output.glob("_*"):
+        shutil.rmtree(stage)
+    if args.push_to_hub:
+        address = hub.push_folder(output, args.hub_model_id or output.name, args.hub_token, args.hub_private_repo)
+        logger.warning(f"pushed: {address}")
+    return report
+
+
+def measure_models(
+    names: list[str], data: DataConfig, batch_size: int, sequence_length: int, trust_remote_code: bool = False
+) -> CompressionReport:
+    """Returns the report on models that are there already: the first is the one that the others are compared with.
+
+    Metrics are measured when `data` names any. Raises ValueError: the models are for different tasks.
+    """
+    has_data = bool(data.dataset_name or data.train_file or data.validation_file or data.test_file)
+    configs = [AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code) for name in names]
+    tasks = [infer_task(config, labels_are_numbers=False) for config in configs]
+    if len({task.name for task in tasks}) > 1:
+        raise ValueError(f"the models are for different tasks: {', '.join(task.name for task in tasks)}")
+    task, models, metrics, titles = tasks[0], {}, {}, {}
+    if has_data:
+        file = data.test_file or data.validation_file or data.train_file
+        splits = load_splits(dataclasses.replace(data, train_file=file) if file else data, seed=0)
+        columns = find_columns(splits, task, data)
+    for index, (name, config) in enumerate(zip(names, configs, strict=True)):
+        role = "teacher" if index == 0 else f"student {index}"
+        titles[role] = Path(name).name if Path(name).exists() else name
+        models[role] = task.auto_class.from_pretrained(name, trust_remote_code=trust_remote_code).eval()
+        if has_data:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            numbers = label_numbers(splits, columns.label, config) if task.name != "regression" else None
+            ready = tokenize(DatasetDict(evaluation=splits["evaluation"]), columns, numbers, tokenizer, data.max_length)
+            metrics[role] = evaluate_model(models[role], ready["evaluation"], tokenizer, task)
+    first = models["teacher"]
+    rows = compare(
+        models, model_inputs(first, batch_size, sequence_length), metrics=metrics, metric=task.metric, names=titles
+    )
+    return CompressionReport(
+        task=task.pipeline,
+        dataset=data.label if has_data else None,
+        metric=task.metric if has_data else None,
+        models=rows,
+        environment=environment(),
+    )
+
+
+def evaluate_model(
+    model: PreTrainedModel, data: Any, tokenizer: PreTrainedTokenizerBase, task: Task, batch_size: int = 32
+) -> dict[str, float]:
+    """Returns the task's metrics of `model`, in its own precision, on tokenized `data`."""
+    loader = torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
+    logits, labels = [], []
+    with torch.inference_mode():
+        for batch in loader:
+            labels.append(batch.pop("labels"))
+            logits.append(model(**batch.to(model.device)).logits.float().cpu())
+    return task.compute_metrics(EvalPrediction(torch.cat(logits).numpy(), torch.cat(labels).numpy()))
+
+
+def _prepare(
+    job: Job, splits: DatasetDict
+) -> tuple[Task, PreTrainedTokenizerBase, DatasetDict, PreTrainedModel, bool]:
+    """Returns the task, the tokenizer, the tokenized data, the model, and whether the model has the task's head yet."""
+    name, remote = job.models.model_name_or_path, job.models.trust_remote_code
+    config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote)
+    if job.models.task:
+        task = task_named(job.models.task)
+        columns = find_columns(splits, task, job.data)
+    else:
+        columns = find_columns(splits, task_named("text-classification"), job.data)
+        task = infer_task(config, labels_are_numbers(splits, columns.label))
+    tuned = (config.architectures or [""])[0].endswith(task.head)
+    if task.name == "regression":
+        numbers = None
+        if not tuned:
+            config.num_labels, config.problem_type = 1, "regression"
+    else:
+        if not tuned:
+            names = label_names(splits, columns.label)
+            config.id2label = dict(enumerate(names))
+            config.label2id = {label: index for index, label in config.id2label.items()}
+            config.problem_type = "single_label_classification"
+        numbers = label_numbers(splits, columns.label, config)
+    model = task.auto_class.from_pretrained(name, config=config, dtype=torch.float32, trust_remote_code=remote)
+    data = tokenize(splits, columns, numbers, tokenizer, job.data.max_length)
+    return task, tokenizer, data, model, tuned
+
+
+def _fine_tune(
+    model: PreTrainedModel, args: TrainingArguments, task: Task, common: Mapping[str, Any]
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Returns the model fine-tuned as its own teacher, in `_teacher`, and what was done in words."""
+    folder = Path(args.output_dir) / "_teacher"
+    if args.resume_from_checkpoint and (folder / "config.json").exists():
+        return task.auto_class.from_pretrained(folder), ("fine-tuned on the same data first",)
+    tuning = copy.copy(args)
+    tuning.output_dir, tuning.push_to_hub = str(folder), False
+    trainer = EfficientTrainer(model=model, args=tuning, **{**common, "eval_dataset": None})
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    return trainer.model, (f"fine-tuned on the same data first, {trainer.state.global_step} steps",)
+
+
+def _check_output(job: Job, output: Path) -> None:
+    """Raises ValueError: `output` holds a model, or a half finished run, that nobody said to replace or continue."""
+    held = [name for name in ("config.json", REPORT_NAME) if (output / name).exists()]
+    begun = [path.name for path in output.glob("_*")] + [path.name for path in output.glob("checkpoint-*")]
+    if job.models.overwrite_output_dir or job.training.resume_from_checkpoint or not (held or begun):
+        return
+    raise ValueError(
+        f"output_dir={str(output)!r} already holds {'a model' if held else 'a run that was begun'} "
+        f"({', '.join(held or sorted(begun))}): name another folder, give --overwrite_output_dir to replace it, or "
+        "--resume_from_checkpoint True to go on"
+    )
+
+
+def _clear(output: Path) -> None:
+    """Removes what an earlier run left to resume from; the model itself is replaced once the new one is there."""
+    for path in [*output.glob("_*"), *output.glob("checkpoint-*")]:
+        shutil.rmtree(path)
+
+
+def _public(data: DataConfig) -> dict[str, Any]:
+    """Returns the data's settings without the paths of this machine."""
+    values = dataclasses.asdict(data)
+    return {name: Path(value).name if name.endswith("_file") and value else value for name, value in values.items()}

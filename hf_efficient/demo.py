@@ -1,0 +1,3 @@
+"""placeholder"""
+from collections.abc import Sequence
+def run_demo(argv: Sequence[str]) -> None: ...

@@ -1,0 +1,186 @@
+"""A folder that speaks for itself: report, picture and card beside the weights; and its way to the Hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import logging
+
+from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
+from hf_efficient.models import FAMILIES
+
+logger = logging.get_logger(__name__)
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+NEVER_PUSHED = ("_*", "checkpoint-*", "training_args.bin", "*.partial*")
+CITATIONS = {
+    "distillation": "Soft labels: Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*, arXiv:1503.02531",
+    "fisher": "Fisher scores: Kwon et al. 2022, *A Fast Post-Training Pruning Framework for Transformers*, arXiv:2204.09656",
+    "magnitude": "Magnitude scores: Han et al. 2015, *Learning both Weights and Connections*, arXiv:1506.02626",
+    "pruning": "Choice under a measured budget: Kurtic et al. 2023, *ZipLM*, arXiv:2302.04089",
+    "quantization": "8 bits: Jacob et al. 2018, *Quantization and Training of Neural Networks*, arXiv:1712.05877",
+}
+
+
+def write_documents(report: CompressionReport, folder: str | os.PathLike[str], base_model: str | None = None) -> None:
+    """Writes `compression_report.json`, `compression_report.png` and the card `README.md` beside the model in `folder`."""
+    report.save(folder)
+    report.plot(folder)
+    path = Path(folder) / "README.md"
+    beside = path.with_suffix(".md.partial")
+    model_card(report, folder, base_model).save(beside)
+    beside.replace(path)
+
+
+def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_model: str | None = None) -> ModelCard:
+    """Returns the card of the model in `folder`: metadata with a model index, and a text rendered from `report`.
+
+    `base_model` is mentioned when it is a name on the Hub; a path on this machine is nobody's business.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    folder = Path(folder)
+    public_base = base_model if base_model and not Path(base_model).exists() and base_model.count("/") <= 1 else None
+    final, title = report.models[-1], folder.resolve().name
+    results = [
+        EvalResult(
+            task_type=report.task or "other",
+            dataset_type=report.dataset or "unknown",
+            dataset_name=report.dataset or "unknown",
+            metric_type=name,
+            metric_value=value,
+        )
+        for name, value in final.metrics.items()
+        if name != "loss"
+    ]
+    compressed = any(model.role != "model" for model in report.models)
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=report.task if report.task != "regression" else "text-classification",
+        base_model=public_base,
+        base_model_relation=("quantized" if final.role == "quantized" else "finetune") if public_base else None,
+        tags=["hf_efficient", *sorted(set(report.configs) & {"pruning", "distillation", "quantization"})],
+        metrics=[name for name in final.metrics if name != "loss"],
+        model_name=title,
+        eval_results=results or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=title,
+        summary=_summary(report) if compressed else "A fine-tuned model, measured.",
+        table=report.markdown(),
+        circumstances=report.circumstances(),
+        dataset=report.dataset,
+        picture=PICTURE_NAME if (folder / PICTURE_NAME).exists() else None,
+        stages=list(report.stages) or ["Fine-tuned, not compressed."],
+        requirements=" ".join(_requirements(config)),
+        snippet=_snippet(config, report, folder),
+        loading_note=_loading_note(config),
+        limits=_limits(report),
+        version=(report.environment.get("packages") or {}).get("hf_efficient"),
+        citations=_citations(report.configs),
+    )
+
+
+def push_folder(folder: str | os.PathLike[str], repo_id: str, token: str | None = None, private: bool | None = None) -> str:
+    """Uploads what a consumer needs of `folder` to `repo_id`, made if need be, and returns the address of the commit."""
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    info = api.upload_folder(
+        repo_id=repo_id, folder_path=str(folder), ignore_patterns=list(NEVER_PUSHED), commit_message="Add compressed model"
+    )
+    return str(info.commit_url)
+
+
+def push_checkpoint(folder: str, repo_id: str, step: int, token: str | None, revision: str | None) -> None:
+    """Uploads the model files of a checkpoint in the background, never what only resuming needs."""
+    HfApi(token=token).upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        allow_patterns=["*.json", "*.safetensors", "*.py", "*.txt", "*.model"],
+        ignore_patterns=["trainer_state.json"],
+        commit_message=f"Training in progress, step {step}",
+        revision=revision,
+        run_as_future=True,
+    )
+
+
+def needs_code(config: PreTrainedConfig) -> bool:
+    """Whether a model with this config is one of our classes rather than a stock one."""
+    return any(isinstance(config, family.pruned_config_class) for family in FAMILIES.values())
+
+
+def _requirements(config: PreTrainedConfig) -> list[str]:
+    return ["transformers", "torch"] + (["torchao"] if _is_quantized(config) else [])
+
+
+def _is_quantized(config: PreTrainedConfig) -> bool:
+    return getattr(config, "quantization_config", None) is not None
+
+
+def _snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) -> str:
+    head = (config.architectures or [""])[0].partition("For")[2]
+    auto = f"AutoModelFor{head}" if head else "AutoModel"
+    remote = ", trust_remote_code=True" if needs_code(config) else ""
+    lines = [
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f'name = "{folder.resolve().name}"  # this repository, or a folder with its files',
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        f"model = {auto}.from_pretrained(name{remote})",
+    ]
+    if head == "SequenceClassification":
+        lines += [
+            'inputs = tokenizer("a text to classify", return_tensors="pt")',
+            "print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])",
+        ]
+    return "\n".join(lines)
+
+
+def _loading_note(config: PreTrainedConfig) -> str:
+    notes = []
+    if needs_code(config):
+        notes.append(
+            "The layers differ in width, which no stock class can hold: `trust_remote_code=True` runs the two Python "
+            "files of this repository; with `import hf_efficient` beforehand it is not needed."
+        )
+    else:
+        notes.append("The shape is one that a stock class of Transformers holds: no code of this repository is run.")
+    if _is_quantized(config):
+        notes.append(
+            "The 8-bit weights are torchao's. Run as loaded they save memory and disk, and time where the processor "
+            "has 8-bit instructions; measure on yours."
+        )
+    return " ".join(notes)
+
+
+def _summary(report: CompressionReport) -> str:
+    final = report.models[-1]
+    parts = []
+    if final.ratios.size:
+        parts.append(f"{final.ratios.size:.1f} times smaller than its teacher")
+    if final.ratios.speedup:
+        parts.append(f"{final.ratios.speedup:.2f} times as fast")
+    if final.ratios.metric_retained:
+        parts.append(f"with {final.ratios.metric_retained:.1%} of its {report.metric}")
+    return f"A compressed model: {', '.join(parts)}." if parts else "A compressed model."
+
+
+def _limits(report: CompressionReport) -> str:
+    where = f"the evaluation split of {report.dataset}" if report.dataset else "no evaluation set"
+    return (
+        f"Quality is known on {where} alone. What was removed was chosen by the training data: on other data or other "
+        "languages more may be missing than the table shows. Speed was measured on one machine, named above."
+    )
+
+
+def _citations(configs: Mapping[str, Any]) -> list[str]:
+    used = [name for name in ("pruning", "distillation", "quantization") if name in configs]
+    if "pruning" in configs:
+        used.insert(0, configs["pruning"]["criterion"])
+    return [CITATIONS[name] for name in used if name in CITATIONS]

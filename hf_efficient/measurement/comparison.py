@@ -1,0 +1,74 @@
+"""Models side by side: size counted, speed taken in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_efficient.measurement.cost import count_flops, count_nonzero_parameters, count_parameters, saved_bytes
+from hf_efficient.measurement.report import ModelRow, with_ratios
+from hf_efficient.measurement.runtime import sample_inputs, summarize, time_in_turn
+
+
+def measure(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str = "model", repeats: int = 25) -> ModelRow:
+    """Returns what `model` costs on `inputs`, tensors (batch, tokens): size, operations and latency."""
+    return compare({name: model}, inputs, repeats=repeats)[0]
+
+
+def compare(
+    models: Mapping[str, nn.Module],
+    inputs: Mapping[str, torch.Tensor],
+    metrics: Mapping[str, Mapping[str, float]] | None = None,
+    metric: str | None = None,
+    names: Mapping[str, str] | None = None,
+    structures: Mapping[str, Mapping[str, Any]] | None = None,
+    repeats: int = 25,
+) -> tuple[ModelRow, ...]:
+    """Returns a row for each of `models`, latencies taken in turn, ratios against the one in the role "teacher".
+
+    | argument | meaning |
+    | --- | --- |
+    | models | by role: "teacher", "student", ... |
+    | inputs | tensors (batch, tokens), the same for all |
+    | metrics | by role, what was found on the evaluation set; `metric` names the one that counts |
+    | names | by role, what to call the model in tables; None: the role |
+    | structures | by role, what is left of each layer |
+    """
+    for model in models.values():
+        model.eval()
+    calls = {role: lambda model=model: model(**inputs) for role, model in models.items()}
+    durations = time_in_turn(calls, repeats)
+    batch_size, length = next(iter(inputs.values())).shape[:2]
+    rows = []
+    for role, model in models.items():
+        latency = summarize(durations[role], batch_size, length, runtime=f"torch {str(_dtype(model)).rpartition('.')[2]}")
+        rows.append(
+            ModelRow(
+                name=(names or {}).get(role, role),
+                role=role,
+                metrics=(metrics or {}).get(role, {}),
+                parameters=count_parameters(model),
+                nonzero_parameters=count_nonzero_parameters(model),
+                flops=count_flops(model, inputs),
+                bytes_on_disk=saved_bytes(model) if hasattr(model, "save_pretrained") else None,
+                latency_ms=latency,
+                samples_per_second=batch_size / latency.p50 * 1e3,
+                structure=(structures or {}).get(role),
+            )
+        )
+    return with_ratios(rows, metric)
+
+
+def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
+    """Returns inputs of that shape for `model`, no longer than it can read, on its device."""
+    config: Any = model.config
+    length = min(sequence_length, getattr(config, "max_position_embeddings", sequence_length))
+    return sample_inputs(config.vocab_size, batch_size, length, next(model.parameters()).device)
+
+
+def _dtype(model: nn.Module) -> torch.dtype | str:
+    quantized = any(hasattr(parameter, "tensor_data_names") for parameter in model.parameters())
+    return "int8" if quantized else next(model.parameters()).dtype

@@ -1,0 +1,405 @@
+"""Trainers that prune, distil and quantize around stock training runs: the one place where the techniques meet."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.data import Subset
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.utils import logging
+
+from hf_efficient import hub
+from hf_efficient.distillation.distiller import DistillationConfig, Distiller, check_same_task
+from hf_efficient.measurement.comparison import compare, model_inputs
+from hf_efficient.measurement.report import CompressionReport
+from hf_efficient.measurement.runtime import environment
+from hf_efficient.models import FAMILIES, family_of
+from hf_efficient.pruning.pruner import PruningConfig
+from hf_efficient.quantization.int8 import QuantizationConfig, quantize
+from hf_efficient.speedup import prune
+
+logger = logging.get_logger(__name__)
+
+Inputs = dict[str, torch.Tensor | Any]
+NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The training loss is not a number or infinite."""
+
+
+class _Compression(Trainer):
+    """What both trainers share; see `EfficientTrainer`."""
+
+    # Our losses are already divided by the number of items in the whole accumulation window.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: PreTrainedModel | str | None = None,
+        distillation: DistillationConfig | None = None,
+        pruning: PruningConfig | None = None,
+        quantization: QuantizationConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.distillation = distillation
+        self.pruning = pruning if pruning is not None and pruning.active else None
+        self.quantization = quantization if quantization is not None and quantization.scheme else None
+        self.report: CompressionReport | None = None
+        self.distiller: Distiller | None = None
+        self._window: dict[str, torch.Tensor] = {}
+        self._parts: dict[str, list[torch.Tensor]] = {}
+        self.stages: list[str] = []
+        self._check(teacher)
+        self.teacher = _load_teacher(teacher, self.model) if isinstance(teacher, str) else teacher
+        if self.teacher is not None:
+            check_same_task(self.model, self.teacher)
+
+    def _check(self, teacher: PreTrainedModel | str | None) -> None:
+        """Refuses what cannot work before any of the work is done."""
+        if self.pruning is not None:
+            family_of(self.model)
+            if self.optimizer is not None:
+                raise ValueError(
+                    "an optimizer that holds the unpruned parameters cannot train the pruned ones: "
+                    "leave `optimizers` out and give `optimizer_cls_and_kwargs`"
+                )
+            if self.model_init is not None:
+                raise ValueError("model_init would undo the pruning at every round: give `model`")
+        if teacher is not None and self.distillation is None:
+            raise ValueError("a teacher without distillation teaches nothing: add distillation=DistillationConfig()")
+
+    # ---- the run ---------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput | None:
+        """Prunes and trains, in rounds if asked for, then quantizes; `self.model` is the small model afterwards.
+
+        Without pruning it is the parent's `train`, and nothing is trained when quantization is all that was asked
+        for. `resume_from_checkpoint=True` goes on with what is there, and starts when nothing is.
+
+        Raises NonFiniteLossError: the loss is not a number; the last checkpoint stays as it is.
+        """
+        if getattr(self.model, "hf_quantizer", None) is not None:
+            raise ValueError("the model is quantized already and cannot be trained: build a trainer on its float form")
+        compressed = self.distillation is not None or self.pruning is not None or self.quantization is not None
+        if compressed and self.teacher is None:
+            self.teacher = copy.deepcopy(self.model)
+        if self.distillation is not None:
+            self.distiller = Distiller(self.teacher.to(self.args.device), self.distillation)
+        trains = self.distillation is not None or self.pruning is not None or self.quantization is None
+
+        output: TrainOutput | None = None
+        if self.pruning is not None:
+            output = self._train_in_rounds(resume_from_checkpoint, *args, **kwargs)
+        elif trains:
+            checkpoint = _found(resume_from_checkpoint, self.args.output_dir)
+            output = super().train(checkpoint, *args, **kwargs)
+            self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
+        self._restore_forward(self.model)
+
+        models: dict[str, PreTrainedModel] = {"teacher": self.teacher} if compressed else {}
+        if trains:
+            models["student" if compressed else "model"] = self.model
+        if self.quantization is not None:
+            self._install(quantize(self.model, self.quantization))
+            self.stages.append(f"quantized to 8 bits ({self.quantization.scheme}), task head in float")
+            models["quantized"] = self.model
+        self.report = self._measure(models)
+        return output
+
+    def _train_in_rounds(self, resume: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Prunes and trains `rounds` times, each a stock training run on a smaller model, in a folder of its own.
+
+        A round's folder appears once the pruned model in it is whole, so the last one tells where to go on.
+        """
+        folder, rounds = Path(self.args.output_dir), self.pruning.rounds
+        epochs, steps = self.args.num_train_epochs, self.args.max_steps
+        begun = _last_round(folder, rounds) if resume else 0
+        try:
+            for number in range(max(1, begun), rounds + 1):
+                round_folder = folder / f"_round-{number}"
+                if number > begun and self.args.should_save:
+                    self._restore_forward(self.model)
+                    request = self.pruning.step(number)
+                    pruned = prune(self.model, request, self._scoring_batches(), reference=self.teacher)
+                    _save_whole(pruned, round_folder)
+                self.accelerator.wait_for_everyone()
+                self._install(self._load_pruned(round_folder))
+                self.stages.append(f"pruned by {self.pruning.criterion}, round {number} of {rounds}: {self._shape()}")
+                self.args.output_dir = str(round_folder)
+                self.args.num_train_epochs = epochs / rounds
+                self.args.max_steps = -(-steps // rounds) if steps > 0 else steps
+                checkpoint = get_last_checkpoint(str(round_folder)) if number == begun else None
+                output = super().train(checkpoint, *args, **kwargs)
+                self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
+        finally:
+            self.args.output_dir, self.args.num_train_epochs, self.args.max_steps = str(folder), epochs, steps
+        return output
+
+    def _load_pruned(self, folder: Path) -> PreTrainedModel:
+        """Loads what a round starts from; every process loads the same."""
+        family = family_of(self.model)
+        model_class = family.class_for(type(self.model), transformers.AutoConfig.from_pretrained(folder))
+        return model_class.from_pretrained(folder, dtype=self.model.dtype)
+
+    def _shape(self) -> str:
+        layers = [layer for stack in family_of(self.model).structure(self.model.config).stacks.values() for layer in stack]
+        heads = [sum(len(kept) for kept in layer.heads.values()) for layer in layers]
+        neurons = [sum(layer.neurons.values()) for layer in layers]
+        return f"{len(layers)} layers are left, with {_list(heads)} heads and {_list(neurons)} neurons"
+
+    def _from_teacher(self) -> str:
+        return "" if self.distillation is None else f" on the teacher's soft labels (T={self.distillation.temperature:g})"
+
+    def _install(self, model: PreTrainedModel) -> None:
+        """Makes `model` the one that is trained, evaluated and saved; forgetting one of these trains nothing."""
+        self.accelerator.free_memory()
+        if self.place_model_on_device:
+            self._move_model_to_device(model, self.args.device)
+        self.model = self.model_wrapped = self.callback_handler.model = model
+        self.optimizer = self.lr_scheduler = None
+        self._created_lr_scheduler = False
+        model.config.use_cache = self.args.use_cache
+
+    def _restore_forward(self, model: PreTrainedModel) -> None:
+        """Takes off what mixed precision put around `forward`, so that copies and measurements see the bare model."""
+        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+    def _scoring_batches(self) -> list[Inputs]:
+        """Returns batches of examples drawn, with the run's seed, from the training set."""
+        if self.train_dataset is None:
+            raise ValueError("pruning scores units on training data: give the trainer a train_dataset")
+        if not hasattr(self.train_dataset, "__len__"):
+            return [dict(batch) for batch, _ in zip(self.get_train_dataloader(), range(self.pruning.scoring_samples))]
+        generator = torch.Generator().manual_seed(self.args.seed)
+        chosen = torch.randperm(len(self.train_dataset), generator=generator)[: self.pruning.scoring_samples]
+        return [dict(batch) for batch in self.get_test_dataloader(Subset(self.train_dataset, chosen.tolist()))]
+
+    # ---- the loss --------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Also counts what the losses of the whole accumulation window, on all processes, are divided by."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            counts = torch.stack([self._counts(batch) for batch in batches]).sum(0).to(device)
+            if self.args.world_size > 1:
+                counts = self.accelerator.gather(counts[None]).sum(0)
+            self._window = dict(zip(("hard", "soft"), counts, strict=True))
+        return batches, num_items
+
+    @staticmethod
+    def _counts(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the number of labels that the task's loss averages over, and of positions that soft labels do."""
+        labels = inputs.get("labels")
+        if labels is None or labels.is_floating_point():
+            hard = torch.tensor(next(iter(inputs.values())).shape[0])
+        else:
+            hard = labels.ne(-100).sum()
+        return torch.stack([hard.cpu(), Distiller.count(inputs).cpu()])
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Inputs,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Returns the weighted sum of the task's loss and the distance to the teacher.
+
+        While training, each is its sum over the batch divided by its count over the whole accumulation window, so the
+        gradient of several batches is that of one large batch, whatever their lengths. Evaluation is the parent's.
+        """
+        if self.compute_loss_func is not None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        here = dict(zip(("hard", "soft"), self._counts(inputs).to(self.args.device), strict=True))
+        window = self._window or here
+        # DDP averages gradients over the processes, the window counts all of them.
+        scale = {name: here[name] * self.accelerator.num_processes / window[name] for name in here}
+
+        config = self.distillation if self.distiller is not None else None
+        if config is not None and not config.hard_label_weight:
+            outputs = model(**{name: value for name, value in inputs.items() if "label" not in name})
+            loss = torch.zeros((), device=self.args.device)
+        else:
+            if not here["hard"]:
+                raise ValueError("a batch has no labels that count: drop such examples, or all of them are -100")
+            hard, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
+            loss = hard * scale["hard"]
+            self._note("hard_label_loss", loss)
+        if config is not None and self.distiller is not None:
+            with self.accelerator.autocast():
+                total, _ = self.distiller(inputs, outputs["logits"])
+            soft = total * self.accelerator.num_processes / window["soft"]
+            self._note("soft_label_loss", soft)
+            loss = config.hard_label_weight * loss + config.logits_weight * soft
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Stops at a loss that is not finite, which the parent may hide from the log."""
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {self.state.global_step}: the weights are not updated and the last "
+                f"checkpoint in {self.args.output_dir} is kept. Try a smaller learning rate (now "
+                f"{self.args.learning_rate:g}), or train without mixed precision"
+            )
+        return loss
+
+    def _note(self, name: str, value: torch.Tensor) -> None:
+        if self.distiller is not None:
+            self._parts.setdefault(name, []).append(value.detach())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts of the distillation loss, averaged over the steps since the last log."""
+        if "loss" in logs and self._parts:
+            steps = len(next(iter(self._parts.values()))) / self.args.gradient_accumulation_steps
+            logs |= {name: float(torch.stack(values).sum() / max(steps, 1)) for name, values in self._parts.items()}
+            self._parts.clear()
+        super().log(logs, start_time)
+
+    # ---- what is measured and what leaves the machine --------------------------------------------------------------
+
+    def _measure(self, models: Mapping[str, PreTrainedModel]) -> CompressionReport:
+        """Returns the report on `models`, by role: metrics of each, then speed of all in turn."""
+        metrics = {role: self._metrics(role, model) for role, model in models.items()}
+        found = next(iter(metrics.values()))
+        metric = self.args.metric_for_best_model or next((name for name in found if name != "loss"), None)
+        shape = self.pruning or PruningConfig()
+        known = {family.model_type for family in FAMILIES.values()}
+        scheme = self.quantization.scheme if self.quantization is not None else ""
+        rows = compare(
+            models,
+            model_inputs(self.model, shape.latency_batch_size, shape.latency_sequence_length),
+            metrics=metrics,
+            metric=metric,
+            names={"quantized": f"{'student' if 'student' in models else 'teacher'}, {scheme}"},
+            structures={
+                role: family_of(model).structure(model.config).to_dict()
+                for role, model in models.items()
+                if role != "quantized" and model.config.model_type.removeprefix("pruned_") in known
+            },
+        )
+        return CompressionReport(
+            metric=metric, stages=tuple(self.stages), models=rows, environment=environment(), configs=self._configs()
+        )
+
+    def _metrics(self, role: str, model: PreTrainedModel) -> dict[str, float]:
+        """Returns the metrics of `model` on the evaluation set, in the precision of its weights."""
+        if self.eval_dataset is None:
+            return {}
+        installed = self.model, self.model_wrapped, self.accelerator.native_amp
+        self.model = self.model_wrapped = model.to(self.args.device)
+        self.accelerator.native_amp = False
+        try:
+            found = self.predict(self.eval_dataset, metric_key_prefix=role).metrics
+        finally:
+            self.model, self.model_wrapped, self.accelerator.native_amp = installed
+        named = {name.removeprefix(f"{role}_"): value for name, value in found.items()}
+        return {name: value for name, value in named.items() if name not in NOT_METRICS and isinstance(value, float)}
+
+    def _configs(self) -> dict[str, Any]:
+        configs = {"distillation": self.distillation, "pruning": self.pruning, "quantization": self.quantization}
+        names = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "seed", "bf16", "fp16")
+        training = {name: getattr(self.args, name) for name in (*names, "gradient_accumulation_steps")}
+        return {
+            "training": training,
+            **{name: dataclasses.asdict(config) for name, config in configs.items() if config is not None},
+        }
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Saves as the parent does, but for `training_args.bin`: it is a pickle and holds the Hub token in clear."""
+        with self._without_tokens():
+            super()._save(output_dir, state_dict)
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    @contextmanager
+    def _without_tokens(self) -> Iterator[None]:
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            yield
+        finally:
+            self.args.hub_token = token
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the report, its picture and the card made from it; the parent's card where nothing was measured."""
+        if self.report is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            hub.write_documents(self.report, self.args.output_dir)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Pushes a checkpoint while training goes on; the parent's way would push `training_args.bin` with the token."""
+        if self.is_world_process_zero() and self.args.hub_strategy != "end":
+            hub.push_checkpoint(
+                checkpoint_folder, self.hub_model_id, self.state.global_step, self.args.hub_token, self.args.hub_revision
+            )
+
+
+class EfficientTrainer(_Compression):
+    """A `transformers.Trainer` that makes its model small and fast.
+
+    Takes what `Trainer` takes, and besides:
+
+    | argument | meaning |
+    | --- | --- |
+    | teacher | a model or a name; None: a frozen copy of `model` before pruning |
+    | distillation | train towards the teacher's soft labels; None: on the labels alone |
+    | pruning | remove heads, neurons and layers, in rounds of pruning and training |
+    | quantization | 8 bits at the end; alone, nothing is trained |
+
+    With all of them None it is `Trainer`, but for gradient accumulation, which is exact: the loss is summed over the
+    accumulation window and divided by the window's count. `report` holds what was measured once `train` is done.
+
+    Raises ValueError: the arguments contradict each other, or teacher and model differ in vocabulary or labels.
+    Raises TypeError: the architecture cannot be pruned.
+    """
+
+
+class EfficientSeq2SeqTrainer(_Compression, Seq2SeqTrainer):
+    """A `transformers.Seq2SeqTrainer` with the additions of `EfficientTrainer`."""
+
+
+def _load_teacher(name: str, student: PreTrainedModel) -> PreTrainedModel:
+    head = type(student).__name__.partition("For")[2]
+    auto = {"": "AutoModel", "ConditionalGeneration": "AutoModelForSeq2SeqLM"}.get(head, f"AutoModelFor{head}")
+    teacher: PreTrainedModel = getattr(transformers, auto).from_pretrained(name)
+    return teacher
+
+
+def _found(resume: str | bool | None, folder: str) -> str | None:
+    """Returns the checkpoint to go on from: the given one, the last in `folder` for True, or None to start."""
+    if isinstance(resume, str):
+        return resume
+    return get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
+
+
+def _last_round(folder: Path, rounds: int) -> int:
+    return next((n for n in range(rounds, 0, -1) if (folder / f"_round-{n}" / "config.json").exists()), 0)
+
+
+def _list(counts: list[int]) -> str:
+    return ", ".join(map(str, counts))
+
+
+def _save_whole(model: PreTrainedModel, folder: Path) -> None:
+    """Saves `model` into `folder` so that an interruption leaves the folder whole or absent."""
+    beside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)

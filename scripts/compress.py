@@ -1,0 +1,12 @@
+"""The single script: fine-tunes, prunes, distils, quantizes, measures and pushes; the same as `hf-efficient compress`.
+
+python scripts/compress.py --model_name_or_path MODEL --train_file train.csv --validation_file dev.csv \
+    --target_speedup 2 --scheme int8_dynamic --output_dir out
+"""
+
+import sys
+
+from hf_efficient.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["compress", *sys.argv[1:]]))
