@@ -24,7 +24,6 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_efficient import hub
 from hf_efficient.data import DataConfig, find_columns, label_names, label_numbers, labels_are_numbers, load_splits, tokenize
 from hf_efficient.distillation.distiller import DistillationConfig
 from hf_efficient.measurement.comparison import compare, model_inputs
@@ -126,17 +125,16 @@ def compress(job: Job) -> CompressionReport:
         dataset=job.data.label,
         metric=task.metric,
         stages=(*first, *found.stages),
-        models=found.models,
         configs={**found.configs, "data": _public(job.data)},
     )
     trainer.report = report
-    trainer.save_model(str(output))
-    hub.write_documents(report, output, base_model=job.models.model_name_or_path)
-    for stage in output.glob("_*"):
-        shutil.rmtree(stage)
     if args.push_to_hub:
-        address = hub.push_folder(output, args.hub_model_id or output.name, args.hub_token, args.hub_private_repo)
-        logger.warning(f"pushed: {address}")
+        trainer.push_to_hub(commit_message="Add compressed model")
+    else:
+        trainer.save_model()
+        trainer.create_model_card()
+    for stage in output.glob("_round-*"):
+        shutil.rmtree(stage)
     return report
 
 

@@ -1,3 +1,172 @@
-"""placeholder"""
+"""`hf-efficient demo`: the main job with nothing but this machine, no network and no download."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
-def run_demo(argv: Sequence[str]) -> None: ...
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import BertForSequenceClassification, TrainingArguments, set_seed
+
+from hf_efficient import demo_corpus
+from hf_efficient.compress import Job, ModelConfig, compress
+from hf_efficient.data import DataConfig
+from hf_efficient.distillation.distiller import DistillationConfig
+from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
+from hf_efficient.pruning.pruner import PruningConfig
+from hf_efficient.quantization.int8 import QuantizationConfig
+
+SPEEDUP = 2.0
+RECOVERY_EPOCHS = 2
+RECOVERY_LEARNING_RATE = 2e-4
+
+RELOAD_CHECK = """
+import json, sys
+sys.modules["hf_efficient"] = None  # as on a machine that does not have it
+import torch
+from datasets import load_dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder, file, max_length = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+rows, right = load_dataset("json", data_files=file, split="train"), 0
+for batch in rows.iter(batch_size=8):
+    inputs = tokenizer(batch["text"], padding=True, truncation=True, max_length=int(max_length), return_tensors="pt")
+    with torch.no_grad():
+        found = model(**inputs).logits.argmax(-1).tolist()
+    right += sum(model.config.id2label[i] == label for i, label in zip(found, batch["label"]))
+print(json.dumps(right / len(rows)))
+"""
+
+
+def run_demo(argv: Sequence[str]) -> None:
+    """Trains a teacher on the docstrings of this Python, compresses it, and shows that the result loads elsewhere.
+
+    Raises ValueError: the folder holds an earlier demo.
+    """
+    parser = argparse.ArgumentParser(prog="hf-efficient demo", description=run_demo.__doc__, allow_abbrev=False)
+    parser.add_argument("--output_dir", default="demo-output", help="where teacher, student and data go")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier demo there")
+    known = parser.parse_args(argv)
+    folder, console, start = Path(known.output_dir), Console(), time.perf_counter()
+    if folder.exists() and any(folder.iterdir()) and not known.overwrite_output_dir:
+        raise ValueError(f"output_dir={str(folder)!r} is not empty: name another, or give --overwrite_output_dir")
+
+    console.rule("1. Data: the docstrings of this Python, labelled by area of the standard library")
+    data = write_corpus(folder)
+    console.print(f"{data['train']}: {data['train_rows']} passages; {data['validation']}: {data['validation_rows']}")
+
+    console.rule("2. Teacher: a small BERT trained from scratch, by the same job without any compression flag")
+    teacher = compress(_teacher_job(folder, data))
+    console.print(f"teacher: {teacher.models[-1].metrics['accuracy']:.1%} accuracy")
+
+    console.rule(f"3. Student: {SPEEDUP:g}x faster by pruning, trained back up by distillation, then 8 bits")
+    report = compress(_student_job(folder, data))
+
+    console.rule("4. The result")
+    console.print(report.table())
+    console.print(f"picture: {folder / 'student' / PICTURE_NAME}\ncard:    {folder / 'student' / 'README.md'}")
+    _check_reload(folder, data["validation"], report, console)
+    console.print(f"done in {(time.perf_counter() - start) / 60:.1f} minutes\n")
+    console.rule("Now with your own model and data")
+    console.print(
+        "hf-efficient compress --model_name_or_path YOUR_MODEL --train_file train.csv --validation_file dev.csv \\\n"
+        "    --target_speedup 2 --scheme int8_dynamic --num_train_epochs 3 --output_dir out",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def write_corpus(folder: Path) -> dict[str, Any]:
+    """Writes the corpus as json lines, and an untrained model with its tokenizer; returns the paths and row counts."""
+    corpus = demo_corpus.docstrings()
+    names = corpus["train"].features["label"].names
+    tokenizer = demo_corpus.train_tokenizer(corpus["train"]["text"], demo_corpus.TEACHER_VOCAB_SIZE)
+    set_seed(0)
+    model = BertForSequenceClassification(demo_corpus.teacher_config(len(tokenizer), names))
+    model.save_pretrained(folder / "untrained")
+    tokenizer.save_pretrained(folder / "untrained")
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"model": folder / "untrained"}
+    for name, split in corpus.items():
+        path = folder / "data" / f"{name}.jsonl"
+        lines = (json.dumps({"text": row["text"], "label": names[row["label"]]}) for row in split)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        result |= {name: path, f"{name}_rows": len(split)}
+    return result
+
+
+def _teacher_job(folder: Path, data: dict[str, Any]) -> Job:
+    args = _arguments(folder / "teacher", demo_corpus.TEACHER_EPOCHS, demo_corpus.TEACHER_LEARNING_RATE)
+    return _job(data["model"], data, args)
+
+
+def _student_job(folder: Path, data: dict[str, Any]) -> Job:
+    return _job(
+        folder / "teacher",
+        data,
+        _arguments(folder / "student", RECOVERY_EPOCHS, RECOVERY_LEARNING_RATE),
+        PruningConfig(target_speedup=SPEEDUP, latency_batch_size=8, latency_sequence_length=64),
+        QuantizationConfig(scheme="int8_dynamic"),
+    )
+
+
+def _job(
+    model: Path,
+    data: dict[str, Any],
+    args: TrainingArguments,
+    pruning: PruningConfig | None = None,
+    quantization: QuantizationConfig | None = None,
+) -> Job:
+    return Job(
+        models=ModelConfig(str(model), overwrite_output_dir=True),
+        data=DataConfig(
+            train_file=str(data["train"]),
+            validation_file=str(data["validation"]),
+            max_length=demo_corpus.TEACHER_MAX_LENGTH,
+        ),
+        distillation=DistillationConfig(),
+        pruning=pruning or PruningConfig(latency_batch_size=8, latency_sequence_length=64),
+        quantization=quantization or QuantizationConfig(scheme=None),
+        training=args,
+    )
+
+
+def _arguments(folder: Path, epochs: int, learning_rate: float) -> TrainingArguments:
+    use_cpu = not torch.accelerator.is_available()
+    instructions = torch.cpu.get_capabilities()
+    fast_bf16 = not use_cpu or instructions.get("avx512_bf16", False) or instructions.get("amx_bf16", False)
+    return TrainingArguments(
+        str(folder),
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        warmup_steps=demo_corpus.TEACHER_WARMUP_STEPS,
+        per_device_train_batch_size=demo_corpus.TEACHER_BATCH_SIZE,
+        per_device_eval_batch_size=64,
+        bf16=demo_corpus.TEACHER_BF16 and fast_bf16,
+        use_cpu=use_cpu,
+        save_strategy="no",
+        logging_steps=100,
+        report_to="none",
+    )
+
+
+def _check_reload(folder: Path, validation: Path, report: CompressionReport, console: Console) -> None:
+    """Raises RuntimeError: a process without this package finds another accuracy than the report."""
+    arguments = [str(folder / "student"), str(validation), str(demo_corpus.TEACHER_MAX_LENGTH)]
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD_CHECK, *arguments], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"the student does not load in a fresh process:\n{done.stderr}")
+    found, expected = json.loads(done.stdout.strip().splitlines()[-1]), report.models[-1].metrics["accuracy"]
+    if found != expected:
+        raise RuntimeError(f"a fresh process finds an accuracy of {found}, the report says {expected}")
+    console.print(f"reload check: a fresh process without this package finds {found:.4f}, as the report does")

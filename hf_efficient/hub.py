@@ -17,7 +17,6 @@ from hf_efficient.models import FAMILIES
 logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-NEVER_PUSHED = ("_*", "checkpoint-*", "training_args.bin", "*.partial*")
 CITATIONS = {
     "distillation": "Soft labels: Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*, arXiv:1503.02531",
     "fisher": "Fisher scores: Kwon et al. 2022, *A Fast Post-Training Pruning Framework for Transformers*, arXiv:2204.09656",
@@ -85,16 +84,6 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
         citations=_citations(report.configs),
     )
-
-
-def push_folder(folder: str | os.PathLike[str], repo_id: str, token: str | None = None, private: bool | None = None) -> str:
-    """Uploads what a consumer needs of `folder` to `repo_id`, made if need be, and returns the address of the commit."""
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    info = api.upload_folder(
-        repo_id=repo_id, folder_path=str(folder), ignore_patterns=list(NEVER_PUSHED), commit_message="Add compressed model"
-    )
-    return str(info.commit_url)
 
 
 def push_checkpoint(folder: str, repo_id: str, step: int, token: str | None, revision: str | None) -> None:

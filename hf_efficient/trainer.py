@@ -61,6 +61,7 @@ class _Compression(Trainer):
         self._window: dict[str, torch.Tensor] = {}
         self._parts: dict[str, list[torch.Tensor]] = {}
         self.stages: list[str] = []
+        self.base_model: str = self.model.config._name_or_path
         self._check(teacher)
         self.teacher = _load_teacher(teacher, self.model) if isinstance(teacher, str) else teacher
         if self.teacher is not None:
@@ -112,6 +113,8 @@ class _Compression(Trainer):
         if trains:
             models["student" if compressed else "model"] = self.model
         if self.quantization is not None:
+            if trains and self.args.should_save:
+                _save_whole(self.model, Path(self.args.output_dir) / "_student", self.processing_class)
             self._install(quantize(self.model, self.quantization))
             self.stages.append(f"quantized to 8 bits ({self.quantization.scheme}), task head in float")
             models["quantized"] = self.model
@@ -340,7 +343,7 @@ class _Compression(Trainer):
         if self.report is None:
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
-            hub.write_documents(self.report, self.args.output_dir)
+            hub.write_documents(self.report, self.args.output_dir, base_model=self.base_model)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushes a checkpoint while training goes on; the parent's way would push `training_args.bin` with the token."""
@@ -396,10 +399,12 @@ def _list(counts: list[int]) -> str:
     return ", ".join(map(str, counts))
 
 
-def _save_whole(model: PreTrainedModel, folder: Path) -> None:
+def _save_whole(model: PreTrainedModel, folder: Path, processing_class: Any = None) -> None:
     """Saves `model` into `folder` so that an interruption leaves the folder whole or absent."""
     beside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
+    for part in (model, processing_class):
+        if part is not None:
+            part.save_pretrained(beside)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)

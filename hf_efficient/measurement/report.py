@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,25 +106,25 @@ class CompressionReport:
         return cls.from_json((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Returns the header and the rows of the table of all models, as text; the model's name comes first."""
+        """Returns the header, with a model in each column, and a row for each thing that was measured, as text."""
         metrics = list(dict.fromkeys(name for model in self.models for name in model.metrics))
-        header = ["model", *metrics, "retained", "latency", "speed-up", "runtime", "samples/s", "size", "smaller", "parameters"]
-        body = [
-            [
-                model.name,
-                *(_number(model.metrics.get(name), "{:.4f}") for name in metrics),
-                _number(model.ratios.metric_retained, "{:.1%}"),
-                _number(model.latency_ms and model.latency_ms.p50, "{:.1f} ms"),
-                _number(model.ratios.speedup, "{:.2f}x"),
-                model.latency_ms.runtime if model.latency_ms else NOT_MEASURED,
-                _number(model.samples_per_second, "{:.0f}"),
-                _number(model.bytes_on_disk and model.bytes_on_disk / 1e6, "{:.1f} MB"),
-                _number(model.ratios.size, "{:.2f}x"),
-                _number(model.parameters and model.parameters / 1e6, "{:.1f} M"),
-            ]
-            for model in self.models
+        measures: list[tuple[str, Callable[[ModelRow], str]]] = [
+            *((name, lambda m, name=name: _number(m.metrics.get(name), "{:.4f}")) for name in metrics),
+            (f"{self.metric or 'metric'} kept", lambda m: _number(m.ratios.metric_retained, "{:.1%}")),
+            ("latency", lambda m: _number(m.latency_ms and m.latency_ms.p50, "{:.1f} ms")),
+            ("latency, 90th percentile", lambda m: _number(m.latency_ms and m.latency_ms.p90, "{:.1f} ms")),
+            ("speed-up", lambda m: _number(m.ratios.speedup, "{:.2f}x")),
+            ("runtime", lambda m: m.latency_ms.runtime if m.latency_ms else NOT_MEASURED),
+            ("samples a second", lambda m: _number(m.samples_per_second, "{:.0f}")),
+            ("size on disk", lambda m: _number(m.bytes_on_disk and m.bytes_on_disk / 1e6, "{:.1f} MB")),
+            ("times smaller", lambda m: _number(m.ratios.size, "{:.2f}x")),
+            ("parameters", lambda m: _number(m.parameters and m.parameters / 1e6, "{:.2f} M")),
+            ("operations a batch", lambda m: _number(m.flops and m.flops / 1e9, "{:.2f} GFLOP")),
+            ("peak memory", lambda m: _number(m.peak_memory_bytes and m.peak_memory_bytes / 1e6, "{:.0f} MB")),
+            ("energy a sample", lambda m: _number(m.energy_joules_per_sample, "{:.3f} J")),
         ]
-        return header, body
+        body = [[name, *(cell(model) for model in self.models)] for name, cell in measures]
+        return ["", *(model.name for model in self.models)], body
 
     def circumstances(self) -> str:
         """Returns one sentence that says how and where latency was measured."""
@@ -143,9 +143,10 @@ class CompressionReport:
         from rich.table import Table
 
         header, body = self.cells()
-        table = Table(title=f"{self.dataset or 'no data set'} ({self.task or 'no task'})", caption=self.circumstances())
-        for name in header:
-            table.add_column(name, justify="left" if name in ("model", "runtime") else "right")
+        title = " · ".join(name for name in (self.dataset, self.task) if name)
+        table = Table(title=title or None, caption=self.circumstances())
+        for index, name in enumerate(header):
+            table.add_column(name, justify="right" if index else "left")
         for row in body:
             table.add_row(*row)
         return table
@@ -241,4 +242,4 @@ def _plot_structures(figure: Any, shapes: Sequence[ModelRow]) -> None:
         axis.set_xlabel("layer of the teacher")
         axis.set_title("attention heads kept" if kind == "heads" else "feed-forward neurons kept")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shapes), frameon=False)

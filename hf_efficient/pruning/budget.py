@@ -195,10 +195,12 @@ def _search(
     room = budget - table.base
     if room <= 0:
         return None
-    options = {
-        layer: _layer_options(layer, members, scores, table, room / BINS, menu)
-        for layer, members in _by_layer(blocks).items()
-    }
+    members = _by_layer(blocks)
+
+    def ways(layer: str, attending: bool = False) -> list[_Option]:
+        return _layer_options(layer, members[layer], scores, table, room / BINS, menu, attending)
+
+    options = {layer: ways(layer) for layer in members}
     heads = {block.name for block in blocks if block.kind == "heads"}
 
     def attends(option: _Option) -> bool:
@@ -206,10 +208,7 @@ def _search(
 
     found = _knapsack(list(options.values()))
     if found is not None and not any(attends(option) for option in found[1]):
-        forced = [
-            _knapsack([[o for o in choices if attends(o)] if layer == must else choices for layer, choices in options.items()])
-            for must in options
-        ]
+        forced = [_knapsack(list({**options, must: ways(must, attending=True)}.values())) for must in options]
         found = min((f for f in forced if f is not None), key=lambda f: f[0], default=None)
     if found is None:
         return None
@@ -226,13 +225,24 @@ def _search(
 
 
 def _layer_options(
-    layer: str, blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, bin_size: float, menu: Menu
+    layer: str,
+    blocks: Sequence[BlockFacts],
+    scores: Scores,
+    table: CostTable,
+    bin_size: float,
+    menu: Menu,
+    attending: bool = False,
 ) -> list[_Option]:
-    """Returns the ways to leave a layer that no other way beats in both cost and error, cheapest first."""
-    ways = [(0.0, scores.layers[layer], None)] if layer in scores.layers else []
+    """Returns the ways to leave a layer that no other way beats in both cost and error, cheapest first.
+
+    With `attending`, only ways that leave it a head compete: one that the rest beats may be the only one to attend.
+    """
+    ways = [(0.0, scores.layers[layer], None)] if layer in scores.layers and not attending else []
     errors = {b.name: removal_errors(scores.units[b.name], menu[b.name]) for b in blocks}
     costs = {b.name: table.block(b.name, menu[b.name]) for b in blocks}
     for picked in itertools.product(*(range(len(menu[b.name])) for b in blocks)):
+        if attending and not any(menu[b.name][index] for b, index in zip(blocks, picked, strict=True) if b.kind == "heads"):
+            continue
         names = [(b.name, index) for b, index in zip(blocks, picked, strict=True)]
         cost = table.layer[layer] + sum(costs[name][index] for name, index in names)
         if cost <= bin_size * BINS:

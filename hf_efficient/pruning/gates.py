@@ -43,7 +43,7 @@ def gated(
 def _unit_hook(block: Block, gate: torch.Tensor) -> object:
     def multiply(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         wide = gate.repeat_interleave(block.unit_size, dim=-1).to(args[0].dtype)
-        return (args[0] * (wide[:, None] if wide.dim() == 2 else wide), *args[1:])
+        return (args[0] * (_by_row(wide, args[0])[:, None] if wide.dim() == 2 else wide), *args[1:])
 
     return multiply
 
@@ -52,6 +52,11 @@ def _layer_hook(gate: torch.Tensor) -> object:
     def interpolate(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict, output: torch.Tensor) -> object:
         before = args[0] if args else kwargs["hidden_states"]
         wide = gate.to(before.dtype)
-        return before + (wide[:, None, None] if wide.dim() else wide) * (output - before)
+        return before + (_by_row(wide, before)[:, None, None] if wide.dim() else wide) * (output - before)
 
     return interpolate
+
+
+def _by_row(gates: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Repeats the gates of each example for all its rows: a multiple choice head makes one of every choice."""
+    return gates.repeat_interleave(hidden_states.shape[0] // gates.shape[0], dim=0)

@@ -1,0 +1,187 @@
+"""Tiny random models, and the handful of things that most tests do with them."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import BertConfig, PreTrainedModel
+from transformers.utils import logging
+
+from hf_efficient.models import family_of
+from hf_efficient.pruning.budget import Selection
+
+BERT_HEADS = (
+    "BertModel",
+    "BertForMaskedLM",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+    "BertForMultipleChoice",
+)
+TINY = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "intermediate_size": 64,
+    "vocab_size": 100,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+}
+# For each layer of the tiny model the positions of the heads and neurons that stay; a layer that is not named goes.
+SHAPES: dict[str, dict[int, tuple[Sequence[int], Sequence[int]]]] = {
+    "uneven widths": {0: ((1, 3), range(0, 64, 3)), 1: ((0,), range(5)), 2: (range(4), range(64))},
+    "a block without heads": {0: (range(4), range(64)), 1: ((), range(7, 40)), 2: ((2,), range(64))},
+    "a block without neurons": {0: ((0, 1), ()), 1: (range(4), range(9)), 2: ((3,), range(64))},
+    "a layer gone": {0: ((0, 2, 3), range(20)), 2: ((1,), range(30, 64))},
+    "all of these": {0: ((), ()), 2: ((2,), (0, 63))},
+    "a stock shape": {1: (range(4), range(0, 64, 2)), 2: (range(4), range(32))},
+}
+UNEVEN = [shape for shape in SHAPES if shape != "a stock shape"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "error::FutureWarning")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_progress_bars() -> Iterator[None]:
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="session", params=BERT_HEADS)
+def head(request: pytest.FixtureRequest) -> str:
+    """The name of each class of the BERT family in turn."""
+    return request.param
+
+
+@pytest.fixture(params=SHAPES)
+def shape(request: pytest.FixtureRequest) -> str:
+    """The name of each shape in turn."""
+    return request.param
+
+
+@pytest.fixture(params=UNEVEN)
+def uneven_shape(request: pytest.FixtureRequest) -> str:
+    """The name of each shape in turn that no stock class holds."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., PreTrainedModel]:
+    """Builds a tiny BERT by the name of its class, weights N(0, 0.3), so that no two units do the same."""
+
+    def make(head: str = "BertForSequenceClassification", seed: int = 0, **changes: object) -> PreTrainedModel:
+        labels = {} if "id2label" in changes else {"num_labels": 2 if head == "BertForQuestionAnswering" else 3}
+        model: PreTrainedModel = getattr(transformers, head)(BertConfig(**{**TINY, **labels, **changes}))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for module in model.modules():
+                for parameter in module.parameters(recurse=False):
+                    parameter.normal_(0, 0.3, generator=generator)
+                if isinstance(module, nn.LayerNorm):
+                    module.weight += 1
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
+    """Builds padded inputs for a head, with the labels that it asks for if wanted."""
+
+    def make(head: str = "BertForSequenceClassification", labelled: bool = False, seed: int = 0) -> dict:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (3, 2, 9) if head == "BertForMultipleChoice" else (3, 9)
+        lengths = torch.tensor([9, 6, 3]).view(3, *[1] * (len(shape) - 1))
+        mask = (torch.arange(9) < lengths).long().expand(shape)
+        ids = torch.randint(1, 100, shape, generator=generator) * mask
+        segments = (torch.arange(9) >= 2).long().expand(shape) * mask
+        batch = {"input_ids": ids, "attention_mask": mask.contiguous(), "token_type_ids": segments}
+        if labelled:
+            labels = {
+                "BertForMaskedLM": {"labels": torch.where(mask.bool(), ids, -100)},
+                "BertForTokenClassification": {"labels": torch.where(mask.bool(), ids % 3, -100)},
+                "BertForQuestionAnswering": {
+                    "start_positions": torch.tensor([1, 0, 2]),
+                    "end_positions": torch.tensor([8, 3, 2]),
+                },
+                "BertForMultipleChoice": {"labels": torch.tensor([0, 1, 1])},
+            }
+            batch |= labels.get(head, {"labels": torch.tensor([0, 2, 1])})
+        return batch
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def outputs() -> Callable[[PreTrainedModel, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """Computes every tensor that a model answers with, by name."""
+
+    def compute(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            return {name: value for name, value in model(**batch).items() if torch.is_tensor(value)}
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[..., None]:
+    """Fails unless two models' outputs are the same tensors, up to `atol`."""
+
+    def check(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], atol: float) -> None:
+        assert found.keys() == expected.keys()
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], atol=atol, rtol=atol)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_same_weights() -> Callable[[PreTrainedModel, PreTrainedModel], None]:
+    """Fails unless two models hold the same weights, bit by bit, under the same names."""
+
+    def check(found: PreTrainedModel, expected: PreTrainedModel) -> None:
+        ours, theirs = found.state_dict(), expected.state_dict()
+        assert ours.keys() == theirs.keys()
+        assert not [name for name in theirs if not torch.equal(ours[name], theirs[name])]
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def select() -> Callable[[str], Selection]:
+    """Returns the selection that gives a tiny model the shape of that name."""
+
+    def selection(shape: str) -> Selection:
+        units: dict[str, tuple[int, ...]] = {}
+        for index in range(TINY["num_hidden_layers"]):
+            heads, neurons = SHAPES[shape].get(index, ((), ()))
+            units[f"encoder.{index}.attention"] = tuple(heads)
+            units[f"encoder.{index}.feed_forward"] = tuple(neurons)
+        return Selection(tuple(f"encoder.{index}" for index in SHAPES[shape]), units)
+
+    return selection
+
+
+@pytest.fixture(scope="session")
+def gates_of() -> Callable[[PreTrainedModel, Selection], tuple[dict, dict]]:
+    """Returns the gates of units and layers that are 1 for what a selection keeps and 0 for the rest."""
+
+    def gates(model: PreTrainedModel, selection: Selection) -> tuple[dict, dict]:
+        units = {}
+        for name, block in family_of(model).blocks(model).items():
+            units[name] = torch.zeros(block.units)
+            units[name][list(selection.units[name])] = 1
+        layers = {name: torch.tensor(float(name in selection.layers)) for name in family_of(model).layers(model)}
+        return units, layers
+
+    return gates

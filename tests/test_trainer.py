@@ -1,0 +1,364 @@
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
+
+from hf_efficient import (
+    DistillationConfig,
+    EfficientSeq2SeqTrainer,
+    EfficientTrainer,
+    NonFiniteLossError,
+    PruningConfig,
+    QuantizationConfig,
+)
+
+LENGTHS = (5, 9, 3, 12, 7, 4, 11, 6)
+
+
+def classifier(labels=3, dropout=0.0, **config):
+    set_seed(1)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=60,
+            hidden_size=32,
+            num_attention_heads=4,
+            num_hidden_layers=2,
+            intermediate_size=64,
+            max_position_embeddings=32,
+            num_labels=labels,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            **config,
+        )
+    )
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    return model
+
+
+def rows(count=32, labels=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    examples = []
+    for index in range(count):
+        ids = torch.randint(1, 60, (LENGTHS[index % len(LENGTHS)],), generator=generator).tolist()
+        examples.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": sum(ids) % labels})
+    return Dataset.from_list(examples)
+
+
+def collate(examples):
+    longest = max(len(example["input_ids"]) for example in examples)
+    batch = {
+        name: torch.tensor([example[name] + [0] * (longest - len(example[name])) for example in examples])
+        for name in ("input_ids", "attention_mask")
+    }
+    return {**batch, "labels": torch.tensor([example["labels"] for example in examples])}
+
+
+def accuracy(prediction):
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def arguments(folder, **changes):
+    values = {
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "learning_rate": 1e-3,
+    }
+    return TrainingArguments(str(folder), **{**values, **changes})
+
+
+def build(folder, trainer_class=EfficientTrainer, model=None, data=None, techniques=None, **changes):
+    return trainer_class(
+        model=model or classifier(),
+        args=arguments(folder, **changes),
+        train_dataset=data or rows(),
+        eval_dataset=rows(16, seed=9),
+        data_collator=collate,
+        compute_metrics=accuracy,
+        **(techniques or {}),
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def first_gradient(trainer):
+    """Returns the gradient of the first optimizer step, before clipping."""
+    found = {}
+    step = trainer.create_optimizer().step
+
+    def remember(*args, **kwargs):
+        if not found:
+            found.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+        return step(*args, **kwargs)
+
+    trainer.optimizer.step = remember
+    trainer.args.max_grad_norm = 0
+    Trainer.train(trainer)
+    return found
+
+
+def test_without_techniques_the_losses_are_those_of_trainer(tmp_path):
+    ours = build(tmp_path / "a", model=classifier(dropout=0.1))
+    theirs = build(tmp_path / "b", Trainer, model=classifier(dropout=0.1))
+    ours.train()
+    theirs.train()
+    assert losses(ours) == losses(theirs)
+    assert len(losses(ours)) == 4
+    for name, parameter in ours.model.state_dict().items():
+        assert torch.equal(parameter, theirs.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("distils", [False, True], ids=["plain", "distilled"])
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path, distils):
+    techniques = {}
+    if distils:
+        teacher = classifier()
+        torch.nn.init.normal_(teacher.classifier.weight)
+        techniques = {"teacher": teacher, "distillation": DistillationConfig(temperature=3.0)}
+
+    def gradient(**changes):
+        trainer = build(tmp_path, techniques=copy.deepcopy(techniques), max_steps=1, seed=3, **changes)
+        if distils:
+            from hf_efficient.distillation.distiller import Distiller
+
+            trainer.distiller = Distiller(trainer.teacher, trainer.distillation)
+        return first_gradient(trainer)
+
+    large = gradient(per_device_train_batch_size=32)
+    small = gradient(per_device_train_batch_size=8, gradient_accumulation_steps=4)
+    for name, expected in large.items():
+        torch.testing.assert_close(small[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+    assert sum(float(value.abs().sum()) for value in large.values()) > 0.1
+
+
+def test_the_last_window_of_an_epoch_is_divided_by_its_own_count(tmp_path):
+    # 20 rows in batches of 8, 8 and 4: one window of all three equals one batch of 20.
+    data = rows(20)
+    parts = first_gradient(build(tmp_path, data=data, gradient_accumulation_steps=4, seed=3))
+    whole = first_gradient(build(tmp_path, data=data, per_device_train_batch_size=20, seed=3))
+    for name, expected in whole.items():
+        torch.testing.assert_close(parts[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_student_equal_to_its_teacher_has_no_soft_loss(tmp_path):
+    trainer = build(
+        tmp_path, techniques={"distillation": DistillationConfig(hard_label_weight=0.0, logits_weight=1.0)}, max_steps=1
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["soft_label_loss"] == pytest.approx(0.0, abs=1e-6)
+    assert losses(trainer) == [pytest.approx(0.0, abs=1e-6)]
+
+
+def test_the_teacher_is_frozen_and_not_in_the_checkpoint(tmp_path):
+    teacher = classifier()
+    before = copy.deepcopy(teacher.state_dict())
+    trainer = build(
+        tmp_path,
+        techniques={"teacher": teacher, "distillation": DistillationConfig()},
+        save_strategy="steps",
+        save_steps=2,
+    )
+    trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    saved = BertForSequenceClassification.from_pretrained(tmp_path / "checkpoint-4")
+    assert saved.state_dict().keys() == teacher.state_dict().keys()
+
+
+def test_the_parts_of_the_loss_add_up_in_the_log(tmp_path):
+    config = DistillationConfig(hard_label_weight=0.25, logits_weight=0.75)
+    teacher = classifier()
+    torch.nn.init.normal_(teacher.classifier.weight)
+    trainer = build(
+        tmp_path, techniques={"teacher": teacher, "distillation": config}, gradient_accumulation_steps=2
+    )
+    trainer.train()
+    for entry in (entry for entry in trainer.state.log_history if "loss" in entry):
+        parts = 0.25 * entry["hard_label_loss"] + 0.75 * entry["soft_label_loss"]
+        assert entry["loss"] == pytest.approx(parts, rel=1e-3)
+
+
+def test_pruning_in_rounds_trains_the_small_model_and_reports_it(tmp_path):
+    model = classifier()
+    whole = copy.deepcopy(model)
+    trainer = build(
+        tmp_path,
+        model=model,
+        techniques={"pruning": PruningConfig(target_flops=2.0, rounds=2, scoring_samples=16, multiple_of=4)},
+        num_train_epochs=2,
+    )
+    output = trainer.train()
+    assert output.global_step == 4  # two epochs in all: one a round
+    report = trainer.report
+    assert [row.role for row in report.models] == ["teacher", "student"]
+    assert report.row("student").ratios.flops >= 2.0
+    assert report.row("student").parameters == sum(p.numel() for p in trainer.model.parameters())
+    assert report.row("teacher").parameters == sum(p.numel() for p in whole.parameters())
+    assert 0 <= report.row("student").metrics["accuracy"] <= 1
+    assert report.row("teacher").latency_ms.p50 > 0
+    assert sum(stage.startswith("pruned") for stage in report.stages) == 2
+    start = type(trainer.model).from_pretrained(tmp_path / "_round-2")
+    assert not torch.equal(start.classifier.weight, trainer.model.classifier.weight)  # the small one was trained
+
+
+def test_an_interrupted_run_goes_on_in_its_round_and_ends_alike(tmp_path):
+    techniques = {"pruning": PruningConfig(target_flops=2.0, rounds=2, scoring_samples=16, multiple_of=4)}
+    changes = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+    whole = build(tmp_path / "whole", techniques=techniques, **changes)
+    whole.train()
+
+    class Interruption(Exception):
+        pass
+
+    broken = build(tmp_path / "broken", techniques=techniques, **changes)
+    training_step = broken.training_step
+
+    def interrupt(*args):
+        if broken.args.output_dir.endswith("_round-2") and broken.state.global_step == 3:
+            raise Interruption
+        return training_step(*args)
+
+    broken.training_step = interrupt
+    with pytest.raises(Interruption):
+        broken.train()
+    resumed = build(tmp_path / "broken", techniques=techniques, **changes)
+    resumed.train(resume_from_checkpoint=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_resuming_with_nothing_there_starts(tmp_path):
+    trainer = build(tmp_path)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+
+
+def test_quantization_alone_trains_nothing(tmp_path):
+    model = classifier()
+    before = copy.deepcopy(model.state_dict())
+    trainer = build(tmp_path, model=model, techniques={"quantization": QuantizationConfig()})
+    assert trainer.train() is None
+    assert [row.role for row in trainer.report.models] == ["teacher", "quantized"]
+    assert torch.equal(trainer.model.classifier.weight, before["classifier.weight"])
+    assert trainer.report.row("quantized").ratios.size > 1.5
+    with pytest.raises(ValueError, match="quantized already"):
+        trainer.train()
+
+
+def test_everything_together_saves_what_loads(tmp_path):
+    trainer = build(
+        tmp_path,
+        techniques={
+            "pruning": PruningConfig(heads=0.5, neurons=0.5, scoring_samples=16),
+            "distillation": DistillationConfig(),
+            "quantization": QuantizationConfig(),
+        },
+        bf16=True,
+    )
+    trainer.train()
+    assert [row.role for row in trainer.report.models] == ["teacher", "student", "quantized"]
+    assert trainer.report.row("student").latency_ms.runtime == "torch float32"
+    trainer.save_model(str(tmp_path / "final"))
+    reloaded = type(trainer.model).from_pretrained(tmp_path / "final").eval()
+    batch = collate([rows(4)[index] for index in range(4)])
+    batch.pop("labels")
+    assert torch.equal(reloaded(**batch).logits, trainer.model.eval()(**batch).logits)
+
+
+def test_reported_metrics_are_those_of_full_precision(tmp_path):
+    trainer = build(tmp_path, techniques={"distillation": DistillationConfig()}, bf16=True)
+    trainer.train()
+    model = trainer.model.eval()
+    batch = collate(list(rows(16, seed=9)))
+    with torch.no_grad():
+        exact = model(**batch).loss.item()
+    assert trainer.report.row("student").metrics["loss"] == pytest.approx(exact, rel=1e-5)
+    assert batch["input_ids"].shape[0] == 16
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(tmp_path):
+    trainer = build(tmp_path, save_strategy="steps", save_steps=1)
+    training_step = Trainer.training_step
+
+    def poison(*args, **kwargs):
+        loss = training_step(trainer, *args, **kwargs)
+        return loss * float("nan") if trainer.state.global_step == 2 else loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "training_step", lambda self, *args, **kwargs: poison(*args, **kwargs))
+        with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 2.*last checkpoint.*learning rate"):
+            trainer.train()
+    kept = BertForSequenceClassification.from_pretrained(tmp_path / "checkpoint-2")
+    assert all(torch.isfinite(value).all() for value in kept.state_dict().values())
+
+
+def test_no_token_is_written(tmp_path):
+    trainer = build(tmp_path, hub_token="hf_canary", save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    assert trainer.args.hub_token == "hf_canary"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 4
+    assert not [path for path in files if b"hf_canary" in path.read_bytes()]
+    assert not list(tmp_path.rglob("training_args.bin"))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+def test_gradient_checkpointing_changes_no_gradient(tmp_path):
+    plain = first_gradient(build(tmp_path, model=classifier(dropout=0.1), max_steps=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        args = {"gradient_checkpointing": True}
+        saved = first_gradient(build(tmp_path, model=classifier(dropout=0.1), max_steps=1, **args))
+    # Stock Trainer switches checkpointing on in train(), so this is the parent's path under our loss.
+    for name, expected in plain.items():
+        torch.testing.assert_close(saved[name], expected, rtol=0, atol=1e-6, msg=name)
+
+
+REFUSED = [
+    ({"teacher": classifier()}, "teaches nothing: add distillation"),
+    ({"teacher": classifier(labels=4), "distillation": DistillationConfig()}, "give both the same label map"),
+]
+
+
+@pytest.mark.parametrize(("techniques", "message"), REFUSED, ids=["teacher alone", "other labels"])
+def test_contradictions_are_refused_before_any_work(tmp_path, techniques, message):
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, techniques=techniques)
+
+
+def test_an_optimizer_of_the_unpruned_parameters_is_refused(tmp_path):
+    model = classifier()
+    with pytest.raises(ValueError, match="optimizer_cls_and_kwargs"):
+        EfficientTrainer(
+            model=model,
+            args=arguments(tmp_path),
+            optimizers=(torch.optim.SGD(model.parameters(), 0.1), None),
+            pruning=PruningConfig(layers=0.5),
+        )
+
+
+def test_the_seq2seq_trainer_has_the_same_additions(tmp_path):
+    assert issubclass(EfficientSeq2SeqTrainer, EfficientTrainer.__mro__[1])
+    assert EfficientSeq2SeqTrainer.compute_loss is EfficientTrainer.compute_loss
+
+
+def test_a_report_without_evaluation_says_not_measured(tmp_path):
+    trainer = EfficientTrainer(
+        model=classifier(), args=arguments(tmp_path), train_dataset=rows(), data_collator=collate
+    )
+    trainer.train()
+    data = json.loads(trainer.report.to_json())
+    assert data["models"][0]["metrics"] == {}
+    assert data["models"][0]["energy_joules_per_sample"] is None
+    assert "not measured" in trainer.report.markdown()
