@@ -48,7 +48,10 @@ def parse_job(argv: Sequence[str]) -> Job:
     parser.set_defaults(scheme=None)
     if "--output_dir" not in flags and not {"-h", "--help"} & set(flags):
         parser.error("the following arguments are required: --output_dir")
-    return Job(*parser.parse_args_into_dataclasses(flags))
+    *settings, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unknown flags: {' '.join(unknown)}")
+    return Job(*settings)
 
 
 def _recipe_flags(path: str | None) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -105,7 +106,10 @@ def _load_files(config: DataConfig) -> DatasetDict:
         if not path.stat().st_size:
             raise ValueError(f"{split}_file={path.name!r} is empty")
         options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        loaded[split] = load_dataset(READERS[path.suffix], data_files={split: str(path)}, split=split, **options)
+        try:
+            loaded[split] = load_dataset(READERS[path.suffix], data_files={split: str(path)}, split=split, **options)
+        except (ValueError, DatasetGenerationError) as error:
+            raise ValueError(f"{split}_file={path.name!r} holds no row that can be read: {error}") from error
     return DatasetDict(loaded)
 
 

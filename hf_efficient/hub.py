@@ -61,7 +61,7 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         library_name="transformers",
         pipeline_tag=report.task if report.task != "regression" else "text-classification",
         base_model=public_base,
-        base_model_relation=("quantized" if final.role == "quantized" else "finetune") if public_base else None,
+        base_model_relation=("quantized" if _is_quantized(config) else "finetune") if public_base else None,
         tags=["hf_efficient", *sorted(set(report.configs) & {"pruning", "distillation", "quantization"})],
         metrics=[name for name in final.metrics if name != "loss"],
         model_name=title,
@@ -79,7 +79,7 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         stages=list(report.stages) or ["Fine-tuned, not compressed."],
         requirements=" ".join(_requirements(config)),
         snippet=_snippet(config, report, folder),
-        loading_note=_loading_note(config),
+        loading_note=_loading_note(config, report),
         limits=_limits(report),
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
         citations=_citations(report.configs),
@@ -112,17 +112,24 @@ def _is_quantized(config: PreTrainedConfig) -> bool:
     return getattr(config, "quantization_config", None) is not None
 
 
+def _is_compiled(report: CompressionReport) -> bool:
+    return any(model.role == "compiled" for model in report.models)
+
+
 def _snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) -> str:
     head = (config.architectures or [""])[0].partition("For")[2]
     auto = f"AutoModelFor{head}" if head else "AutoModel"
     remote = ", trust_remote_code=True" if needs_code(config) else ""
-    lines = [
+    lines = ["import torch"] if _is_compiled(report) else []
+    lines += [
         f"from transformers import {auto}, AutoTokenizer",
         "",
         f'name = "{folder.resolve().name}"  # this repository, or a folder with its files',
-        "tokenizer = AutoTokenizer.from_pretrained(name)",
-        f"model = {auto}.from_pretrained(name{remote})",
+        f"tokenizer = AutoTokenizer.from_pretrained(name{remote})",
+        f"model = {auto}.from_pretrained(name{remote}).eval()",
     ]
+    if _is_compiled(report):
+        lines += ["model = torch.compile(model, dynamic=True)  # the first call takes a while, the others are fast"]
     if head == "SequenceClassification":
         lines += [
             'inputs = tokenizer("a text to classify", return_tensors="pt")',
@@ -131,7 +138,7 @@ def _snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) 
     return "\n".join(lines)
 
 
-def _loading_note(config: PreTrainedConfig) -> str:
+def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
     notes = []
     if needs_code(config):
         notes.append(
@@ -142,8 +149,12 @@ def _loading_note(config: PreTrainedConfig) -> str:
         notes.append("The shape is one that a stock class of Transformers holds: no code of this repository is run.")
     if _is_quantized(config):
         notes.append(
-            "The 8-bit weights are torchao's. Run as loaded they save memory and disk, and time where the processor "
-            "has 8-bit instructions; measure on yours."
+            "The 8-bit weights are torchao's. Run as loaded they save disk and memory, not time: the table has both. "
+            + (
+                "`torch.compile` makes them fast; it needs a C++ compiler."
+                if _is_compiled(report)
+                else "`torch.compile(model, dynamic=True)` makes them fast where there is a C++ compiler; it was not measured."
+            )
         )
     return " ".join(notes)
 

@@ -83,7 +83,7 @@ def _exact(
 
 
 COSTS = {
-    "target_speedup": Cost(_latency, _latency_ratio, aim=1.04, slack=1.08, on_meta=False),
+    "target_speedup": Cost(_latency, _latency_ratio, aim=1.06, slack=1.09, on_meta=False),
     "target_flops": Cost(_flops, _exact(_flops)),
     "target_size": Cost(_parameters, _exact(_parameters)),
 }

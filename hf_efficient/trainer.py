@@ -24,7 +24,7 @@ from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
 from hf_efficient.models import FAMILIES, family_of
 from hf_efficient.pruning.pruner import PruningConfig
-from hf_efficient.quantization.int8 import QuantizationConfig, quantize
+from hf_efficient.quantization.int8 import QuantizationConfig, compiled, quantize
 from hf_efficient.speedup import prune
 
 logger = logging.get_logger(__name__)
@@ -277,25 +277,33 @@ class _Compression(Trainer):
 
     # ---- what is measured and what leaves the machine --------------------------------------------------------------
 
-    def _measure(self, models: Mapping[str, PreTrainedModel]) -> CompressionReport:
+    def _measure(self, models: dict[str, PreTrainedModel]) -> CompressionReport:
         """Returns the report on `models`, by role: metrics of each, then speed of all in turn."""
-        metrics = {role: self._metrics(role, model) for role, model in models.items()}
+        shape, scheme = self.pruning or PruningConfig(), ""
+        inputs = model_inputs(self.model, shape.latency_batch_size, shape.latency_sequence_length)
+        fast: dict[str, Any] = {}
+        if self.quantization is not None:
+            scheme = f"{'student' if 'student' in models else 'teacher'}, {self.quantization.scheme}"
+            run = compiled(models["quantized"], inputs) if self.quantization.compile else None
+            if run is not None:
+                fast = {"compiled": run}
+                models = {**models, "compiled": models["quantized"]}
+        metrics = {role: self._metrics(role, fast.get(role, model)) for role, model in models.items()}
         found = next(iter(metrics.values()))
         metric = self.args.metric_for_best_model or next((name for name in found if name != "loss"), None)
-        shape = self.pruning or PruningConfig()
         known = {family.model_type for family in FAMILIES.values()}
-        scheme = self.quantization.scheme if self.quantization is not None else ""
         rows = compare(
             models,
-            model_inputs(self.model, shape.latency_batch_size, shape.latency_sequence_length),
+            inputs,
             metrics=metrics,
             metric=metric,
-            names={"quantized": f"{'student' if 'student' in models else 'teacher'}, {scheme}"},
+            names={"quantized": scheme, "compiled": f"{scheme}, compiled"},
             structures={
                 role: family_of(model).structure(model.config).to_dict()
                 for role, model in models.items()
-                if role != "quantized" and model.config.model_type.removeprefix("pruned_") in known
+                if role in ("teacher", "student") and model.config.model_type.removeprefix("pruned_") in known
             },
+            compiled=fast,
         )
         return CompressionReport(
             metric=metric, stages=tuple(self.stages), models=rows, environment=environment(), configs=self._configs()

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
@@ -57,7 +58,13 @@ def _no_progress_bars() -> Iterator[None]:
     logging.enable_progress_bar()
 
 
-@pytest.fixture(scope="session", params=BERT_HEADS)
+@pytest.fixture(scope="session")
+def heads() -> tuple[str, ...]:
+    """The names of all classes of the BERT family."""
+    return BERT_HEADS
+
+
+@pytest.fixture(params=BERT_HEADS)
 def head(request: pytest.FixtureRequest) -> str:
     """The name of each class of the BERT family in turn."""
     return request.param
@@ -124,11 +131,15 @@ def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="session")
 def outputs() -> Callable[[PreTrainedModel, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """Computes every tensor that a model answers with, by name."""
+    """Computes every tensor that a model answers with, by name.
+
+    A copy computes: weights in a mapped file may be aligned otherwise, and take kernels that round otherwise.
+    """
 
     def compute(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            return {name: value for name, value in model(**batch).items() if torch.is_tensor(value)}
+            answer = copy.deepcopy(model)(**batch)
+        return {name: value for name, value in answer.items() if torch.is_tensor(value)}
 
     return compute
 

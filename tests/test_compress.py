@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ import json, sys
 sys.modules["hf_efficient"] = None
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
 with torch.no_grad():
     print(json.dumps(model(**tokenizer(["a good film", "an awful film"], padding=True, return_tensors="pt")).logits.tolist()))
@@ -57,11 +58,29 @@ def tiny_config(**changes) -> BertConfig:
     return BertConfig(**{**values, **changes})
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Path:
-    """A folder with `model` (a BERT classifier), `train.csv` and `dev.csv`."""
+@pytest.fixture(scope="session")
+def reviewer(tmp_path_factory) -> Path:
+    """A folder with a tiny classifier that has learnt the reviews."""
+    folder = tmp_path_factory.mktemp("reviewer")
     set_seed(0)
-    save_model(tmp_path / "model", BertForSequenceClassification(tiny_config()))
+    save_model(folder, BertForSequenceClassification(tiny_config()))
+    model, tokenizer = BertForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rows = load_dataset("csv", data_files=str(write_reviews(folder / "rows.csv", 64)), split="train")
+    inputs = tokenizer(rows["sentence"][:], padding=True, return_tensors="pt")
+    labels = torch.tensor([model.config.label2id[label] for label in rows["label"]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, reviewer: Path) -> Path:
+    """A folder with `model` (a BERT classifier), `train.csv` and `dev.csv`."""
+    shutil.copytree(reviewer, tmp_path / "model")
     write_reviews(tmp_path / "train.csv", 64)
     write_reviews(tmp_path / "dev.csv", 24, shift=64)
     return tmp_path
@@ -73,11 +92,12 @@ def flags(workshop: Path, **changes: object) -> list[str]:
         "train_file": workshop / "train.csv",
         "validation_file": workshop / "dev.csv",
         "output_dir": workshop / "out",
-        "num_train_epochs": 2,
+        "num_train_epochs": 6,
         "learning_rate": 5e-3,
         "report_to": "none",
         "save_strategy": "no",
         "multiple_of": 4,
+        "compile": False,
         **changes,
     }
     return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
@@ -239,7 +259,7 @@ BAD_INPUT = {
     "unlabelled row": (no_label, {}, "rows without a label"),
     "labels of another task": (other_labels, {}, "'no', 'yes', which the model does not have: it knows negative, positive"),
     "label out of range": (too_many_labels, {}, "holds the labels 7, the model has only 0 to 1"),
-    "no row": (no_rows, {}, "no row"),
+    "no row": (no_rows, {}, "train_file='train.csv' holds no row that can be read"),
     "empty file": (no_bytes, {}, "'train.csv' is empty"),
     "unknown columns": (unknown_columns, {}, "cannot tell which of the columns a, b is which: give --text_column"),
     "missing column": (None, {"label_column": "stars"}, "label_column='stars' is no column of the data, which has"),
@@ -280,8 +300,8 @@ def test_bad_input_gets_a_sentence_and_writes_nothing(workshop, capsys, monkeypa
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["--target_speed", "2"], "--target_speed"),
-        (["--unheard_of"], "--unheard_of"),
+        (["--target_speed", "2"], "unknown flags: --target_speed 2"),
+        (["--unheard_of"], "unknown flags: --unheard_of"),
     ],
     ids=["abbreviated", "unknown"],
 )

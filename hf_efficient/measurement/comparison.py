@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ def compare(
     metric: str | None = None,
     names: Mapping[str, str] | None = None,
     structures: Mapping[str, Mapping[str, Any]] | None = None,
+    compiled: Mapping[str, Callable[..., Any]] | None = None,
     repeats: int = 25,
 ) -> tuple[ModelRow, ...]:
     """Returns a row for each of `models`, latencies taken in turn, ratios against the one in the role "teacher".
@@ -36,15 +37,18 @@ def compare(
     | metrics | by role, what was found on the evaluation set; `metric` names the one that counts |
     | names | by role, what to call the model in tables; None: the role |
     | structures | by role, what is left of each layer |
+    | compiled | by role, what torch.compile made of the model, to be timed in its place |
     """
     for model in models.values():
         model.eval()
-    calls = {role: lambda model=model: model(**inputs) for role, model in models.items()}
+    compiled = compiled or {}
+    calls = {role: lambda run=compiled.get(role, model): run(**inputs) for role, model in models.items()}
     durations = time_in_turn(calls, repeats)
     batch_size, length = next(iter(inputs.values())).shape[:2]
     rows = []
     for role, model in models.items():
-        latency = summarize(durations[role], batch_size, length, runtime=f"torch {str(_dtype(model)).rpartition('.')[2]}")
+        runtime = f"{'torch.compile' if role in compiled else 'torch'} {str(_dtype(model)).rpartition('.')[2]}"
+        latency = summarize(durations[role], batch_size, length, runtime)
         rows.append(
             ModelRow(
                 name=(names or {}).get(role, role),

@@ -60,5 +60,6 @@ def folder_bytes(folder: str | Path) -> int:
 def saved_bytes(model: nn.Module) -> int:
     """Returns the bytes of the weight files that `model.save_pretrained` writes, in the dtype that the model runs in."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)  # type: ignore[operator]
+        # Not in the original format: transformers cannot undo the conversion of 8-bit weights that it has loaded.
+        model.save_pretrained(folder, save_original_format=False)  # type: ignore[operator]
         return folder_bytes(folder)

@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from hf_efficient import measure, quantize
+from hf_efficient.measurement import comparison
+from hf_efficient.measurement.comparison import compare, model_inputs
+from hf_efficient.measurement.cost import count_flops, count_parameters, saved_bytes
+from hf_efficient.measurement.report import Ratios
+from hf_efficient.pruning.surgery import cut
+
+
+@pytest.fixture
+def durations(monkeypatch):
+    """Lets the models named take that many milliseconds, three times each."""
+
+    def fake(**milliseconds):
+        def time_in_turn(calls, repeats):
+            assert [call() is not None for call in calls.values()] == [True] * len(milliseconds)
+            return {name: milliseconds[name] for name in calls}
+
+        monkeypatch.setattr(comparison, "time_in_turn", time_in_turn)
+
+    return fake
+
+
+def test_rows_hold_what_was_measured(make_model, make_batch, select, durations):
+    teacher, batch = make_model(), make_batch()
+    student = cut(teacher, select("uneven widths"))
+    durations(teacher=[9.0, 12.0, 8.0], student=[3.0, 3.0, 30.0])
+    rows = compare(
+        {"teacher": teacher.train(), "student": student},
+        batch,
+        metrics={"teacher": {"accuracy": 0.8, "f1": 0.6}, "student": {"accuracy": 0.6}},
+        metric="accuracy",
+        names={"student": "small"},
+        structures={"student": student.config.structure},
+    )
+    assert [(row.name, row.role) for row in rows] == [("teacher", "teacher"), ("small", "student")]
+    assert [row.latency_ms.p50 for row in rows] == [9.0, 3.0]
+    assert (rows[1].latency_ms.batch_size, rows[1].latency_ms.sequence_length) == (3, 9)
+    assert [row.samples_per_second for row in rows] == pytest.approx([3 / 0.009, 3 / 0.003])
+    assert [row.parameters for row in rows] == [count_parameters(teacher), count_parameters(student)]
+    assert rows[0].nonzero_parameters == rows[0].parameters
+    assert rows[1].bytes_on_disk == saved_bytes(student)
+    assert (rows[0].structure, rows[1].structure) == (None, student.config.structure)
+    assert (rows[1].peak_memory_bytes, rows[1].energy_joules_per_sample) == (None, None)
+    assert rows[0].ratios == Ratios(1, 1, 1, 1)
+    assert rows[1].ratios == Ratios(
+        speedup=3.0,
+        size=saved_bytes(teacher) / saved_bytes(student),
+        flops=count_flops(teacher, batch) / count_flops(student, batch),
+        metric_retained=pytest.approx(0.75),
+    )
+
+
+def test_models_are_measured_in_eval_mode(make_model, make_batch, durations):
+    model = make_model().train()
+    durations(model=[1.0, 1.0, 1.0])
+    compare({"model": model}, make_batch())
+    assert not model.training
+
+
+def test_alone_there_is_nothing_to_compare_with(make_model, make_batch):
+    row = measure(make_model(), make_batch(), name="mine", repeats=2)
+    assert (row.name, row.ratios) == ("mine", Ratios())
+    assert row.latency_ms.p90 >= row.latency_ms.p50 > 0
+    assert row.flops == count_flops(make_model(), make_batch())
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_eight_bit_model_is_measured_without_flops(make_model, make_batch, loaded, tmp_path):
+    model = quantize(make_model())
+    if loaded:
+        model.save_pretrained(tmp_path)
+        model = type(model).from_pretrained(tmp_path)
+    row = measure(model, make_batch(), repeats=1)
+    assert row.flops is None
+    assert row.latency_ms.runtime == "torch int8"
+    assert row.parameters == count_parameters(make_model())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_runtime_names_the_dtype(make_model, make_batch, dtype):
+    row = measure(make_model().to(dtype), make_batch(), repeats=1)
+    assert row.latency_ms.runtime == f"torch {str(dtype).removeprefix('torch.')}"
+
+
+def test_inputs_are_no_longer_than_the_model_reads(make_model):
+    inputs = model_inputs(make_model(), 2, 128)
+    assert inputs["input_ids"].shape == (2, 40)
+    assert int(inputs["input_ids"].max()) < 100
+    assert model_inputs(make_model(), 1, 7)["attention_mask"].shape == (1, 7)

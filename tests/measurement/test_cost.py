@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch import nn
+
+from hf_efficient import quantize
+from hf_efficient.measurement.cost import (
+    count_flops,
+    count_nonzero_parameters,
+    count_parameters,
+    folder_bytes,
+    saved_bytes,
+)
+from hf_efficient.pruning.surgery import cut
+
+
+def flops_of_a_tiny_bert(batch, tokens, heads, neurons):
+    """Multiplications and additions of each matrix product of a classifier, layers given by heads and neurons."""
+    rows, total = batch * tokens, 0
+    for kept_heads, kept_neurons in zip(heads, neurons, strict=True):
+        total += 2 * rows * 32 * (8 * kept_heads) * 4  # query, key, value, output
+        total += 2 * rows * tokens * (8 * kept_heads) * 2  # scores, and what they weigh
+        total += 2 * rows * 32 * kept_neurons * 2
+    return total + 2 * batch * 32 * 32 + 2 * batch * 32 * 3  # pooler and classifier
+
+
+def test_parameters_are_counted_shared_ones_once(make_model):
+    layer = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * 64
+    embeddings = (100 + 40 + 2) * 32 + 64
+    assert count_parameters(make_model()) == 3 * layer + embeddings + (32 * 32 + 32) + (32 * 3 + 3)
+    # The table of a masked language model is also its output layer: beyond it, a transform and one bias a token.
+    assert count_parameters(make_model("BertForMaskedLM")) == 3 * layer + embeddings + (32 * 32 + 32) + 64 + 100
+
+
+def test_parameters_of_eight_bit_models_are_those_of_the_float_model(make_model):
+    model = make_model()
+    assert count_parameters(quantize(model)) == count_parameters(model)
+
+
+def test_zeros_are_not_counted(make_model):
+    model = make_model()
+    assert count_nonzero_parameters(model) == count_parameters(model)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[:, :10] = 0
+    assert count_nonzero_parameters(model) == count_parameters(model) - 320
+    quantized = count_nonzero_parameters(quantize(model))
+    assert 0.95 * count_parameters(model) < quantized < count_parameters(model) - 320  # small weights round to zero
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_flops_are_those_of_the_matrix_products(make_model, make_batch, attention):
+    model, batch = make_model(attn_implementation=attention), make_batch()
+    assert count_flops(model, batch) == flops_of_a_tiny_bert(3, 9, [4] * 3, [64] * 3)
+    assert model.config._attn_implementation == attention
+
+
+def test_flops_shrink_with_what_is_cut(make_model, make_batch, select):
+    student = cut(make_model(), select("all of these"))
+    assert count_flops(student, make_batch()) == flops_of_a_tiny_bert(3, 9, [0, 1], [0, 2])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counting_flops_leaves_the_mode_alone(make_model, make_batch, training):
+    model = make_model().train(training)
+    count_flops(model, make_batch())
+    assert model.training is training
+
+
+def test_flops_are_counted_without_computing(make_model, make_batch):
+    meta = {name: value.to("meta") for name, value in make_batch().items()}
+    found = count_flops(make_model().to("meta"), {"input_ids": meta["input_ids"]})
+    assert found == flops_of_a_tiny_bert(3, 9, [4] * 3, [64] * 3)
+
+
+def test_flops_of_frozen_models_and_of_plain_modules(make_model, make_batch):
+    frozen = make_model().requires_grad_(False)
+    assert count_flops(frozen, make_batch()) == flops_of_a_tiny_bert(3, 9, [4] * 3, [64] * 3)
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.linear(x)
+
+    assert count_flops(Plain(), {"x": torch.ones(3, 4)}) == 2 * 3 * 4 * 5
+
+
+def test_flops_of_eight_bit_models_are_not_known(make_model, make_batch):
+    assert count_flops(quantize(make_model()), make_batch()) is None
+
+
+def test_saved_bytes_are_those_of_the_weights_in_their_dtype(make_model):
+    model = make_model()
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        found, weights = saved_bytes(model.to(dtype)), size * count_parameters(model)
+        assert weights < found < weights + 8000  # the header of safetensors names every tensor
+
+
+def test_loaded_eight_bit_model_has_the_bytes_of_its_file(make_model, tmp_path):
+    quantized = quantize(make_model())
+    quantized.save_pretrained(tmp_path)
+    written = (tmp_path / "model.safetensors").stat().st_size
+    assert saved_bytes(quantized) == written
+    assert saved_bytes(type(quantized).from_pretrained(tmp_path)) == written
+
+
+def test_only_weight_files_at_the_top_of_a_folder_count(tmp_path):
+    sizes = {
+        "model-00001-of-00002.safetensors": 10,
+        "model-00002-of-00002.safetensors": 20,
+        "model.onnx": 400,
+        "model.onnx_data": 500,
+        "openvino_model.bin": 3000,
+        "config.json": 7,
+        "training_args.bin": 7,
+        "checkpoint-1/model.safetensors": 7,
+    }
+    for name, size in sizes.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert folder_bytes(tmp_path) == 3930

@@ -1,0 +1,58 @@
+import math
+
+import numpy as np
+import pytest
+
+from hf_efficient.measurement.metrics import (
+    Accuracy,
+    MacroF1,
+    Pearson,
+    Spearman,
+    classification_metrics,
+    regression_metrics,
+)
+
+
+def test_classification_is_accuracy_and_macro_f1():
+    logits = np.array([[2.0, 1.0], [0.0, 3.0], [0.0, 1.0], [5.0, 4.0]])  # predicts 0, 1, 1, 0
+    found = classification_metrics(logits, np.array([0, 1, 0, 0]))
+    f1_of_zero, f1_of_one = 2 * 2 / (2 * 2 + 0 + 1), 2 * 1 / (2 * 1 + 1 + 0)
+    assert found == pytest.approx({"accuracy": 0.75, "f1": (f1_of_zero + f1_of_one) / 2})
+
+
+def test_classes_weigh_the_same_however_rare():
+    logits = np.eye(3)[[0] * 8 + [1, 1]]
+    found = classification_metrics(logits, np.array([0] * 8 + [1, 2]))
+    assert found == pytest.approx({"accuracy": 0.9, "f1": (1 + 2 / 3 + 0) / 3})
+
+
+def test_regression_is_pearson_and_spearman():
+    predictions = np.array([[1.0], [2.0], [3.0], [10.0]])
+    found = regression_metrics(predictions, np.array([0.1, 0.2, 0.4, 0.3]))
+    ranks = 1 - 6 * (0 + 0 + 1 + 1) / (4 * 15)
+    assert found["spearman"] == pytest.approx(ranks)
+    assert found["pearson"] == pytest.approx(np.corrcoef(predictions[:, 0], [0.1, 0.2, 0.4, 0.3])[0, 1])
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_constant_predictions_have_no_correlation():
+    found = regression_metrics(np.full((4, 1), 0.5), np.array([1.0, 2.0, 3.0, 4.0]))
+    assert math.isnan(found["pearson"])
+    assert math.isnan(found["spearman"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [(Accuracy, {"accuracy": 0.5}), (MacroF1, {"f1": 1 / 3}), (Pearson, None), (Spearman, None)],
+)
+def test_each_is_a_metric_of_evaluate_that_adds_batches(metric, expected):
+    if expected is None:
+        single = metric()
+        single.add_batch(predictions=[0.1, 0.2], references=[1.0, 2.0])
+        single.add_batch(predictions=[0.3], references=[3.5])
+        assert single.compute()[metric.__name__.lower()] == pytest.approx(1, abs=0.02)
+        return
+    single = metric()
+    single.add_batch(predictions=[0, 0], references=[0, 1])
+    single.add_batch(predictions=[0, 0], references=[0, 1])
+    assert single.compute() == pytest.approx(expected)
