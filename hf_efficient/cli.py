@@ -100,9 +100,9 @@ def run_measure(argv: Sequence[str]) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run code from the models' repositories")
     parser.add_argument("--output_dir", help="write compression_report.json and .png here")
     known = vars(parser.parse_args(argv))
-    shape = [known.pop("latency_batch_size"), known.pop("latency_sequence_length")]
     names, output, remote = known.pop("models"), known.pop("output_dir"), known.pop("trust_remote_code")
-    report = measure_models(names, DataConfig(**known), *shape, trust_remote_code=remote)
+    batch_size, sequence_length = known.pop("latency_batch_size"), known.pop("latency_sequence_length")
+    report = measure_models(names, DataConfig(**known), batch_size, sequence_length, trust_remote_code=remote)
     show(report)
     if output:
         report.save(output)

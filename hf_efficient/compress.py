@@ -24,7 +24,15 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_efficient.data import DataConfig, find_columns, label_names, label_numbers, labels_are_numbers, load_splits, tokenize
+from hf_efficient.data import (
+    DataConfig,
+    find_columns,
+    label_names,
+    label_numbers,
+    labels_are_numbers,
+    load_splits,
+    tokenize,
+)
 from hf_efficient.distillation.distiller import DistillationConfig
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
@@ -45,11 +53,15 @@ class ModelConfig:
     teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "The model to learn from; the unpruned model itself when left out."}
     )
-    task: str | None = field(default=None, metadata={"help": "text-classification or regression; inferred when left out."})
+    task: str | None = field(
+        default=None, metadata={"help": "text-classification or regression; inferred when left out."}
+    )
     distil: bool | None = field(
         default=None, metadata={"help": "Learn from a teacher; on when one is named or pruning is asked for."}
     )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a model that output_dir already holds."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace a model that output_dir already holds."}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
 
 
@@ -119,7 +131,7 @@ def compress(job: Job) -> CompressionReport:
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     found = trainer.report
-    report = dataclasses.replace(
+    report = trainer.report = dataclasses.replace(
         found,
         task=task.pipeline,
         dataset=job.data.label,
@@ -127,7 +139,6 @@ def compress(job: Job) -> CompressionReport:
         stages=(*first, *found.stages),
         configs={**found.configs, "data": _public(job.data)},
     )
-    trainer.report = report
     if args.push_to_hub:
         trainer.push_to_hub(commit_message="Add compressed model")
     else:
@@ -162,7 +173,9 @@ def measure_models(
         if has_data:
             tokenizer = AutoTokenizer.from_pretrained(name)
             numbers = label_numbers(splits, columns.label, config) if task.name != "regression" else None
-            ready = tokenize(DatasetDict(evaluation=splits["evaluation"]), columns, numbers, tokenizer, data.max_length)
+            ready = tokenize(
+                DatasetDict(evaluation=splits["evaluation"]), columns, numbers, tokenizer, data.max_length
+            )
             metrics[role] = evaluate_model(models[role], ready["evaluation"], tokenizer, task)
     first = models["teacher"]
     rows = compare(
@@ -193,7 +206,7 @@ def evaluate_model(
 def _prepare(
     job: Job, splits: DatasetDict
 ) -> tuple[Task, PreTrainedTokenizerBase, DatasetDict, PreTrainedModel, bool]:
-    """Returns the task, the tokenizer, the tokenized data, the model, and whether the model has the task's head yet."""
+    """Returns the task, the tokenizer, the tokenized data, the model, and whether it has the task's head yet."""
     name, remote = job.models.model_name_or_path, job.models.trust_remote_code
     config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote)

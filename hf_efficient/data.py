@@ -25,15 +25,21 @@ class DataConfig:
     """Where the data is, and which of its columns are which."""
 
     dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration, such as sst2 of glue."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Its configuration, such as sst2 of glue."}
+    )
     train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl or parquet."})
     validation_file: str | None = field(default=None, metadata={"help": "The rows that the report is measured on."})
     test_file: str | None = field(default=None, metadata={"help": "If given, the report is measured on it instead."})
     text_column: str | None = field(default=None, metadata={"help": "Column of the text; found by its usual names."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text of a pair."})
-    label_column: str | None = field(default=None, metadata={"help": "Column of the labels; found by its usual names."})
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of the labels; found by its usual names."}
+    )
     max_length: int = field(default=128, metadata={"help": "Longer texts are cut to this many tokens."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use this many training rows, drawn by seed."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use this many training rows, drawn by seed."}
+    )
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first so many evaluation rows."})
 
     def __post_init__(self) -> None:
@@ -64,7 +70,7 @@ class Columns:
 def load_splits(config: DataConfig, seed: int) -> DatasetDict:
     """Returns "train" and "evaluation"; the latter is the test split, else validation, else a tenth of train held out.
 
-    Raises ValueError: no data was named, a file is missing, empty or of an unknown kind, or there is nothing to train on.
+    Raises ValueError: no data was named, there is no training data, or a file is missing, empty or of an unknown kind.
     """
     if config.dataset_name:
         splits = load_dataset(config.dataset_name, config.dataset_config_name)
@@ -75,7 +81,9 @@ def load_splits(config: DataConfig, seed: int) -> DatasetDict:
     train = splits["train"]
     evaluation = next((splits[name] for name in _evaluation_order(config) if name in splits), None)
     if evaluation is None:
-        logger.warning(f"no validation data was given: {HELD_OUT:.0%} of the training rows are held out for the report")
+        logger.warning(
+            f"no validation data was given: {HELD_OUT:.0%} of the training rows are held out for the report"
+        )
         train, evaluation = train.train_test_split(test_size=HELD_OUT, seed=seed).values()
     if config.max_train_samples is not None and config.max_train_samples < len(train):
         train = train.shuffle(seed=seed).select(range(config.max_train_samples))
@@ -192,8 +200,8 @@ def _check_labelled(splits: DatasetDict, label: str) -> None:
         unlabelled = [value for value in split.unique(label) if value is None or value == -1]
         if unlabelled:
             raise ValueError(
-                f"the {name} data has rows without a label ({unlabelled[0]!r} in column {label!r}): leave them out, or "
-                "name another column with --label_column"
+                f"the {name} data has rows without a label ({unlabelled[0]!r} in column {label!r}): leave them out, "
+                "or name another column with --label_column"
             )
 
 

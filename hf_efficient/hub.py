@@ -18,16 +18,16 @@ logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 CITATIONS = {
-    "distillation": "Soft labels: Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*, arXiv:1503.02531",
-    "fisher": "Fisher scores: Kwon et al. 2022, *A Fast Post-Training Pruning Framework for Transformers*, arXiv:2204.09656",
-    "magnitude": "Magnitude scores: Han et al. 2015, *Learning both Weights and Connections*, arXiv:1506.02626",
-    "pruning": "Choice under a measured budget: Kurtic et al. 2023, *ZipLM*, arXiv:2302.04089",
-    "quantization": "8 bits: Jacob et al. 2018, *Quantization and Training of Neural Networks*, arXiv:1712.05877",
+    "distillation": "Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531",
+    "fisher": "Kwon et al. 2022, *A Fast Post-Training Pruning Framework for Transformers*, arXiv 2204.09656",
+    "magnitude": "Han et al. 2015, *Learning both Weights and Connections ...*, arXiv 1506.02626",
+    "pruning": "Kurtic et al. 2023, *ZipLM: Inference-Aware Structured Pruning of Language Models*, arXiv 2302.04089",
+    "quantization": "Jacob et al. 2018, *Quantization and Training of Neural Networks for ...*, arXiv 1712.05877",
 }
 
 
 def write_documents(report: CompressionReport, folder: str | os.PathLike[str], base_model: str | None = None) -> None:
-    """Writes `compression_report.json`, `compression_report.png` and the card `README.md` beside the model in `folder`."""
+    """Writes the report (`compression_report.json` and `.png`) and the card `README.md` beside the model."""
     report.save(folder)
     report.plot(folder)
     path = Path(folder) / "README.md"
@@ -153,7 +153,7 @@ def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
             + (
                 "`torch.compile` makes them fast; it needs a C++ compiler."
                 if _is_compiled(report)
-                else "`torch.compile(model, dynamic=True)` makes them fast where there is a C++ compiler; it was not measured."
+                else "`torch.compile(model, dynamic=True)` makes them fast given a C++ compiler: not measured."
             )
         )
     return " ".join(notes)

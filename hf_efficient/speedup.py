@@ -1,10 +1,11 @@
-"""Pruning to a target that is kept: costs that are measured, and a search that is corrected until the student has it."""
+"""Pruning to a target that is kept: costs are measured, and the search corrected until the student has it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -70,7 +71,7 @@ def _medians(models: dict[str, PreTrainedModel], config: PruningConfig, seconds:
     calls = {}
     for name, model in models.items():
         model.eval()
-        calls[name] = lambda model=model, inputs=_inputs(model, config): model(**inputs)
+        calls[name] = partial(model, **_inputs(model, config))
     once = sum(median(times) for times in time_in_turn(calls, repeats=1, warmup=1).values()) / 1e3
     repeats = min(100, max(5, round(seconds / once)))
     return {name: median(times) for name, times in time_in_turn(calls, repeats, warmup=1).items()}
@@ -107,11 +108,13 @@ def prune(
     A target is kept: the student's cost is measured (latency in turn with the reference's), and while it misses the
     costs are corrected and the choice is made again.
 
-    Raises ValueError: the config asks for nothing, or its target cannot be reached; the message says how far one can go.
+    Raises ValueError: the config asks for nothing, or its target cannot be reached; the message says what can.
     Raises TypeError: the architecture is unknown.
     """
     if not config.active:
-        raise ValueError("the PruningConfig asks for nothing: give a target (target_speedup=2) or a fraction (layers=0.5)")
+        raise ValueError(
+            "the PruningConfig asks for nothing: give a target (target_speedup=2) or a fraction (layers=0.5)"
+        )
     scores = score(model, config, dataloader, loss)
     if config.target is None:
         return cut(model, select_fractions(model, config, scores))

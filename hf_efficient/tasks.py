@@ -76,9 +76,11 @@ def infer_task(config: PreTrainedConfig, labels_are_numbers: bool) -> Task:
     """
     head = (config.architectures or [""])[0].partition("For")[2]
     if head == "SequenceClassification":
-        return TASKS["regression" if config.problem_type == "regression" or config.num_labels == 1 else "text-classification"]
+        return TASKS[
+            "regression" if config.problem_type == "regression" or config.num_labels == 1 else "text-classification"
+        ]
     if head in ("", "MaskedLM", "PreTraining"):
         return TASKS["regression" if labels_are_numbers else "text-classification"]
     raise ValueError(
-        f"cannot tell the task from {config.architectures}: give --task with one of {', '.join(TASKS)} and a base model"
+        f"cannot tell the task from {config.architectures}: give --task, one of {', '.join(TASKS)}, and a base model"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from torch.utils.data import Subset
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import logging
 
@@ -54,22 +55,22 @@ class _Compression(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.distillation = distillation
-        self.pruning = pruning if pruning is not None and pruning.active else None
-        self.quantization = quantization if quantization is not None and quantization.scheme else None
-        self.report: CompressionReport | None = None
+        self.pruning = pruning or PruningConfig()
+        self.quantization = quantization or QuantizationConfig(scheme=None)
+        self.report: Any = None
         self.distiller: Distiller | None = None
         self._window: dict[str, torch.Tensor] = {}
         self._parts: dict[str, list[torch.Tensor]] = {}
         self.stages: list[str] = []
         self.base_model: str = self.model.config._name_or_path
         self._check(teacher)
-        self.teacher = _load_teacher(teacher, self.model) if isinstance(teacher, str) else teacher
+        self.teacher: Any = _load_teacher(teacher, self.model) if isinstance(teacher, str) else teacher
         if self.teacher is not None:
             check_same_task(self.model, self.teacher)
 
     def _check(self, teacher: PreTrainedModel | str | None) -> None:
         """Refuses what cannot work before any of the work is done."""
-        if self.pruning is not None:
+        if self.pruning.active:
             family_of(self.model)
             if self.optimizer is not None:
                 raise ValueError(
@@ -93,15 +94,15 @@ class _Compression(Trainer):
         """
         if getattr(self.model, "hf_quantizer", None) is not None:
             raise ValueError("the model is quantized already and cannot be trained: build a trainer on its float form")
-        compressed = self.distillation is not None or self.pruning is not None or self.quantization is not None
+        compressed = self.distillation is not None or self.pruning.active or self.quantization.scheme is not None
         if compressed and self.teacher is None:
             self.teacher = copy.deepcopy(self.model)
         if self.distillation is not None:
             self.distiller = Distiller(self.teacher.to(self.args.device), self.distillation)
-        trains = self.distillation is not None or self.pruning is not None or self.quantization is None
+        trains = self.distillation is not None or self.pruning.active or self.quantization.scheme is None
 
         output: TrainOutput | None = None
-        if self.pruning is not None:
+        if self.pruning.active:
             output = self._train_in_rounds(resume_from_checkpoint, *args, **kwargs)
         elif trains:
             checkpoint = _found(resume_from_checkpoint, self.args.output_dir)
@@ -112,7 +113,7 @@ class _Compression(Trainer):
         models: dict[str, PreTrainedModel] = {"teacher": self.teacher} if compressed else {}
         if trains:
             models["student" if compressed else "model"] = self.model
-        if self.quantization is not None:
+        if self.quantization.scheme is not None:
             if trains and self.args.should_save:
                 _save_whole(self.model, Path(self.args.output_dir) / "_student", self.processing_class)
             self._install(quantize(self.model, self.quantization))
@@ -157,13 +158,17 @@ class _Compression(Trainer):
         return model_class.from_pretrained(folder, dtype=self.model.dtype)
 
     def _shape(self) -> str:
-        layers = [layer for stack in family_of(self.model).structure(self.model.config).stacks.values() for layer in stack]
+        layers = [
+            layer for stack in family_of(self.model).structure(self.model.config).stacks.values() for layer in stack
+        ]
         heads = [sum(len(kept) for kept in layer.heads.values()) for layer in layers]
         neurons = [sum(layer.neurons.values()) for layer in layers]
         return f"{len(layers)} layers are left, with {_list(heads)} heads and {_list(neurons)} neurons"
 
     def _from_teacher(self) -> str:
-        return "" if self.distillation is None else f" on the teacher's soft labels (T={self.distillation.temperature:g})"
+        return (
+            "" if self.distillation is None else f" on the teacher's soft labels (T={self.distillation.temperature:g})"
+        )
 
     def _install(self, model: PreTrainedModel) -> None:
         """Makes `model` the one that is trained, evaluated and saved; forgetting one of these trains nothing."""
@@ -184,7 +189,8 @@ class _Compression(Trainer):
         if self.train_dataset is None:
             raise ValueError("pruning scores units on training data: give the trainer a train_dataset")
         if not hasattr(self.train_dataset, "__len__"):
-            return [dict(batch) for batch, _ in zip(self.get_train_dataloader(), range(self.pruning.scoring_samples))]
+            batches = -(-self.pruning.scoring_samples // self.args.per_device_train_batch_size)
+            return [dict(batch) for batch in itertools.islice(self.get_train_dataloader(), batches)]
         generator = torch.Generator().manual_seed(self.args.seed)
         chosen = torch.randperm(len(self.train_dataset), generator=generator)[: self.pruning.scoring_samples]
         return [dict(batch) for batch in self.get_test_dataloader(Subset(self.train_dataset, chosen.tolist()))]
@@ -257,8 +263,8 @@ class _Compression(Trainer):
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: the weights are not updated and the last "
-                f"checkpoint in {self.args.output_dir} is kept. Try a smaller learning rate (now "
+                f"the loss is {loss.item()} at step {self.state.global_step}: the weights are not updated and the "
+                f"last checkpoint in {self.args.output_dir} is kept. Try a smaller learning rate (now "
                 f"{self.args.learning_rate:g}), or train without mixed precision"
             )
         return loss
@@ -279,11 +285,12 @@ class _Compression(Trainer):
 
     def _measure(self, models: dict[str, PreTrainedModel]) -> CompressionReport:
         """Returns the report on `models`, by role: metrics of each, then speed of all in turn."""
-        shape, scheme = self.pruning or PruningConfig(), ""
-        inputs = model_inputs(self.model, shape.latency_batch_size, shape.latency_sequence_length)
+        for model in models.values():
+            self._move_model_to_device(model, self.args.device)
+        inputs = model_inputs(self.model, self.pruning.latency_batch_size, self.pruning.latency_sequence_length)
         fast: dict[str, Any] = {}
-        if self.quantization is not None:
-            scheme = f"{'student' if 'student' in models else 'teacher'}, {self.quantization.scheme}"
+        if self.quantization.scheme is not None:
+            scheme = f"8-bit {'student' if 'student' in models else 'teacher'}"
             run = compiled(models["quantized"], inputs) if self.quantization.compile else None
             if run is not None:
                 fast = {"compiled": run}
@@ -314,7 +321,7 @@ class _Compression(Trainer):
         if self.eval_dataset is None:
             return {}
         installed = self.model, self.model_wrapped, self.accelerator.native_amp
-        self.model = self.model_wrapped = model.to(self.args.device)
+        self.model = self.model_wrapped = model
         self.accelerator.native_amp = False
         try:
             found = self.predict(self.eval_dataset, metric_key_prefix=role).metrics
@@ -325,7 +332,15 @@ class _Compression(Trainer):
 
     def _configs(self) -> dict[str, Any]:
         configs = {"distillation": self.distillation, "pruning": self.pruning, "quantization": self.quantization}
-        names = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "seed", "bf16", "fp16")
+        names = (
+            "learning_rate",
+            "num_train_epochs",
+            "max_steps",
+            "per_device_train_batch_size",
+            "seed",
+            "bf16",
+            "fp16",
+        )
         training = {name: getattr(self.args, name) for name in (*names, "gradient_accumulation_steps")}
         return {
             "training": training,
@@ -354,10 +369,14 @@ class _Compression(Trainer):
             hub.write_documents(self.report, self.args.output_dir, base_model=self.base_model)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Pushes a checkpoint while training goes on; the parent's way would push `training_args.bin` with the token."""
+        """Pushes a checkpoint while training goes on; the parent would push `training_args.bin` with the token."""
         if self.is_world_process_zero() and self.args.hub_strategy != "end":
             hub.push_checkpoint(
-                checkpoint_folder, self.hub_model_id, self.state.global_step, self.args.hub_token, self.args.hub_revision
+                checkpoint_folder,
+                self.hub_model_id,
+                self.state.global_step,
+                self.args.hub_token,
+                self.args.hub_revision,
             )
 
 

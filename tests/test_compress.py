@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import load_dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
-from transformers import BertModel, GPT2Config, GPT2ForSequenceClassification, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    set_seed,
+)
 
 from hf_efficient import CompressionReport
 from hf_efficient.cli import main, parse_job
@@ -23,8 +31,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True)
+inputs = tokenizer(["a good film", "an awful film"], padding=True, return_tensors="pt")
 with torch.no_grad():
-    print(json.dumps(model(**tokenizer(["a good film", "an awful film"], padding=True, return_tensors="pt")).logits.tolist()))
+    print(json.dumps(model(**inputs).logits.tolist()))
 """
 
 
@@ -34,7 +43,9 @@ def write_reviews(path: Path, count: int, labels=("negative", "positive"), shift
         writer.writerow(["sentence", "label"])
         for index in range(shift, shift + count):
             words = (BAD, GOOD)[index % 2]
-            writer.writerow([f"the {words[index % 4]} film number {index % 7} was {words[(index + 1) % 4]}", labels[index % 2]])
+            writer.writerow(
+                [f"the {words[index % 4]} film number {index % 7} was {words[(index + 1) % 4]}", labels[index % 2]]
+            )
     return path
 
 
@@ -197,7 +208,13 @@ def test_the_script_is_the_command(workshop):
 def test_measure_puts_models_side_by_side(workshop, capsys):
     set_seed(1)
     save_model(workshop / "other", BertForSequenceClassification(tiny_config(num_hidden_layers=1)))
-    command = ["measure", str(workshop / "model"), str(workshop / "other"), "--validation_file", str(workshop / "dev.csv")]
+    command = [
+        "measure",
+        str(workshop / "model"),
+        str(workshop / "other"),
+        "--validation_file",
+        str(workshop / "dev.csv"),
+    ]
     assert main([*command, "--output_dir", str(workshop / "measured"), "--latency_sequence_length", "16"]) == 0
     report = CompressionReport.load(workshop / "measured")
     assert [row.name for row in report.models] == ["model", "other"]
@@ -257,7 +274,11 @@ def other_vocabulary(workshop):
 
 BAD_INPUT = {
     "unlabelled row": (no_label, {}, "rows without a label"),
-    "labels of another task": (other_labels, {}, "'no', 'yes', which the model does not have: it knows negative, positive"),
+    "labels of another task": (
+        other_labels,
+        {},
+        "'no', 'yes', which the model does not have: it knows negative, positive",
+    ),
     "label out of range": (too_many_labels, {}, "holds the labels 7, the model has only 0 to 1"),
     "no row": (no_rows, {}, "train_file='train.csv' holds no row that can be read"),
     "empty file": (no_bytes, {}, "'train.csv' is empty"),

@@ -153,7 +153,9 @@ def test_the_last_window_of_an_epoch_is_divided_by_its_own_count(tmp_path):
 
 def test_a_student_equal_to_its_teacher_has_no_soft_loss(tmp_path):
     trainer = build(
-        tmp_path, techniques={"distillation": DistillationConfig(hard_label_weight=0.0, logits_weight=1.0)}, max_steps=1
+        tmp_path,
+        techniques={"distillation": DistillationConfig(hard_label_weight=0.0, logits_weight=1.0)},
+        max_steps=1,
     )
     trainer.train()
     assert trainer.state.log_history[0]["soft_label_loss"] == pytest.approx(0.0, abs=1e-6)
@@ -179,9 +181,7 @@ def test_the_parts_of_the_loss_add_up_in_the_log(tmp_path):
     config = DistillationConfig(hard_label_weight=0.25, logits_weight=0.75)
     teacher = classifier()
     torch.nn.init.normal_(teacher.classifier.weight)
-    trainer = build(
-        tmp_path, techniques={"teacher": teacher, "distillation": config}, gradient_accumulation_steps=2
-    )
+    trainer = build(tmp_path, techniques={"teacher": teacher, "distillation": config}, gradient_accumulation_steps=2)
     trainer.train()
     for entry in (entry for entry in trainer.state.log_history if "loss" in entry):
         parts = 0.25 * entry["hard_label_loss"] + 0.75 * entry["soft_label_loss"]
@@ -217,7 +217,7 @@ def test_an_interrupted_run_goes_on_in_its_round_and_ends_alike(tmp_path):
     whole = build(tmp_path / "whole", techniques=techniques, **changes)
     whole.train()
 
-    class Interruption(Exception):
+    class InterruptionError(Exception):
         pass
 
     broken = build(tmp_path / "broken", techniques=techniques, **changes)
@@ -225,11 +225,11 @@ def test_an_interrupted_run_goes_on_in_its_round_and_ends_alike(tmp_path):
 
     def interrupt(*args):
         if broken.args.output_dir.endswith("_round-2") and broken.state.global_step == 3:
-            raise Interruption
+            raise InterruptionError
         return training_step(*args)
 
     broken.training_step = interrupt
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         broken.train()
     resumed = build(tmp_path / "broken", techniques=techniques, **changes)
     resumed.train(resume_from_checkpoint=True)

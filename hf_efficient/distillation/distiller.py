@@ -21,10 +21,13 @@ class DistillationConfig:
     """
 
     temperature: float = field(
-        default=2.0, metadata={"help": "Divides the logits of teacher and student; larger shows more of the dark knowledge."}
+        default=2.0,
+        metadata={"help": "Divides the logits of teacher and student; larger shows more of the dark knowledge."},
     )
     hard_label_weight: float = field(default=0.5, metadata={"help": "Weight of the task's own loss on the labels."})
-    logits_weight: float = field(default=0.5, metadata={"help": "Weight of the distance to the teacher's soft labels."})
+    logits_weight: float = field(
+        default=0.5, metadata={"help": "Weight of the distance to the teacher's soft labels."}
+    )
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -33,11 +36,13 @@ class DistillationConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not self.hard_label_weight and not self.logits_weight:
-            raise ValueError("hard_label_weight and logits_weight are both 0: nothing would be learned; give one a weight")
+            raise ValueError(
+                "hard_label_weight and logits_weight are both 0: nothing would be learned; give one a weight"
+            )
 
 
 def check_same_task(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Raises ValueError: teacher and student read other tokens or predict other labels, so their logits do not compare."""
+    """Raises ValueError: teacher and student read other tokens or predict other labels, so nothing compares."""
     ours, theirs = student.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def compare(
     for model in models.values():
         model.eval()
     compiled = compiled or {}
-    calls = {role: lambda run=compiled.get(role, model): run(**inputs) for role, model in models.items()}
+    calls = {role: partial(compiled.get(role, model), **inputs) for role, model in models.items()}
     durations = time_in_turn(calls, repeats)
     batch_size, length = next(iter(inputs.values())).shape[:2]
     rows = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,8 +28,8 @@ def count_nonzero_parameters(model: nn.Module) -> int:
     return total
 
 
-def count_flops(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> int | None:
-    """Returns the floating point operations of one forward pass of `inputs`, multiplication and addition counted apart.
+def count_flops(model: Any, inputs: Mapping[str, torch.Tensor]) -> int | None:
+    """Returns the floating point operations of one forward pass; multiplication and addition are counted apart.
 
     Works on the meta device too, where nothing is computed. None for quantized models, whose integer operations torch
     does not count.
@@ -58,7 +59,7 @@ def folder_bytes(folder: str | Path) -> int:
 
 
 def saved_bytes(model: nn.Module) -> int:
-    """Returns the bytes of the weight files that `model.save_pretrained` writes, in the dtype that the model runs in."""
+    """Returns the bytes of the weight files that `save_pretrained` writes, in the dtype that the model runs in."""
     with tempfile.TemporaryDirectory() as folder:
         # Not in the original format: transformers cannot undo the conversion of 8-bit weights that it has loaded.
         model.save_pretrained(folder, save_original_format=False)  # type: ignore[operator]

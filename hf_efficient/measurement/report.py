@@ -111,15 +111,15 @@ class CompressionReport:
         measures: list[tuple[str, Callable[[ModelRow], str]]] = [
             *((name, lambda m, name=name: _number(m.metrics.get(name), "{:.4f}")) for name in metrics),
             (f"{self.metric or 'metric'} kept", lambda m: _number(m.ratios.metric_retained, "{:.1%}")),
-            ("latency", lambda m: _number(m.latency_ms and m.latency_ms.p50, "{:.1f} ms")),
-            ("latency, 90th percentile", lambda m: _number(m.latency_ms and m.latency_ms.p90, "{:.1f} ms")),
+            ("latency", lambda m: _number(m.latency_ms.p50 if m.latency_ms else None, "{:.1f} ms")),
+            ("90th percentile", lambda m: _number(m.latency_ms.p90 if m.latency_ms else None, "{:.1f} ms")),
             ("speed-up", lambda m: _number(m.ratios.speedup, "{:.2f}x")),
             ("runtime", lambda m: m.latency_ms.runtime if m.latency_ms else NOT_MEASURED),
-            ("samples a second", lambda m: _number(m.samples_per_second, "{:.0f}")),
+            ("samples/s", lambda m: _number(m.samples_per_second, "{:.0f}")),
             ("size on disk", lambda m: _number(m.bytes_on_disk and m.bytes_on_disk / 1e6, "{:.1f} MB")),
             ("times smaller", lambda m: _number(m.ratios.size, "{:.2f}x")),
             ("parameters", lambda m: _number(m.parameters and m.parameters / 1e6, "{:.2f} M")),
-            ("operations a batch", lambda m: _number(m.flops and m.flops / 1e9, "{:.2f} GFLOP")),
+            ("operations", lambda m: _number(m.flops and m.flops / 1e9, "{:.2f} GFLOP")),
             ("peak memory", lambda m: _number(m.peak_memory_bytes and m.peak_memory_bytes / 1e6, "{:.0f} MB")),
             ("energy a sample", lambda m: _number(m.energy_joules_per_sample, "{:.3f} J")),
         ]
@@ -162,7 +162,7 @@ class CompressionReport:
         from matplotlib.figure import Figure
 
         shapes = [model for model in self.models if model.structure]
-        figure = Figure(figsize=(11, 6.6 if len(shapes) > 1 else 3.6), layout="constrained")
+        figure: Any = Figure(figsize=(11, 6.6 if len(shapes) > 1 else 3.6), layout="constrained")
         top, *below = figure.subfigures(2, 1, height_ratios=(1.15, 1)) if len(shapes) > 1 else (figure,)
         _plot_bars(top, self)
         if below:
@@ -231,7 +231,9 @@ def _plot_structures(figure: Any, shapes: Sequence[ModelRow]) -> None:
             for stack, layers in (model.structure or {}).items():
                 for layer in layers:
                     total = sum(len(u) if kind == "heads" else u for u in layer[kind].values())
-                    counts[f"{stack} {layer['source']}" if len(model.structure or {}) > 1 else str(layer["source"])] = total
+                    counts[
+                        f"{stack} {layer['source']}" if len(model.structure or {}) > 1 else str(layer["source"])
+                    ] = total
             if index == 0:
                 labels = list(counts)
             heights = [counts.get(label, 0) for label in labels]

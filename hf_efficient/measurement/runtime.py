@@ -30,7 +30,9 @@ class Latency:
     runtime: str
 
 
-def sample_inputs(vocab_size: int, batch_size: int, sequence_length: int, device: torch.device) -> dict[str, torch.Tensor]:
+def sample_inputs(
+    vocab_size: int, batch_size: int, sequence_length: int, device: torch.device
+) -> dict[str, torch.Tensor]:
     """Returns token ids drawn with a fixed seed, and a full mask, both (batch_size, sequence_length)."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab_size, (batch_size, sequence_length), generator=generator)
@@ -72,7 +74,7 @@ def summarize(durations: list[float], batch_size: int, sequence_length: int, run
 
 def environment() -> dict[str, Any]:
     """Returns the processor, its cores, the accelerator, the operating system and the versions of the libraries."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import (
@@ -27,7 +27,7 @@ class PrunedBertConfig(BertConfig):
 
     model_type = "pruned_bert"
 
-    structure: dict | None = None
+    structure: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields, with the map by which every Auto class finds the code beside the weights."""
@@ -106,7 +106,7 @@ class BertFamily(Family):
     model_type = "bert"
     config_class = BertConfig
     pruned_config_class = PrunedBertConfig
-    pruned_classes = {
+    pruned_classes: ClassVar = {
         BertModel: PrunedBertModel,
         BertForMaskedLM: PrunedBertForMaskedLM,
         BertForSequenceClassification: PrunedBertForSequenceClassification,
@@ -118,7 +118,7 @@ class BertFamily(Family):
     def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
         return {"encoder": model.base_model.encoder.layer}
 
-    def layer_blocks(self, name: str, layer: nn.Module) -> tuple[Block, ...]:
+    def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
         attention = layer.attention
         return (
             AttentionBlock(

@@ -73,13 +73,16 @@ class Bias(nn.Module):
     | output | (..., out_features) |
     """
 
-    def __init__(self, out_features: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, out_features: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.in_features = 0
         self.out_features = out_features
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Returns the bias at every position of `hidden_states`."""
         return self.bias.expand(*hidden_states.shape[:-1], -1)
 
 
@@ -93,6 +96,7 @@ class NoUnits(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, None]:
+        """Returns `hidden_states`, as attention does, with no attention weights beside them if that is expected."""
         return (hidden_states, None) if self.returns_attention else hidden_states
 
 
@@ -160,7 +164,7 @@ class Block:
         """Removes every unit but those at the positions `keep`, in place."""
         if len(keep) == self.units:
             return
-        output = self.output
+        output: Any = self.output
         if keep:
             rows, module = self.rows(keep), getattr(self.owner, self.compute)
             for name in self.inputs:
@@ -192,14 +196,14 @@ class Family(ABC):
     model_type: str
     config_class: type[PreTrainedConfig]
     pruned_config_class: type[PreTrainedConfig]
-    pruned_classes: Mapping[type[PreTrainedModel], type[PreTrainedModel]]
+    pruned_classes: ClassVar[Mapping[type[PreTrainedModel], type[PreTrainedModel]]]
 
     @abstractmethod
     def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
         """Returns the stacks of layers of `model`, by name."""
 
     @abstractmethod
-    def layer_blocks(self, name: str, layer: nn.Module) -> tuple[Block, ...]:
+    def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
         """Returns the blocks of the layer called `name` ("encoder.3")."""
 
     @abstractmethod
@@ -231,9 +235,7 @@ class Family(ABC):
     def blocks(self, model: PreTrainedModel) -> dict[str, Block]:
         """Returns every block of `model` by its name, in the order of the layers."""
         return {
-            block.name: block
-            for name, layer in self.layers(model).items()
-            for block in self.layer_blocks(name, layer)
+            block.name: block for name, layer in self.layers(model).items() for block in self.layer_blocks(name, layer)
         }
 
     def config_for(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:

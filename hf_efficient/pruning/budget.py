@@ -59,7 +59,7 @@ class CostTable:
 
     def block(self, name: str, width: int | Sequence[int]) -> np.ndarray:
         """Returns the cost of the block at each width, shape of `width`."""
-        return np.interp(width, self.widths[name], self.costs[name])
+        return np.asarray(np.interp(width, self.widths[name], self.costs[name]))
 
     def total(self, selection: Selection) -> float:
         """Returns the cost of the network that `selection` leaves."""
@@ -142,8 +142,8 @@ def choose(
     """Returns the selection with the smallest sum of removed scores among those whose cost is at most `budget`.
 
     Exact over the table, up to a rounding of each layer's cost by 1/4000 of the budget, by dynamic programming over
-    the layers (the structured search of ZipLM, Kurtic et al. 2023, section 3.2). A layer for which there is a score may
-    go as a whole. At least one attention head of the network stays. With `uniform`, only shapes that a stock class
+    the layers (the structured search of ZipLM, Kurtic et al. 2023, section 3.2). A layer with a score may go
+    as a whole. At least one attention head of the network stays. With `uniform`, only shapes that a stock class
     holds are considered: all heads, and one width of the feed-forward blocks for all layers.
 
     Raises ValueError: no selection fits the budget; the message names the smallest cost there is.
@@ -237,13 +237,16 @@ def _layer_options(
 
     With `attending`, only ways that leave it a head compete: one that the rest beats may be the only one to attend.
     """
-    ways = [(0.0, scores.layers[layer], None)] if layer in scores.layers and not attending else []
+    ways: list[tuple[float, float, list[tuple[str, int]] | None]] = []
+    if layer in scores.layers and not attending:
+        ways.append((0.0, scores.layers[layer], None))
     errors = {b.name: removal_errors(scores.units[b.name], menu[b.name]) for b in blocks}
     costs = {b.name: table.block(b.name, menu[b.name]) for b in blocks}
+    heads = {b.name for b in blocks if b.kind == "heads"}
     for picked in itertools.product(*(range(len(menu[b.name])) for b in blocks)):
-        if attending and not any(menu[b.name][index] for b, index in zip(blocks, picked, strict=True) if b.kind == "heads"):
-            continue
         names = [(b.name, index) for b, index in zip(blocks, picked, strict=True)]
+        if attending and not any(menu[name][index] for name, index in names if name in heads):
+            continue
         cost = table.layer[layer] + sum(costs[name][index] for name, index in names)
         if cost <= bin_size * BINS:
             ways.append((cost, sum(errors[name][index] for name, index in names), names))
@@ -258,7 +261,7 @@ def _layer_options(
 def _knapsack(choices: Sequence[Sequence[_Option]]) -> tuple[float, list[_Option]] | None:
     """Returns the smallest sum of errors, and the options, that take one of each of `choices` within `BINS`."""
     error = np.zeros(BINS + 1)
-    taken = []
+    taken: list[np.ndarray] = []
     for options in choices:
         best, index = np.full(BINS + 1, np.inf), np.zeros(BINS + 1, dtype=np.int64)
         for position, option in enumerate(options):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -40,7 +40,7 @@ def gated(
             handle.remove()
 
 
-def _unit_hook(block: Block, gate: torch.Tensor) -> object:
+def _unit_hook(block: Block, gate: torch.Tensor) -> Callable[..., tuple[torch.Tensor, ...]]:
     def multiply(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         wide = gate.repeat_interleave(block.unit_size, dim=-1).to(args[0].dtype)
         return (args[0] * (_by_row(wide, args[0])[:, None] if wide.dim() == 2 else wide), *args[1:])
@@ -48,8 +48,10 @@ def _unit_hook(block: Block, gate: torch.Tensor) -> object:
     return multiply
 
 
-def _layer_hook(gate: torch.Tensor) -> object:
-    def interpolate(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict, output: torch.Tensor) -> object:
+def _layer_hook(gate: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def interpolate(
+        module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor], output: torch.Tensor
+    ) -> torch.Tensor:
         before = args[0] if args else kwargs["hidden_states"]
         wide = gate.to(before.dtype)
         return before + (_by_row(wide, before)[:, None, None] if wide.dim() else wide) * (output - before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +19,9 @@ Loss = Callable[[PreTrainedModel, Batch], torch.Tensor]
 class Criterion(Protocol):
     """Scores the units and layers of `model`; larger matters more, comparable across blocks and layers."""
 
-    def __call__(self, model: PreTrainedModel, batches: Iterable[Batch], loss: Loss) -> Scores: ...
+    def __call__(self, model: PreTrainedModel, batches: Iterable[Batch], loss: Loss) -> Scores:
+        """Returns a score for every unit and layer."""
+        ...
 
 
 def example_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -28,7 +30,9 @@ def example_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     Raises ValueError: the batch has no labels.
     """
     if not any(name.startswith("label") or name.endswith("_positions") for name in batch):
-        raise ValueError(f"the batches have no labels, only {', '.join(batch)}: pruning by gradients needs labelled data")
+        raise ValueError(
+            f"the batches have no labels, only {', '.join(batch)}: pruning by gradients needs labelled data"
+        )
     rows: int = next(iter(batch.values())).shape[0]
     loss: torch.Tensor = model(**batch).loss
     return loss * rows
@@ -41,7 +45,7 @@ def fisher(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exampl
     | --- | --- | --- |
     | batches | tensors (batch, ...) | inputs with labels; the mean is over all their examples |
     | loss | () | sum of the losses of a batch's examples |
-    | returns | (units,) a block, one number a layer | half the mean squared gradient, the rise of the loss to second order |
+    | returns | (units,) a block, one number a layer | half the mean of g squared: the rise of the loss |
 
     Raises ValueError: there is no batch.
     Source: Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers", eq. 7; layers likewise.
@@ -86,7 +90,7 @@ def magnitude(model: PreTrainedModel, batches: Iterable[Batch] = (), loss: Loss 
     | layers | one number a layer | sum over the layer's units |
 
     Needs no data: `batches` and `loss` are there because every criterion is called alike.
-    Source: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks", section 3, by groups.
+    Source: Han et al. 2015, "Learning both Weights and Connections", section 3, for groups of weights.
     """
     units = {name: _squared_norms(block) for name, block in family_of(model).blocks(model).items()}
     layers: dict[str, float] = {}
@@ -99,7 +103,8 @@ def magnitude(model: PreTrainedModel, batches: Iterable[Batch] = (), loss: Loss 
 def _squared_norms(block: Block) -> torch.Tensor:
     if not block.units:
         return torch.zeros(0)
-    norms = block.output.weight.detach().square().sum(0).view(block.units, -1).sum(1)
+    output: Any = block.output
+    norms: torch.Tensor = output.weight.detach().square().sum(0).view(block.units, -1).sum(1)
     for linear in block.input_linears:
         norms = norms + linear.weight.detach().square().view(block.units, -1).sum(1)
     return norms

@@ -33,16 +33,17 @@ class PruningConfig:
     target_size: float | None = field(
         default=None, metadata={"help": "Parameters of the teacher divided by the student's."}
     )
-    heads: float | None = field(default=None, metadata={"help": "Fraction of all attention heads to remove, in [0, 1)."})
+    heads: float | None = field(
+        default=None, metadata={"help": "Fraction of all attention heads to remove, in [0, 1)."}
+    )
     neurons: float | None = field(
         default=None, metadata={"help": "Fraction of all feed-forward neurons to remove, in [0, 1)."}
     )
     layers: float | None = field(default=None, metadata={"help": "Fraction of the layers to remove, in [0, 1)."})
-    criterion: str = field(
-        default="fisher", metadata={"help": f"How units are scored: one of {', '.join(CRITERIA)}."}
-    )
+    criterion: str = field(default="fisher", metadata={"help": f"How units are scored: one of {', '.join(CRITERIA)}."})
     rounds: int = field(
-        default=1, metadata={"help": "Prune in this many steps of equal ratio, with an equal share of training after each."}
+        default=1,
+        metadata={"help": "Prune in this many steps of equal ratio, with an equal share of training after each."},
     )
     scoring_samples: int = field(default=2048, metadata={"help": "Training examples that the criterion looks at."})
     multiple_of: int = field(
@@ -53,13 +54,17 @@ class PruningConfig:
         metadata={"help": "Only shapes that the stock class of the model can hold: loads without any code of ours."},
     )
     latency_batch_size: int = field(default=1, metadata={"help": "Batch size at which latency is measured."})
-    latency_sequence_length: int = field(default=128, metadata={"help": "Tokens an example where latency is measured."})
+    latency_sequence_length: int = field(
+        default=128, metadata={"help": "Tokens an example where latency is measured."}
+    )
 
     def __post_init__(self) -> None:
         for name in TARGETS:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value} asks for a larger model: give a ratio of at least 1, such as 2 to halve")
+                raise ValueError(
+                    f"{name}={value} asks for a larger model: give a ratio of at least 1, such as 2 to halve"
+                )
         for name in FRACTIONS:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
@@ -72,7 +77,9 @@ class PruningConfig:
         targets = [name for name in TARGETS if getattr(self, name) is not None]
         fractions = [name for name in FRACTIONS if getattr(self, name) is not None]
         if len(targets) > 1 or (targets and fractions):
-            raise ValueError(f"{', '.join(targets + fractions)} cannot be asked for together: give one target or fractions")
+            raise ValueError(
+                f"{', '.join(targets + fractions)} cannot be asked for together: give one target or fractions"
+            )
         if self.portable and (self.heads or self.neurons):
             raise ValueError(
                 "portable=True keeps shapes that a stock class holds, which fractions of heads or neurons are not: "
@@ -89,7 +96,9 @@ class PruningConfig:
 
         Targets count from the unpruned model, fractions from what the round before left.
         """
-        changes = {name: 1 - (1 - getattr(self, name)) ** (1 / self.rounds) for name in FRACTIONS if getattr(self, name)}
+        changes = {
+            name: 1 - (1 - getattr(self, name)) ** (1 / self.rounds) for name in FRACTIONS if getattr(self, name)
+        }
         if self.target is not None:
             changes = {self.target[0]: self.target[1] ** (number / self.rounds)}
         return replace(self, **changes, rounds=1)

@@ -31,18 +31,21 @@ class QuantizationConfig:
     scheme: str | None = field(
         default="int8_dynamic",
         metadata={
-            "help": "int8_dynamic: weights a channel, activations a token, both 8 bits; int8_weight_only: weights alone."
+            "help": "int8_dynamic: 8-bit weights a channel and activations a token; int8_weight_only: weights alone."
         },
     )
     quantize_embeddings: bool = field(
         default=True, metadata={"help": "Store embedding tables as int8 rows too: they are half of a small encoder."}
     )
     skip_modules: str = field(
-        default="", metadata={"help": "Comma separated regular expressions; modules with a matching name stay in float."}
+        default="",
+        metadata={"help": "Comma separated regular expressions; modules with a matching name stay in float."},
     )
     compile: bool = field(
         default=True,
-        metadata={"help": "Also measure the 8-bit model under torch.compile, without which it saves memory but no time."},
+        metadata={
+            "help": "Also measure the 8-bit model under torch.compile, without which it saves memory but no time."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -60,7 +63,9 @@ class QuantizationConfig:
         return tuple(pattern.strip() for pattern in self.skip_modules.split(",") if pattern.strip())
 
 
-def quantize(model: PreTrainedModel, config: QuantizationConfig | None = None, calibration: None = None) -> PreTrainedModel:
+def quantize(
+    model: PreTrainedModel, config: QuantizationConfig | None = None, calibration: None = None
+) -> PreTrainedModel:
     """Returns an 8-bit copy of `model` that `save_pretrained` writes and `from_pretrained` loads as it is.
 
     The Linears of the layers are quantized, and the embedding tables unless told otherwise; pooler and task head stay
@@ -137,7 +142,7 @@ def _shares_embeddings(model: PreTrainedModel) -> bool:
 def _names(
     model: PreTrainedModel, config: QuantizationConfig, wanted: Callable[[str, nn.Module], bool]
 ) -> Iterator[str]:
-    """Yields patterns that match the weights of the wanted modules, whichever task head stands around the base model."""
+    """Yields patterns that match the weights of the wanted modules, whichever head stands around the base model."""
     chosen: dict[str, list[tuple[str, bool]]] = {}
     for name, module in model.base_model.named_modules():
         if wanted(name, module):

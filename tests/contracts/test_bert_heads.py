@@ -1,4 +1,4 @@
-"""What every class of the BERT family owes to whoever loads it: alone, with the package, and after it was saved again."""
+"""What every class of the BERT family owes to who loads it: with the package, without it, and saved once more."""
 
 import json
 import os

@@ -53,6 +53,20 @@ def test_rows_hold_what_was_measured(make_model, make_batch, select, durations):
     )
 
 
+def test_compiled_model_is_timed_in_place_of_its_source(make_model, make_batch, durations):
+    calls, model = [], make_model()
+    durations(teacher=[2.0, 2.0, 2.0], student=[1.0, 1.0, 1.0])
+
+    def compiled(**inputs):
+        calls.append(inputs.keys())
+        return inputs
+
+    rows = compare({"teacher": make_model(), "student": model}, make_batch(), compiled={"student": compiled})
+    assert calls == [make_batch().keys()]
+    assert [row.latency_ms.runtime for row in rows] == ["torch float32", "torch.compile float32"]
+    assert rows[1].parameters == count_parameters(model)
+
+
 def test_models_are_measured_in_eval_mode(make_model, make_batch, durations):
     model = make_model().train()
     durations(model=[1.0, 1.0, 1.0])

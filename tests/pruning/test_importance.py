@@ -12,38 +12,40 @@ from hf_efficient.pruning.surgery import cut
 
 def fisher_by_hand(model, batch):
     """Scores one example at a time, without gates: a gate's gradient is what is read times its gradient, summed."""
-    family = family_of(model)
-    blocks, layers = family.blocks(model), family.layers(model)
+    blocks, layers = family_of(model).blocks(model), family_of(model).layers(model)
     units = {name: torch.zeros(block.units) for name, block in blocks.items()}
     added = dict.fromkeys(layers, 0.0)
-    examples = batch["input_ids"].shape[0]
-    for index in range(examples):
-        length = int(batch["attention_mask"][index].sum())
-        example = {name: value[index : index + 1] for name, value in batch.items()}
-        example = {n: value[:, :length] if value.dim() == 2 else value for n, value in example.items()}
-        read, passed, handles = {}, {}, []
+    read, passed = {}, {}
+
+    def remember(name):
+        def hook(module, args):
+            args[0].retain_grad()
+            read[name] = args[0]
+
+        return hook
+
+    def remember_layer(name):
+        def hook(module, args, output):
+            output.retain_grad()
+            passed[name] = args[0], output
+
+        return hook
+
+    handles = [block.output.register_forward_pre_hook(remember(name)) for name, block in blocks.items()]
+    handles += [layer.register_forward_hook(remember_layer(name)) for name, layer in layers.items()]
+    for example in singles(batch):
+        length = int(example["attention_mask"].sum())
+        model(
+            **{name: value[:, :length] if value.dim() == 2 else value for name, value in example.items()}
+        ).loss.backward()
         for name, block in blocks.items():
-
-            def remember(module, args, name=name):
-                args[0].retain_grad()
-                read[name] = args[0]
-
-            handles.append(block.output.register_forward_pre_hook(remember))
-        for name, layer in layers.items():
-
-            def remember_layer(module, args, output, name=name):
-                output.retain_grad()
-                passed[name] = args[0], output
-
-            handles.append(layer.register_forward_hook(remember_layer))
-        model(**example).loss.backward()
-        for handle in handles:
-            handle.remove()
-        for name, block in blocks.items():
-            products = (read[name] * read[name].grad).reshape(-1, block.units, block.unit_size)
+            products = (read[name] * read[name].grad).detach().reshape(-1, block.units, block.unit_size)
             units[name] += products.sum((0, 2)).square()
         for name, (before, after) in passed.items():
             added[name] += float((after.grad * (after - before)).detach().sum() ** 2)
+    for handle in handles:
+        handle.remove()
+    examples = batch["input_ids"].shape[0]
     return (
         {name: value / (2 * examples) for name, value in units.items()},
         {name: value / (2 * examples) for name, value in added.items()},

@@ -11,6 +11,7 @@ from torch import nn
 from hf_efficient import QuantizationConfig, quantize
 from hf_efficient.measurement.cost import saved_bytes
 from hf_efficient.pruning.surgery import cut
+from hf_efficient.quantization import int8
 from hf_efficient.quantization.int8 import SCHEMES
 
 LAYER_LINEARS = [
@@ -170,7 +171,7 @@ def test_tied_embeddings_stay_in_float_and_tied(make_model, make_batch, scheme, 
     table = loaded.bert.embeddings.word_embeddings.weight
     assert loaded.cls.predictions.decoder.weight is table
     assert torch.equal(table, model.bert.embeddings.word_embeddings.weight)
-    assert float(loaded(**batch).loss) == pytest.approx(float(model(**batch).loss), rel=0.1)
+    assert loaded(**batch).loss.item() == pytest.approx(model(**batch).loss.item(), rel=0.1)
 
 
 def test_quantizing_leaves_the_model_as_it_is(make_model, scheme):
@@ -211,3 +212,24 @@ def test_models_of_other_families_can_be_quantized(tmp_path):
     assert sorted(eight_bit(quantized)) == sorted(
         [*linears, "embeddings.word_embeddings", "embeddings.position_embeddings"]
     )
+
+
+def test_model_that_cannot_be_compiled_is_left_alone_and_the_reason_is_told(make_model, make_batch, monkeypatch):
+    def fail(model, dynamic):
+        raise RuntimeError("no C++ compiler\nand many lines more")
+
+    told = []
+    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr(int8.logger, "warning", told.append)
+    assert int8.compiled(make_model(), make_batch()) is None
+    assert told == ["the 8-bit model is not measured under torch.compile, which does not work here: no C++ compiler"]
+
+
+def test_model_is_compiled_by_a_first_run(make_model, make_batch, monkeypatch):
+    model, runs = make_model().train(), []
+    monkeypatch.setattr(
+        torch, "compile", lambda model, dynamic: lambda **inputs: runs.append((dynamic, inputs.keys()))
+    )
+    assert int8.compiled(model, make_batch()) is not None
+    assert runs == [(True, make_batch().keys())]
+    assert not model.training
