@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from transformers.utils import logging
 from hf_efficient.measurement.comparison import model_inputs
 from hf_efficient.measurement.cost import count_flops, count_parameters
 from hf_efficient.measurement.runtime import time_in_turn
-from hf_efficient.pruning.budget import Selection, smallest_cost
+from hf_efficient.pruning.budget import Selection
 from hf_efficient.pruning.importance import Batch, Loss, example_loss
 from hf_efficient.pruning.pruner import BudgetedChoice, PruningConfig, score, select_fractions
 from hf_efficient.pruning.surgery import cut
@@ -31,15 +32,17 @@ CHECK_SECONDS = 4.0
 class Cost:
     """A cost that a target is a ratio of.
 
-    `of` is the cost of a model; `ratio` that of a reference divided by that of a student, taken as exactly as it can
-    be; a choice aims at `aim` times the asked ratio and is good up to `slack` times it, for costs that are noisy.
+    `of` is the cost of a model, `ratio` that of a reference divided by that of a student. A choice aims at `aim` times
+    the ratio that was asked for, and is good between `least` and `most` times it: a noisy cost leaves room for noise.
+    `counted` costs depend on the shape alone.
     """
 
     of: Callable[[PreTrainedModel, PruningConfig], float]
     ratio: Callable[[PreTrainedModel, PreTrainedModel, PruningConfig], float]
     aim: float = 1.0
-    slack: float = 1.0
-    on_meta: bool = True
+    least: float = 1.0
+    most: float = math.inf
+    counted: bool = True
 
 
 def _inputs(model: PreTrainedModel, config: PruningConfig) -> dict[str, torch.Tensor]:
@@ -47,10 +50,7 @@ def _inputs(model: PreTrainedModel, config: PruningConfig) -> dict[str, torch.Te
 
 
 def _flops(model: PreTrainedModel, config: PruningConfig) -> float:
-    flops = count_flops(model, {"input_ids": _inputs(model, config)["input_ids"]})
-    if flops is None:
-        raise ValueError("the floating point operations of a quantized model cannot be counted: prune it before")
-    return float(flops)
+    return float(count_flops(model, {"input_ids": _inputs(model, config)["input_ids"]}) or math.nan)
 
 
 def _parameters(model: PreTrainedModel, config: PruningConfig) -> float:
@@ -84,7 +84,7 @@ def _exact(
 
 
 COSTS = {
-    "target_speedup": Cost(_latency, _latency_ratio, aim=1.06, slack=1.09, on_meta=False),
+    "target_speedup": Cost(_latency, _latency_ratio, aim=1.05, least=1.02, most=1.09, counted=False),
     "target_flops": Cost(_flops, _exact(_flops)),
     "target_size": Cost(_parameters, _exact(_parameters)),
 }
@@ -111,6 +111,8 @@ def prune(
     Raises ValueError: the config asks for nothing, or its target cannot be reached; the message says what can.
     Raises TypeError: the architecture is unknown.
     """
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError("a quantized model cannot be pruned: prune its float form, then quantize")
     if not config.active:
         raise ValueError(
             "the PruningConfig asks for nothing: give a target (target_speedup=2) or a fraction (layers=0.5)"
@@ -122,30 +124,29 @@ def prune(
     name, goal = config.target
     cost, reference = COSTS[name], reference if reference is not None else model
     # Nothing is computed where a cost is only counted: copies on the meta device hold no numbers.
-    probe = copy.deepcopy(model).to("meta") if cost.on_meta else model
+    probe = copy.deepcopy(model).to("meta") if cost.counted else model
     choice = BudgetedChoice(model, config, scores, lambda selection: cost.of(cut(probe, selection), config))
 
     best: tuple[float, PreTrainedModel] | None = None
-    budget, tried = cost.of(reference, config) / (goal * cost.aim), list[Selection]()
-    for attempt in range(ATTEMPTS):
-        floor = smallest_cost(choice.facts, choice.table, choice.uniform)
-        selection = choice.within(max(budget, floor * 1.001))
+    tried: list[Selection] = []
+    floor = 1.001 * choice.smallest
+    budget = cost.of(reference, config) / (goal * cost.aim)
+    for _ in range(ATTEMPTS):
+        selection = choice.within(max(budget, floor))
         if selection in tried:
             budget *= 0.99
             continue
         tried.append(selection)
         student = cut(model, selection)
         ratio = cost.ratio(reference, student, config)
-        logger.info(f"{name}: asked {goal:.3f}, attempt {attempt + 1} gives {ratio:.3f}")
+        logger.info(f"{name}: asked {goal:.3f}, choice {len(tried)} gives {ratio:.3f}")
         if ratio >= goal and (best is None or ratio < best[0]):
             best = ratio, student
-        if goal <= ratio <= goal * max(cost.slack, 1.0001) or (best and not cost.slack > 1):
-            break
-        if ratio < goal and budget <= floor:
+        if goal * cost.least <= ratio <= goal * cost.most or (ratio < goal and budget <= floor):
             break
         budget *= ratio / (goal * cost.aim)
     if best is None:
-        reached = cost.ratio(reference, cut(model, choice.within(floor * 1.001)), config)
+        reached = cost.ratio(reference, cut(model, choice.within(floor)), config)
         raise ValueError(
             f"{name}={goal:g} cannot be reached: the smallest shape of this model that still attends gives "
             f"{reached:.2f}; ask for less, or start from a smaller model"

@@ -290,7 +290,6 @@ class _Compression(Trainer):
         inputs = model_inputs(self.model, self.pruning.latency_batch_size, self.pruning.latency_sequence_length)
         fast: dict[str, Any] = {}
         if self.quantization.scheme is not None:
-            scheme = f"8-bit {'student' if 'student' in models else 'teacher'}"
             run = compiled(models["quantized"], inputs) if self.quantization.compile else None
             if run is not None:
                 fast = {"compiled": run}
@@ -304,7 +303,7 @@ class _Compression(Trainer):
             inputs,
             metrics=metrics,
             metric=metric,
-            names={"quantized": scheme, "compiled": f"{scheme}, compiled"},
+            names={"quantized": "8-bit", "compiled": "8-bit, compiled"},
             structures={
                 role: family_of(model).structure(model.config).to_dict()
                 for role, model in models.items()

@@ -64,10 +64,21 @@ def _named(id2label: Mapping[int, str]) -> dict[int, str] | None:
 
 
 class Distiller(nn.Module):
-    """Holds a teacher, frozen and in eval mode whatever happens around it, and compares students with it."""
+    """Holds a teacher, frozen and in eval mode whatever happens around it, and compares students with it.
+
+    Raises ValueError: the teacher answers questions or predicts several labels at once.
+    """
 
     def __init__(self, teacher: PreTrainedModel, config: DistillationConfig) -> None:
         super().__init__()
+        if (
+            teacher.config.problem_type == "multi_label_classification"
+            or "QuestionAnswering" in type(teacher).__name__
+        ):
+            raise ValueError(
+                f"soft labels of {type(teacher).__name__} are not one distribution a row or token, which is what is "
+                "compared: train without distillation"
+            )
         self.teacher = teacher.eval().requires_grad_(False)
         self.config = config
         self.regression = teacher.config.problem_type == "regression" or teacher.config.num_labels == 1

@@ -153,22 +153,26 @@ def choose(
     if not possible:
         raise ValueError(
             f"no shape of this network costs {budget:.4g} or less; the smallest costs "
-            f"{smallest_cost(blocks, table, uniform):.4g}"
+            f"{smallest_cost(blocks, scores, table, uniform):.4g}"
         )
     return min(possible, key=lambda result: result[0])[1]
 
 
-def smallest_cost(blocks: Sequence[BlockFacts], table: CostTable, uniform: bool = False) -> float:
+def smallest_cost(blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, uniform: bool = False) -> float:
     """Returns the cost of the cheapest shape that `choose` considers."""
-    cheapest = min(
-        table.layer[layer]
-        + sum(
-            float(table.block(block.name, max(menu[block.name][0], int(block.kind == "heads")))) for block in members
-        )
-        for menu in _menus(blocks, uniform)
-        for layer, members in _by_layer(blocks).items()
-    )
-    return table.base + cheapest
+
+    def least(layer: str, menu: Menu, heads: int) -> float:
+        """The cost of a layer that stays with as little as it may, but at least so many heads a block."""
+        members = _by_layer(blocks)[layer]
+        widths = {block.name: max(menu[block.name][0], heads * (block.kind == "heads")) for block in members}
+        return table.layer[layer] + sum(float(table.block(name, width)) for name, width in widths.items())
+
+    totals = []
+    for menu in _menus(blocks, uniform):
+        left = {layer: 0.0 if layer in scores.layers else least(layer, menu, heads=0) for layer in _by_layer(blocks)}
+        attending = min(least(layer, menu, heads=1) - cost for layer, cost in left.items())
+        totals.append(sum(left.values()) + attending)
+    return table.base + min(totals)
 
 
 def _by_layer(blocks: Sequence[BlockFacts]) -> dict[str, list[BlockFacts]]:

@@ -33,9 +33,11 @@ def example_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         raise ValueError(
             f"the batches have no labels, only {', '.join(batch)}: pruning by gradients needs labelled data"
         )
-    rows: int = next(iter(batch.values())).shape[0]
     loss: torch.Tensor = model(**batch).loss
-    return loss * rows
+    labels = batch.get("labels")
+    if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
+        return loss * labels.ne(-100).sum()  # a loss of tokens is their mean
+    return loss * next(iter(batch.values())).shape[0]
 
 
 def fisher(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = example_loss) -> Scores:

@@ -10,7 +10,16 @@ from transformers import PreTrainedModel
 
 from hf_efficient.models import family_of
 from hf_efficient.models.structure import AttentionBlock
-from hf_efficient.pruning.budget import BlockFacts, CostTable, Scores, Selection, choose, keep_best, measure_costs
+from hf_efficient.pruning.budget import (
+    BlockFacts,
+    CostTable,
+    Scores,
+    Selection,
+    choose,
+    keep_best,
+    measure_costs,
+    smallest_cost,
+)
 from hf_efficient.pruning.importance import CRITERIA, Batch, Loss, example_loss
 
 TARGETS = ("target_speedup", "target_flops", "target_size")
@@ -61,7 +70,7 @@ class PruningConfig:
     def __post_init__(self) -> None:
         for name in TARGETS:
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not value >= 1:
                 raise ValueError(
                     f"{name}={value} asks for a larger model: give a ratio of at least 1, such as 2 to halve"
                 )
@@ -153,6 +162,11 @@ class BudgetedChoice:
     ) -> None:
         self.facts, self.scores, self.uniform = block_facts(model, config), scores, config.portable
         self.table: CostTable = measure_costs(self.facts, cost_of)
+
+    @property
+    def smallest(self) -> float:
+        """The cost in the table of the cheapest shape that is considered."""
+        return smallest_cost(self.facts, self.scores, self.table, self.uniform)
 
     def within(self, budget: float) -> Selection:
         """Returns the selection that loses least among those whose cost in the table is at most `budget`."""

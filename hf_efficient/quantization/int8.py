@@ -76,6 +76,8 @@ def quantize(
     Raises ValueError: the model is quantized already, or nothing of it would be.
     """
     config = config or QuantizationConfig()
+    if config.scheme is None:
+        raise ValueError(f"scheme=None asks for nothing: give one of {', '.join(SCHEMES)}")
     if calibration is not None:
         raise ValueError(f"scheme={config.scheme!r} needs no calibration data: leave `calibration` out")
     if getattr(model, "hf_quantizer", None) is not None:

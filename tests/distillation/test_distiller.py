@@ -153,3 +153,8 @@ def test_other_labels_are_refused(make_model, student, teacher):
 @pytest.mark.parametrize("changes", [{"num_labels": 2}, named("bad", "good")])
 def test_same_labels_pass(make_model, changes):
     check_same_task(make_model(**changes), make_model(**changes, num_hidden_layers=2))
+
+
+def test_heads_without_one_distribution_are_refused(make_model):
+    with pytest.raises(ValueError, match="soft labels of BertForQuestionAnswering are not one distribution"):
+        Distiller(make_model("BertForQuestionAnswering"), DistillationConfig())

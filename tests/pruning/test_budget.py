@@ -181,11 +181,21 @@ def test_unreachable_budget_is_told_the_smallest_cost(uniform, smallest):
         {b.name: torch.ones(b.units) for b in facts}, dict.fromkeys(("encoder.0", "encoder.1", "encoder.2"), 1)
     )
     table = measure_costs(facts, cost_of)
-    assert smallest_cost(facts, table, uniform) == smallest
+    assert smallest_cost(facts, scores, table, uniform) == smallest
     message = f"no shape of this network costs {smallest - 0.5:.4g} or less; the smallest costs {smallest}"
     with pytest.raises(ValueError, match=re.escape(message)):
         choose(facts, scores, table, smallest - 0.5, uniform)
     assert choose(facts, scores, table, smallest, uniform).layers
+
+
+def test_layers_without_a_score_count_in_the_smallest_cost():
+    facts = network(layers=2)
+    scores = Scores({block.name: torch.ones(block.units) for block in facts})
+    table = measure_costs(facts, lambda s: 10.0 * len(s.layers) + sum(len(keep) for keep in s.units.values()))
+    assert smallest_cost(facts, scores, table) == 2 * 10 + 1
+    assert choose(facts, scores, table, 21.1).layers == ("encoder.0", "encoder.1")
+    with pytest.raises(ValueError, match=r"costs 20\.5 or less; the smallest costs 21"):
+        choose(facts, scores, table, 20.5)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -193,7 +203,7 @@ def test_smallest_cost_can_be_chosen(seed):
     facts, scores, table, _ = random_instance(seed)
     scores.layers.update({block.layer: 0.01 for block in facts})
     least = min(cost_and_error(shape, scores, table)[0] for shape in every_shape(facts, scores, False))
-    assert smallest_cost(facts, table) == least
+    assert smallest_cost(facts, scores, table) == least
     if least > table.base:
         assert table.total(choose(facts, scores, table, least)) == least
 

@@ -233,3 +233,8 @@ def test_model_is_compiled_by_a_first_run(make_model, make_batch, monkeypatch):
     assert int8.compiled(model, make_batch()) is not None
     assert runs == [(True, make_batch().keys())]
     assert not model.training
+
+
+def test_no_scheme_is_refused(make_model):
+    with pytest.raises(ValueError, match="scheme=None asks for nothing: give one of int8_dynamic, int8_weight_only"):
+        quantize(make_model("BertForSequenceClassification"), QuantizationConfig(scheme=None))
