@@ -16,7 +16,6 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     DataCollatorWithPadding,
-    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -34,9 +33,8 @@ from hf_efficient.data import (
     tokenize,
 )
 from hf_efficient.distillation.distiller import DistillationConfig
-from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
-from hf_efficient.measurement.runtime import environment
+from hf_efficient.models import family_of
 from hf_efficient.pruning.pruner import PruningConfig
 from hf_efficient.quantization.int8 import QuantizationConfig
 from hf_efficient.tasks import Task, infer_task, task_named
@@ -113,8 +111,8 @@ def compress(job: Job) -> CompressionReport:
         "compute_metrics": task.compute_metrics,
     }
     compresses = job.distils or job.pruning.active or job.quantization.scheme is not None
-    if job.models.overwrite_output_dir and not args.resume_from_checkpoint:
-        _clear(output)
+    if job.pruning.active:
+        family_of(model)  # before a teacher is trained in vain
     first: tuple[str, ...] = ()
     if not tuned and compresses and job.models.teacher_name_or_path is None:
         logger.warning(f"{job.models.model_name_or_path} has no head for {task.name}: it is fine-tuned first")
@@ -129,6 +127,8 @@ def compress(job: Job) -> CompressionReport:
         quantization=job.quantization,
         **common,
     )
+    if job.models.overwrite_output_dir and not args.resume_from_checkpoint:
+        _clear(output, keep="_teacher" if first else "")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     found = trainer.report
     report = trainer.report = dataclasses.replace(
@@ -147,60 +147,6 @@ def compress(job: Job) -> CompressionReport:
     for stage in output.glob("_round-*"):
         shutil.rmtree(stage)
     return report
-
-
-def measure_models(
-    names: list[str], data: DataConfig, batch_size: int, sequence_length: int, trust_remote_code: bool = False
-) -> CompressionReport:
-    """Returns the report on models that are there already: the first is the one that the others are compared with.
-
-    Metrics are measured when `data` names any. Raises ValueError: the models are for different tasks.
-    """
-    has_data = bool(data.dataset_name or data.train_file or data.validation_file or data.test_file)
-    configs = [AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code) for name in names]
-    tasks = [infer_task(config, labels_are_numbers=False) for config in configs]
-    if len({task.name for task in tasks}) > 1:
-        raise ValueError(f"the models are for different tasks: {', '.join(task.name for task in tasks)}")
-    task, models, metrics, titles = tasks[0], {}, {}, {}
-    if has_data:
-        file = data.test_file or data.validation_file or data.train_file
-        splits = load_splits(dataclasses.replace(data, train_file=file) if file else data, seed=0)
-        columns = find_columns(splits, task, data)
-    for index, (name, config) in enumerate(zip(names, configs, strict=True)):
-        role = "teacher" if index == 0 else f"student {index}"
-        titles[role] = Path(name).name if Path(name).exists() else name
-        models[role] = task.auto_class.from_pretrained(name, trust_remote_code=trust_remote_code).eval()
-        if has_data:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            numbers = label_numbers(splits, columns.label, config) if task.name != "regression" else None
-            ready = tokenize(
-                DatasetDict(evaluation=splits["evaluation"]), columns, numbers, tokenizer, data.max_length
-            )
-            metrics[role] = evaluate_model(models[role], ready["evaluation"], tokenizer, task)
-    first = models["teacher"]
-    rows = compare(
-        models, model_inputs(first, batch_size, sequence_length), metrics=metrics, metric=task.metric, names=titles
-    )
-    return CompressionReport(
-        task=task.pipeline,
-        dataset=data.label if has_data else None,
-        metric=task.metric if has_data else None,
-        models=rows,
-        environment=environment(),
-    )
-
-
-def evaluate_model(
-    model: PreTrainedModel, data: Any, tokenizer: PreTrainedTokenizerBase, task: Task, batch_size: int = 32
-) -> dict[str, float]:
-    """Returns the task's metrics of `model`, in its own precision, on tokenized `data`."""
-    loader = torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
-    logits, labels = [], []
-    with torch.inference_mode():
-        for batch in loader:
-            labels.append(batch.pop("labels"))
-            logits.append(model(**batch.to(model.device)).logits.float().cpu())
-    return task.compute_metrics(EvalPrediction(torch.cat(logits).numpy(), torch.cat(labels).numpy()))
 
 
 def _prepare(
@@ -261,10 +207,11 @@ def _check_output(job: Job, output: Path) -> None:
     )
 
 
-def _clear(output: Path) -> None:
+def _clear(output: Path, keep: str) -> None:
     """Removes what an earlier run left to resume from; the model itself is replaced once the new one is there."""
     for path in [*output.glob("_*"), *output.glob("checkpoint-*")]:
-        shutil.rmtree(path)
+        if path.name != keep:
+            shutil.rmtree(path)
 
 
 def _public(data: DataConfig) -> dict[str, Any]:

@@ -93,10 +93,11 @@ def write_corpus(folder: Path) -> dict[str, Any]:
     model = BertForSequenceClassification(demo_corpus.teacher_config(len(tokenizer), names))
     model.save_pretrained(folder / "untrained")
     tokenizer.save_pretrained(folder / "untrained")
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    rows = folder / "python-docstrings"
+    rows.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"model": folder / "untrained"}
     for name, split in corpus.items():
-        path = folder / "data" / f"{name}.jsonl"
+        path = rows / f"{name}.jsonl"
         lines = (json.dumps({"text": row["text"], "label": names[row["label"]]}) for row in split)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         result |= {name: path, f"{name}_rows": len(split)}

@@ -125,7 +125,13 @@ def prune(
     cost, reference = COSTS[name], reference if reference is not None else model
     # Nothing is computed where a cost is only counted: copies on the meta device hold no numbers.
     probe = copy.deepcopy(model).to("meta") if cost.counted else model
-    choice = BudgetedChoice(model, config, scores, lambda selection: cost.of(cut(probe, selection), config))
+    with logging.tqdm(desc="costs of narrower shapes", unit=" shapes") as progress:
+
+        def cost_of(selection: Selection) -> float:
+            progress.update()
+            return cost.of(cut(probe, selection), config)
+
+        choice = BudgetedChoice(model, config, scores, cost_of)
 
     best: tuple[float, PreTrainedModel] | None = None
     tried: list[Selection] = []

@@ -24,6 +24,7 @@ LEVELS = {
     "hub": 2,
     "trainer": 2,
     "compress": 3,
+    "side_by_side": 3,
     "demo": 4,
     "cli": 5,
     "__init__": 6,

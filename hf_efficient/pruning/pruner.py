@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_efficient.models import family_of
 from hf_efficient.models.structure import AttentionBlock
@@ -144,7 +145,7 @@ def score(
 
     def batches() -> Iterable[Batch]:
         left = config.scoring_samples
-        for batch in dataloader:
+        for batch in logging.tqdm(dataloader, desc=f"scores by {config.criterion}"):
             tensors = {name: value[:left].to(model.device) for name, value in batch.items() if torch.is_tensor(value)}
             yield tensors
             left -= next(iter(tensors.values())).shape[0]

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+from transformers import BertConfig, BertForSequenceClassification
+
+from hf_efficient import CompressionReport, hub
+from hf_efficient.measurement.report import ModelRow, with_ratios
+from hf_efficient.measurement.runtime import Latency
+
+
+def row(role, accuracy, milliseconds, size, **changes):
+    latency = Latency(milliseconds, milliseconds, 8, 64, 2, "torch float32")
+    return ModelRow(role, role, {"accuracy": accuracy}, bytes_on_disk=size, latency_ms=latency, **changes)
+
+
+@pytest.fixture
+def report():
+    return CompressionReport(
+        task="text-classification",
+        dataset="films",
+        metric="accuracy",
+        stages=("pruned by fisher", "trained for 7 steps"),
+        models=with_ratios([row("teacher", 0.9, 50.0, 8_000_000), row("student", 0.891, 20.0, 2_000_000)], "accuracy"),
+        environment={"processor": "abacus", "packages": {"hf_efficient": "0.1.0"}},
+        configs={"pruning": {"criterion": "fisher"}, "distillation": {}},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=20
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "small-films")
+    return tmp_path / "small-films"
+
+
+def test_the_card_says_what_the_report_says(folder, report):
+    hub.write_documents(report, folder, base_model="somebody/films")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "somebody/films"
+    assert card.data.base_model_relation == "finetune"
+    assert card.data.pipeline_tag == "text-classification"
+    assert card.data.tags == ["hf_efficient", "distillation", "pruning"]
+    [result] = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.891, "films")
+    for text in (
+        "4.0 times smaller than its teacher, 2.50 times as fast, with 99.0% of its accuracy",
+        "| latency | 50.0 ms | 20.0 ms |",
+        "| energy a sample | not measured | not measured |",
+        "batch 8 x 64 tokens, models in turn, on abacus, 2 threads",
+        "* trained for 7 steps",
+        "AutoModelForSequenceClassification.from_pretrained(name).eval()",
+        "pip install transformers torch\n",
+        "Kwon et al. 2022",
+        "Hinton et al. 2015",
+    ):
+        assert text in card.text
+    assert "trust_remote_code" not in card.text
+    assert "Jacob" not in card.text  # nothing was quantized
+    assert json.loads((folder / "compression_report.json").read_text())["dataset"] == "films"
+    assert not list(folder.glob("*partial*"))
+
+
+def test_a_path_of_this_machine_is_not_named_as_base_model(folder, report, tmp_path):
+    hub.write_documents(report, folder, base_model=str(tmp_path))
+    text = (folder / "README.md").read_text()
+    assert str(tmp_path) not in text
+    assert "base_model" not in text
+
+
+def test_a_checkpoint_push_takes_what_loading_needs_and_nothing_else(folder, monkeypatch):
+    asked = {}
+
+    class Api:
+        def __init__(self, token):
+            asked["token"] = token
+
+        def upload_folder(self, **kwargs):
+            asked.update(kwargs)
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    hub.push_checkpoint(str(folder), "me/films", 7, token="hf_secret", revision="main")
+    assert asked["token"] == "hf_secret"
+    assert asked["repo_id"] == "me/films"
+    assert not {"*.bin", "*.pt", "*.pth", "*"} & set(asked["allow_patterns"])
+    assert "step 7" in asked["commit_message"]
