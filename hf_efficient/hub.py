@@ -74,7 +74,7 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         summary=_summary(report) if compressed else "A fine-tuned model, measured.",
         table=report.markdown(),
         circumstances=report.circumstances(),
-        dataset=report.dataset,
+        evaluation=_evaluation(report),
         picture=PICTURE_NAME if (folder / PICTURE_NAME).exists() else None,
         stages=list(report.stages) or ["Fine-tuned, not compressed."],
         requirements=" ".join(_requirements(config)),
@@ -169,6 +169,18 @@ def _summary(report: CompressionReport) -> str:
     if final.ratios.metric_retained:
         parts.append(f"with {final.ratios.metric_retained:.1%} of its {report.metric}")
     return f"A compressed model: {', '.join(parts)}." if parts else "A compressed model."
+
+
+def _evaluation(report: CompressionReport) -> str:
+    """Returns a sentence on how the metrics came about; empty where there are none."""
+    if report.dataset is None or not report.models[-1].metrics:
+        return ""
+    batch = (report.configs.get("training") or {}).get("per_device_eval_batch_size")
+    how = f", in batches of {batch} in the order of the file" if batch else ""
+    told = f" Metrics: on the evaluation split of {report.dataset}, in the precision of each column{how}."
+    if any(model.role == "quantized" for model in report.models):
+        told += " Eight bits round: other batches may move a prediction that is almost a tie."
+    return told
 
 
 def _limits(report: CompressionReport) -> str:

@@ -39,7 +39,9 @@ def measure_models(
     task, models, metrics, titles = tasks[0], {}, {}, {}
     if has_data:
         file = data.test_file or data.validation_file or data.train_file
-        splits = load_splits(dataclasses.replace(data, train_file=file, validation_file=file) if file else data, seed=0)
+        splits = load_splits(
+            dataclasses.replace(data, train_file=file, validation_file=file) if file else data, seed=0
+        )
         columns = find_columns(splits, task, data)
     for index, (name, config) in enumerate(zip(names, configs, strict=True)):
         role = "teacher" if index == 0 else f"student {index}"

@@ -84,7 +84,7 @@ def _exact(
 
 
 COSTS = {
-    "target_speedup": Cost(_latency, _latency_ratio, aim=1.05, least=1.02, most=1.09, counted=False),
+    "target_speedup": Cost(_latency, _latency_ratio, aim=1.07, least=1.05, most=1.1, counted=False),
     "target_flops": Cost(_flops, _exact(_flops)),
     "target_size": Cost(_parameters, _exact(_parameters)),
 }

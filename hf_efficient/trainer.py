@@ -316,16 +316,16 @@ class _Compression(Trainer):
         )
 
     def _metrics(self, role: str, model: PreTrainedModel) -> dict[str, float]:
-        """Returns the metrics of `model` on the evaluation set, in the precision of its weights."""
+        """Returns the metrics of `model` on the evaluation set, in its order and the weights' precision."""
         if self.eval_dataset is None:
             return {}
-        installed = self.model, self.model_wrapped, self.accelerator.native_amp
+        installed = self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy
         self.model = self.model_wrapped = model
-        self.accelerator.native_amp = False
+        self.accelerator.native_amp, self.args.train_sampling_strategy = False, "random"
         try:
             found = self.predict(self.eval_dataset, metric_key_prefix=role).metrics
         finally:
-            self.model, self.model_wrapped, self.accelerator.native_amp = installed
+            self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy = installed
         named = {name.removeprefix(f"{role}_"): value for name, value in found.items()}
         return {name: value for name, value in named.items() if name not in NOT_METRICS and isinstance(value, float)}
 
@@ -336,6 +336,7 @@ class _Compression(Trainer):
             "num_train_epochs",
             "max_steps",
             "per_device_train_batch_size",
+            "per_device_eval_batch_size",
             "seed",
             "bf16",
             "fp16",
