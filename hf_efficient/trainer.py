@@ -79,6 +79,8 @@ class _Compression(Trainer):
                 )
             if self.model_init is not None:
                 raise ValueError("model_init would undo the pruning at every round: give `model`")
+        if self.distillation is not None and self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func would replace the distillation loss: give one of the two")
         if teacher is not None and self.distillation is None:
             raise ValueError("a teacher without distillation teaches nothing: add distillation=DistillationConfig()")
 
@@ -94,6 +96,7 @@ class _Compression(Trainer):
         """
         if getattr(self.model, "hf_quantizer", None) is not None:
             raise ValueError("the model is quantized already and cannot be trained: build a trainer on its float form")
+        self.stages = []
         compressed = self.distillation is not None or self.pruning.active or self.quantization.scheme is not None
         if compressed and self.teacher is None:
             self.teacher = copy.deepcopy(self.model)
@@ -130,9 +133,15 @@ class _Compression(Trainer):
         folder, rounds = Path(self.args.output_dir), self.pruning.rounds
         epochs, steps = self.args.num_train_epochs, self.args.max_steps
         begun = _last_round(folder, rounds) if resume else 0
+        if not resume and self.args.should_save:
+            for stale in folder.glob("_round-*"):
+                shutil.rmtree(stale)
         try:
-            for number in range(max(1, begun), rounds + 1):
+            for number in range(1, rounds + 1):
                 round_folder = folder / f"_round-{number}"
+                if number < begun:
+                    self.stages.append(f"pruned and trained, round {number} of {rounds}, before an interruption")
+                    continue
                 if number > begun and self.args.should_save:
                     self._restore_forward(self.model)
                     request = self.pruning.step(number)

@@ -348,6 +348,12 @@ def test_an_optimizer_of_the_unpruned_parameters_is_refused(tmp_path):
         )
 
 
+def test_a_loss_function_beside_distillation_is_refused(tmp_path):
+    techniques = {"distillation": DistillationConfig(), "compute_loss_func": lambda outputs, labels, **_: outputs.loss}
+    with pytest.raises(ValueError, match="compute_loss_func would replace the distillation loss"):
+        build(tmp_path, techniques=techniques)
+
+
 def test_the_seq2seq_trainer_has_the_same_additions(tmp_path):
     assert issubclass(EfficientSeq2SeqTrainer, EfficientTrainer.__mro__[1])
     assert EfficientSeq2SeqTrainer.compute_loss is EfficientTrainer.compute_loss
