@@ -40,22 +40,24 @@ def sample_inputs(
 
 
 def time_in_turn(
-    calls: Mapping[str, Callable[[], object]], repeats: int = 25, warmup: int = 3
+    calls: Mapping[str, Callable[[], object]], repeats: int = 25, warmup: int = 1, turn: int = 5
 ) -> dict[str, list[float]]:
-    """Returns, for each of `calls`, `repeats` durations in milliseconds, one call of each in turn.
+    """Returns, for each of `calls`, `repeats` durations in milliseconds, taken in turns of `turn` calls.
 
-    Taking turns lets a slow moment of a shared machine fall on all of them, so that ratios of medians hold.
+    Taking turns lets a slow moment of a shared machine fall on all of them, so that ratios of medians hold. A turn
+    begins with `warmup` calls that do not count: what the others left in the caches is nobody's cost.
     """
     durations: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
-        for round_ in range(warmup + repeats):
+        for start in range(0, repeats, turn):
             for name, call in calls.items():
-                _synchronize()
-                start = time.perf_counter()
-                call()
-                _synchronize()
-                if round_ >= warmup:
-                    durations[name].append((time.perf_counter() - start) * 1e3)
+                for number in range(warmup + min(turn, repeats - start)):
+                    _synchronize()
+                    before = time.perf_counter()
+                    call()
+                    _synchronize()
+                    if number >= warmup:
+                        durations[name].append((time.perf_counter() - before) * 1e3)
     return durations
 
 

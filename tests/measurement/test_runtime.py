@@ -29,9 +29,9 @@ def test_calls_take_turns_and_warming_up_does_not_count(clock):
 
         return work
 
-    found = time_in_turn({"teacher": call("teacher"), "student": call("student")}, repeats=3, warmup=2)
-    assert order == ["teacher", "student"] * 5
-    assert found == {"teacher": [5000.0, 7000.0, 9000.0], "student": [6000.0, 8000.0, 10000.0]}
+    found = time_in_turn({"teacher": call("teacher"), "student": call("student")}, repeats=3, warmup=1, turn=2)
+    assert order == ["teacher"] * 3 + ["student"] * 3 + ["teacher"] * 2 + ["student"] * 2
+    assert found == {"teacher": [2000.0, 3000.0, 8000.0], "student": [5000.0, 6000.0, 10000.0]}
 
 
 def test_calls_build_no_graph():
