@@ -146,7 +146,7 @@ def prune(
         student = cut(model, selection)
         ratio = cost.ratio(reference, student, config)
         logger.info(f"{name}: asked {goal:.3f}, choice {len(tried)} gives {ratio:.3f}")
-        if ratio >= goal and (best is None or ratio < best[0]):
+        if ratio >= goal and (best is None or abs(ratio - goal * cost.aim) < abs(best[0] - goal * cost.aim)):
             best = ratio, student
         if goal * cost.least <= ratio <= goal * cost.most or (ratio < goal and budget <= floor):
             break

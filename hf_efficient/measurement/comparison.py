@@ -14,7 +14,7 @@ from hf_efficient.measurement.report import ModelRow, with_ratios
 from hf_efficient.measurement.runtime import sample_inputs, summarize, time_in_turn
 
 
-def measure(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str = "model", repeats: int = 25) -> ModelRow:
+def measure(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str = "model", repeats: int = 60) -> ModelRow:
     """Returns what `model` costs on `inputs`, tensors (batch, tokens): size, operations and latency."""
     return compare({name: model}, inputs, repeats=repeats)[0]
 
@@ -27,7 +27,7 @@ def compare(
     names: Mapping[str, str] | None = None,
     structures: Mapping[str, Mapping[str, Any]] | None = None,
     compiled: Mapping[str, Callable[..., Any]] | None = None,
-    repeats: int = 25,
+    repeats: int = 60,
 ) -> tuple[ModelRow, ...]:
     """Returns a row for each of `models`, latencies taken in turn, ratios against the one in the role "teacher".
 

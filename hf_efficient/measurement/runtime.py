@@ -40,7 +40,7 @@ def sample_inputs(
 
 
 def time_in_turn(
-    calls: Mapping[str, Callable[[], object]], repeats: int = 25, warmup: int = 1, turn: int = 5
+    calls: Mapping[str, Callable[[], object]], repeats: int = 60, warmup: int = 3, turn: int = 20
 ) -> dict[str, list[float]]:
     """Returns, for each of `calls`, `repeats` durations in milliseconds, taken in turns of `turn` calls.
 
