@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
@@ -86,9 +87,11 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
     )
 
 
-def push_checkpoint(folder: str, repo_id: str, step: int, token: str | None, revision: str | None) -> None:
+def push_checkpoint(
+    folder: str, repo_id: str, step: int, token: str | None, revision: str | None
+) -> Future[CommitInfo]:
     """Uploads the model files of a checkpoint in the background, never what only resuming needs."""
-    HfApi(token=token).upload_folder(
+    return HfApi(token=token).upload_folder(
         repo_id=repo_id,
         folder_path=folder,
         allow_patterns=["*.json", "*.safetensors", "*.py", "*.txt", "*.model"],

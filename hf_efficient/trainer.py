@@ -16,7 +16,7 @@ import transformers
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
-from transformers.utils import logging
+from transformers.utils import PushInProgress, logging
 
 from hf_efficient import hub
 from hf_efficient.distillation.distiller import DistillationConfig, Distiller, check_same_task
@@ -379,14 +379,13 @@ class _Compression(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushes a checkpoint while training goes on; the parent would push `training_args.bin` with the token."""
-        if self.is_world_process_zero() and self.args.hub_strategy != "end":
-            hub.push_checkpoint(
-                checkpoint_folder,
-                self.hub_model_id,
-                self.state.global_step,
-                self.args.hub_token,
-                self.args.hub_revision,
-            )
+        pending = getattr(self, "push_in_progress", None)
+        busy = pending is not None and not pending.is_done() and not self.args.hub_always_push
+        if not self.is_world_process_zero() or self.args.hub_strategy == "end" or busy:
+            return
+        step, token, revision = self.state.global_step, self.args.hub_token, self.args.hub_revision
+        push = hub.push_checkpoint(checkpoint_folder, self.hub_model_id, step, token, revision)
+        self.push_in_progress = PushInProgress([push])  # the parent waits for it before the last push
 
 
 class EfficientTrainer(_Compression):

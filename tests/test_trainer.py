@@ -1,6 +1,7 @@
 import copy
 import json
 import warnings
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hf_efficient import (
     NonFiniteLossError,
     PruningConfig,
     QuantizationConfig,
+    hub,
 )
 
 LENGTHS = (5, 9, 3, 12, 7, 4, 11, 6)
@@ -311,6 +313,18 @@ def test_no_token_is_written(tmp_path):
     assert len(files) > 4
     assert not [path for path in files if b"hf_canary" in path.read_bytes()]
     assert not list(tmp_path.rglob("training_args.bin"))
+
+
+def test_a_checkpoint_is_not_pushed_while_one_is_on_its_way(tmp_path, monkeypatch):
+    trainer, pushes = build(tmp_path, hub_token="hf_canary"), []
+    trainer.hub_model_id = "me/films"
+    monkeypatch.setattr(hub, "push_checkpoint", lambda *asked: pushes.append((asked, Future())) or pushes[-1][1])
+    trainer._push_from_checkpoint("checkpoint-1")
+    trainer._push_from_checkpoint("checkpoint-2")
+    pushes[0][1].set_result(None)
+    trainer._push_from_checkpoint("checkpoint-3")
+    assert [asked[0] for asked, _ in pushes] == ["checkpoint-1", "checkpoint-3"]
+    assert pushes[0][0][1:] == ("me/films", 0, "hf_canary", None)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
