@@ -91,6 +91,9 @@ def compress(job: Job) -> CompressionReport:
     Raises ValueError, TypeError: the settings or the data cannot work; nothing is written then.
     """
     args, output = job.training, Path(job.training.output_dir)
+    # From a command line "True" and "False" arrive as if they were paths.
+    said = {"true": True, "false": None}
+    args.resume_from_checkpoint = said.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     if args.resume_from_checkpoint and (output / REPORT_NAME).exists():
         logger.warning(f"{output} holds a finished run: nothing is done")
         return CompressionReport.load(output)

@@ -160,6 +160,12 @@ def test_a_finished_run_returns_at_once_and_is_not_overwritten(workshop, capsys)
     assert (workshop / "out" / "model.safetensors").stat().st_mtime_ns != before
 
 
+@pytest.mark.parametrize("said", ["True", "False"])
+def test_resuming_where_nothing_is_starts(workshop, said):
+    assert main(["compress", *flags(workshop, num_train_epochs=1, resume_from_checkpoint=said)]) == 0
+    assert CompressionReport.load(workshop / "out").stages == ["trained for 8 steps"]
+
+
 def test_a_model_without_a_head_is_fine_tuned_first(workshop, capsys):
     set_seed(0)
     save_model(workshop / "base", BertModel(tiny_config(id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id=None)))
