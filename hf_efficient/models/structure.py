@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+_KEYS_OF_THE_PRUNED = ("architectures", "auto_map", "model_type", "structure", "transformers_version")
+
 
 @dataclass(frozen=True)
 class LayerStructure:
@@ -198,6 +200,9 @@ class Family(ABC):
     pruned_config_class: type[PreTrainedConfig]
     pruned_classes: ClassVar[Mapping[type[PreTrainedModel], type[PreTrainedModel]]]
 
+    def __init__(self) -> None:
+        self.pruned_config_class.family = self
+
     @abstractmethod
     def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
         """Returns the stacks of layers of `model`, by name."""
@@ -217,6 +222,13 @@ class Family(ABC):
     @abstractmethod
     def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
         """Returns the config of the pruned class that holds `structure`."""
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """The class that each Auto class finds in the code beside the weights, as `config.json` names it."""
+        classes: dict[str, type] = {"AutoConfig": self.pruned_config_class}
+        classes |= {str(pruned._auto_class): pruned for pruned in self.pruned_classes.values()}
+        return {auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in classes.items()}
 
     def structure(self, config: PreTrainedConfig) -> Structure:
         """Returns the structure of the network, pruned or not, that `config` describes."""
@@ -261,3 +273,26 @@ class Family(ABC):
                     short = block.name.rpartition(".")[2]
                     width = len(left.heads[short]) if short in left.heads else left.neurons[short]
                     block.narrow(range(width))
+
+
+class PrunedConfig:
+    """Mixin in front of a stock config, which declares the field `structure`, the JSON form of a `Structure`."""
+
+    family: ClassVar[Family]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields, with the map by which every Auto class finds the code beside the weights."""
+        return {**super().to_dict(), "auto_map": self.family.auto_map}  # type: ignore[misc]
+
+
+class PrunedModel(PreTrainedModel):
+    """Mixin in front of a stock class: builds it, and narrows it to the structure that its config holds."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        config.family.shape(self, config.family.structure(config))
+
+
+def stock_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """Returns the fields of `config` that the stock config of its family takes."""
+    return {key: value for key, value in config.to_dict().items() if key not in _KEYS_OF_THE_PRUNED}

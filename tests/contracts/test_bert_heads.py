@@ -15,7 +15,7 @@ from hf_efficient import QuantizationConfig, quantize
 from hf_efficient.pruning.budget import Selection
 from hf_efficient.pruning.surgery import cut
 
-PY_FILES = ["pruned_bert.py", "structure.py"]
+PY_FILES = ["encoder.py", "pruned_bert.py", "structure.py"]
 # Run where `hf_efficient` cannot be imported. `expected.pt` holds, by folder: Auto class, inputs, outputs and weights.
 CONSUMER = """
 import copy, json, sys

@@ -1,0 +1,80 @@
+"""Families that are one stack of encoder layers, each an attention block and a feed-forward block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .structure import AttentionBlock, Block, Family, FeedForwardBlock, LayerStructure, Structure, stock_fields
+
+
+class EncoderFamily(Family):
+    """One stack of encoder layers; the blocks lie where BERT has them.
+
+    `width_field` is the field of the config that holds the number of neurons of a feed-forward block.
+    """
+
+    width_field: ClassVar[str] = "intermediate_size"
+
+    def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
+        """Returns the one stack, under the name "encoder"."""
+        return {"encoder": model.base_model.encoder.layer}
+
+    def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
+        """Returns "attention" and "feed_forward" of the layer called `name`."""
+        attention = layer.attention
+        return (
+            AttentionBlock(
+                name=f"{name}.attention",
+                layer=name,
+                owner=attention,
+                compute="self",
+                inputs=("query", "key", "value"),
+                reader=attention.output,
+                read="dense",
+                unit_size=getattr(attention.self, "attention_head_size", 1),
+            ),
+            FeedForwardBlock(
+                name=f"{name}.feed_forward",
+                layer=name,
+                owner=layer,
+                compute="intermediate",
+                inputs=("dense",),
+                reader=layer.output,
+                read="dense",
+            ),
+        )
+
+    def full_structure(self, config: Any) -> Structure:
+        """Returns the structure with all heads and neurons in every layer."""
+        heads = tuple(range(config.num_attention_heads))
+        width = getattr(config, self.width_field)
+        return Structure(
+            {
+                "encoder": tuple(
+                    LayerStructure(index, {"attention": heads}, {"feed_forward": width})
+                    for index in range(config.num_hidden_layers)
+                )
+            }
+        )
+
+    def stock_config(self, config: Any, structure: Structure) -> PreTrainedConfig | None:
+        """Returns a stock config if every head is left, and the same number of neurons in all layers; else None."""
+        layers = structure.stacks["encoder"]
+        heads = {layer.heads["attention"] for layer in layers}
+        widths = {layer.neurons["feed_forward"] for layer in layers}
+        if heads - {tuple(range(config.num_attention_heads))} or len(widths) > 1 or 0 in widths:
+            return None
+        stock: Any = self.config_class(**stock_fields(config))
+        stock.num_hidden_layers = len(layers)
+        setattr(stock, self.width_field, widths.pop() if widths else getattr(config, self.width_field))
+        return stock
+
+    def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
+        """Returns the config of the pruned class, with the fields of `config` and the structure."""
+        pruned: Any = self.pruned_config_class(**stock_fields(config), structure=structure.to_dict())
+        pruned.num_hidden_layers = len(structure.stacks["encoder"])
+        return pruned
