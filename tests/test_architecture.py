@@ -145,7 +145,7 @@ def test_remote_code_stands_on_its_own(module):
             assert node.level == 1, (
                 f"line {node.lineno}: code beside the weights imports its neighbours as `.structure`"
             )
-            assert node.module in {"encoder", "structure"}, f"line {node.lineno}: {node.module} is not saved with the model"
+            assert node.module in {"encoder", "structure"}, f"line {node.lineno}: {node.module} is saved with no model"
         elif isinstance(node, ast.Import):
             assert not [alias for alias in node.names if alias.name.startswith("hf_efficient")]
 

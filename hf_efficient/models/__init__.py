@@ -4,9 +4,22 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from .pruned_bert import BERT
+from .pruned_distilbert import DISTILBERT
+from .pruned_electra import ELECTRA
+from .pruned_roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from .structure import Block, Family, LayerStructure, Structure
 
-FAMILIES: dict[str, Family] = {BERT.model_type: BERT}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        BERT,
+        ROBERTA,
+        XLM_ROBERTA,
+        CAMEMBERT,
+        DISTILBERT,
+        ELECTRA,
+    )
+}
 
 
 def family_of(model: PreTrainedModel) -> Family:

@@ -89,16 +89,23 @@ class Bias(nn.Module):
 
 
 class NoUnits(nn.Module):
-    """Stands for the part of a block that computes its units when none is left; hands the hidden states through."""
+    """Stands for the part of a block that computes its units when none is left; hands the hidden states through.
 
-    def __init__(self, returns_attention: bool) -> None:
+    Where the same part also reads the units, `reading` is the name of what is left of that Linear, and the module.
+    """
+
+    def __init__(self, returns_attention: bool, reading: tuple[str, nn.Module] | None = None) -> None:
         super().__init__()
         self.returns_attention = returns_attention
+        if reading is not None:
+            self.add_module(*reading)
 
     def forward(
         self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, None]:
         """Returns `hidden_states`, as attention does, with no attention weights beside them if that is expected."""
+        for read in self.children():
+            hidden_states = read(hidden_states)
         return (hidden_states, None) if self.returns_attention else hidden_states
 
 
@@ -175,8 +182,9 @@ class Block:
         else:
             rest = Bias(output.out_features, output.bias.device, output.bias.dtype)
             rest.load_state_dict({"bias": output.bias}, assign=True)
+            within = self.reader is getattr(self.owner, self.compute)
             setattr(self.reader, self.read, rest)
-            setattr(self.owner, self.compute, NoUnits(self.returns_attention))
+            setattr(self.owner, self.compute, NoUnits(self.returns_attention, (self.read, rest) if within else None))
 
 
 class AttentionBlock(Block):

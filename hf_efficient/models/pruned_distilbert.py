@@ -1,0 +1,117 @@
+"""The DistilBERT family: where its blocks are, and its classes when heads and neurons differ by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import (
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForMultipleChoice,
+    DistilBertForQuestionAnswering,
+    DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
+    DistilBertModel,
+    PreTrainedModel,
+)
+
+from .encoder import EncoderFamily
+from .structure import AttentionBlock, Block, FeedForwardBlock, PrunedConfig, PrunedModel
+
+
+class PrunedDistilBertConfig(PrunedConfig, DistilBertConfig):
+    """A `DistilBertConfig` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+
+    model_type = "pruned_distilbert"
+
+    structure: dict[str, Any] | None = None
+
+
+class PrunedDistilBertModel(PrunedModel, DistilBertModel):
+    """`DistilBertModel` with uneven layers."""
+
+    config_class = PrunedDistilBertConfig
+    _auto_class = "AutoModel"
+
+
+class PrunedDistilBertForMaskedLM(PrunedModel, DistilBertForMaskedLM):
+    """`DistilBertForMaskedLM` with uneven layers."""
+
+    config_class = PrunedDistilBertConfig
+    _auto_class = "AutoModelForMaskedLM"
+
+
+class PrunedDistilBertForSequenceClassification(PrunedModel, DistilBertForSequenceClassification):
+    """`DistilBertForSequenceClassification` with uneven layers."""
+
+    config_class = PrunedDistilBertConfig
+    _auto_class = "AutoModelForSequenceClassification"
+
+
+class PrunedDistilBertForTokenClassification(PrunedModel, DistilBertForTokenClassification):
+    """`DistilBertForTokenClassification` with uneven layers."""
+
+    config_class = PrunedDistilBertConfig
+    _auto_class = "AutoModelForTokenClassification"
+
+
+class PrunedDistilBertForQuestionAnswering(PrunedModel, DistilBertForQuestionAnswering):
+    """`DistilBertForQuestionAnswering` with uneven layers."""
+
+    config_class = PrunedDistilBertConfig
+    _auto_class = "AutoModelForQuestionAnswering"
+
+
+class PrunedDistilBertForMultipleChoice(PrunedModel, DistilBertForMultipleChoice):
+    """`DistilBertForMultipleChoice` with uneven layers."""
+
+    config_class = PrunedDistilBertConfig
+    _auto_class = "AutoModelForMultipleChoice"
+
+
+class DistilBertFamily(EncoderFamily):
+    """DistilBERT: each block computes its units and reads them in one module."""
+
+    model_type = "distilbert"
+    config_class = DistilBertConfig
+    pruned_config_class = PrunedDistilBertConfig
+    pruned_classes: ClassVar = {
+        DistilBertModel: PrunedDistilBertModel,
+        DistilBertForMaskedLM: PrunedDistilBertForMaskedLM,
+        DistilBertForSequenceClassification: PrunedDistilBertForSequenceClassification,
+        DistilBertForTokenClassification: PrunedDistilBertForTokenClassification,
+        DistilBertForQuestionAnswering: PrunedDistilBertForQuestionAnswering,
+        DistilBertForMultipleChoice: PrunedDistilBertForMultipleChoice,
+    }
+    width_field = "hidden_dim"
+
+    def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
+        return {"encoder": model.base_model.transformer.layer}
+
+    def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
+        return (
+            AttentionBlock(
+                name=f"{name}.attention",
+                layer=name,
+                owner=layer,
+                compute="attention",
+                inputs=("q_lin", "k_lin", "v_lin"),
+                reader=layer.attention,
+                read="out_lin",
+                unit_size=getattr(layer.attention, "attention_head_size", 1),
+            ),
+            FeedForwardBlock(
+                name=f"{name}.feed_forward",
+                layer=name,
+                owner=layer,
+                compute="ffn",
+                inputs=("lin1",),
+                reader=layer.ffn,
+                read="lin2",
+            ),
+        )
+
+
+DISTILBERT = DistilBertFamily()

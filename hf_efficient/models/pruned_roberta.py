@@ -1,0 +1,239 @@
+"""The RoBERTa families, which have BERT's layers: RoBERTa itself, XLM-RoBERTa and CamemBERT."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import (
+    CamembertConfig,
+    CamembertForMaskedLM,
+    CamembertForMultipleChoice,
+    CamembertForQuestionAnswering,
+    CamembertForSequenceClassification,
+    CamembertForTokenClassification,
+    CamembertModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForMultipleChoice,
+    RobertaForQuestionAnswering,
+    RobertaForSequenceClassification,
+    RobertaForTokenClassification,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaForMultipleChoice,
+    XLMRobertaForQuestionAnswering,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaForTokenClassification,
+    XLMRobertaModel,
+)
+
+from .encoder import EncoderFamily
+from .structure import PrunedConfig, PrunedModel
+
+
+class PrunedRobertaConfig(PrunedConfig, RobertaConfig):
+    """A `RobertaConfig` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+
+    model_type = "pruned_roberta"
+
+    structure: dict[str, Any] | None = None
+
+
+class PrunedRobertaModel(PrunedModel, RobertaModel):
+    """`RobertaModel` with uneven layers."""
+
+    config_class = PrunedRobertaConfig
+    _auto_class = "AutoModel"
+
+
+class PrunedRobertaForMaskedLM(PrunedModel, RobertaForMaskedLM):
+    """`RobertaForMaskedLM` with uneven layers."""
+
+    config_class = PrunedRobertaConfig
+    _auto_class = "AutoModelForMaskedLM"
+
+
+class PrunedRobertaForSequenceClassification(PrunedModel, RobertaForSequenceClassification):
+    """`RobertaForSequenceClassification` with uneven layers."""
+
+    config_class = PrunedRobertaConfig
+    _auto_class = "AutoModelForSequenceClassification"
+
+
+class PrunedRobertaForTokenClassification(PrunedModel, RobertaForTokenClassification):
+    """`RobertaForTokenClassification` with uneven layers."""
+
+    config_class = PrunedRobertaConfig
+    _auto_class = "AutoModelForTokenClassification"
+
+
+class PrunedRobertaForQuestionAnswering(PrunedModel, RobertaForQuestionAnswering):
+    """`RobertaForQuestionAnswering` with uneven layers."""
+
+    config_class = PrunedRobertaConfig
+    _auto_class = "AutoModelForQuestionAnswering"
+
+
+class PrunedRobertaForMultipleChoice(PrunedModel, RobertaForMultipleChoice):
+    """`RobertaForMultipleChoice` with uneven layers."""
+
+    config_class = PrunedRobertaConfig
+    _auto_class = "AutoModelForMultipleChoice"
+
+
+class RobertaFamily(EncoderFamily):
+    """RoBERTa."""
+
+    model_type = "roberta"
+    config_class = RobertaConfig
+    pruned_config_class = PrunedRobertaConfig
+    pruned_classes: ClassVar = {
+        RobertaModel: PrunedRobertaModel,
+        RobertaForMaskedLM: PrunedRobertaForMaskedLM,
+        RobertaForSequenceClassification: PrunedRobertaForSequenceClassification,
+        RobertaForTokenClassification: PrunedRobertaForTokenClassification,
+        RobertaForQuestionAnswering: PrunedRobertaForQuestionAnswering,
+        RobertaForMultipleChoice: PrunedRobertaForMultipleChoice,
+    }
+
+
+ROBERTA = RobertaFamily()
+
+
+class PrunedXLMRobertaConfig(PrunedConfig, XLMRobertaConfig):
+    """A `XLMRobertaConfig` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+
+    model_type = "pruned_xlm-roberta"
+
+    structure: dict[str, Any] | None = None
+
+
+class PrunedXLMRobertaModel(PrunedModel, XLMRobertaModel):
+    """`XLMRobertaModel` with uneven layers."""
+
+    config_class = PrunedXLMRobertaConfig
+    _auto_class = "AutoModel"
+
+
+class PrunedXLMRobertaForMaskedLM(PrunedModel, XLMRobertaForMaskedLM):
+    """`XLMRobertaForMaskedLM` with uneven layers."""
+
+    config_class = PrunedXLMRobertaConfig
+    _auto_class = "AutoModelForMaskedLM"
+
+
+class PrunedXLMRobertaForSequenceClassification(PrunedModel, XLMRobertaForSequenceClassification):
+    """`XLMRobertaForSequenceClassification` with uneven layers."""
+
+    config_class = PrunedXLMRobertaConfig
+    _auto_class = "AutoModelForSequenceClassification"
+
+
+class PrunedXLMRobertaForTokenClassification(PrunedModel, XLMRobertaForTokenClassification):
+    """`XLMRobertaForTokenClassification` with uneven layers."""
+
+    config_class = PrunedXLMRobertaConfig
+    _auto_class = "AutoModelForTokenClassification"
+
+
+class PrunedXLMRobertaForQuestionAnswering(PrunedModel, XLMRobertaForQuestionAnswering):
+    """`XLMRobertaForQuestionAnswering` with uneven layers."""
+
+    config_class = PrunedXLMRobertaConfig
+    _auto_class = "AutoModelForQuestionAnswering"
+
+
+class PrunedXLMRobertaForMultipleChoice(PrunedModel, XLMRobertaForMultipleChoice):
+    """`XLMRobertaForMultipleChoice` with uneven layers."""
+
+    config_class = PrunedXLMRobertaConfig
+    _auto_class = "AutoModelForMultipleChoice"
+
+
+class XLMRobertaFamily(EncoderFamily):
+    """XLM-RoBERTa: RoBERTa for a hundred languages."""
+
+    model_type = "xlm-roberta"
+    config_class = XLMRobertaConfig
+    pruned_config_class = PrunedXLMRobertaConfig
+    pruned_classes: ClassVar = {
+        XLMRobertaModel: PrunedXLMRobertaModel,
+        XLMRobertaForMaskedLM: PrunedXLMRobertaForMaskedLM,
+        XLMRobertaForSequenceClassification: PrunedXLMRobertaForSequenceClassification,
+        XLMRobertaForTokenClassification: PrunedXLMRobertaForTokenClassification,
+        XLMRobertaForQuestionAnswering: PrunedXLMRobertaForQuestionAnswering,
+        XLMRobertaForMultipleChoice: PrunedXLMRobertaForMultipleChoice,
+    }
+
+
+XLM_ROBERTA = XLMRobertaFamily()
+
+
+class PrunedCamembertConfig(PrunedConfig, CamembertConfig):
+    """A `CamembertConfig` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+
+    model_type = "pruned_camembert"
+
+    structure: dict[str, Any] | None = None
+
+
+class PrunedCamembertModel(PrunedModel, CamembertModel):
+    """`CamembertModel` with uneven layers."""
+
+    config_class = PrunedCamembertConfig
+    _auto_class = "AutoModel"
+
+
+class PrunedCamembertForMaskedLM(PrunedModel, CamembertForMaskedLM):
+    """`CamembertForMaskedLM` with uneven layers."""
+
+    config_class = PrunedCamembertConfig
+    _auto_class = "AutoModelForMaskedLM"
+
+
+class PrunedCamembertForSequenceClassification(PrunedModel, CamembertForSequenceClassification):
+    """`CamembertForSequenceClassification` with uneven layers."""
+
+    config_class = PrunedCamembertConfig
+    _auto_class = "AutoModelForSequenceClassification"
+
+
+class PrunedCamembertForTokenClassification(PrunedModel, CamembertForTokenClassification):
+    """`CamembertForTokenClassification` with uneven layers."""
+
+    config_class = PrunedCamembertConfig
+    _auto_class = "AutoModelForTokenClassification"
+
+
+class PrunedCamembertForQuestionAnswering(PrunedModel, CamembertForQuestionAnswering):
+    """`CamembertForQuestionAnswering` with uneven layers."""
+
+    config_class = PrunedCamembertConfig
+    _auto_class = "AutoModelForQuestionAnswering"
+
+
+class PrunedCamembertForMultipleChoice(PrunedModel, CamembertForMultipleChoice):
+    """`CamembertForMultipleChoice` with uneven layers."""
+
+    config_class = PrunedCamembertConfig
+    _auto_class = "AutoModelForMultipleChoice"
+
+
+class CamembertFamily(EncoderFamily):
+    """CamemBERT: RoBERTa for French."""
+
+    model_type = "camembert"
+    config_class = CamembertConfig
+    pruned_config_class = PrunedCamembertConfig
+    pruned_classes: ClassVar = {
+        CamembertModel: PrunedCamembertModel,
+        CamembertForMaskedLM: PrunedCamembertForMaskedLM,
+        CamembertForSequenceClassification: PrunedCamembertForSequenceClassification,
+        CamembertForTokenClassification: PrunedCamembertForTokenClassification,
+        CamembertForQuestionAnswering: PrunedCamembertForQuestionAnswering,
+        CamembertForMultipleChoice: PrunedCamembertForMultipleChoice,
+    }
+
+
+CAMEMBERT = CamembertFamily()
