@@ -1,0 +1,263 @@
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel
+from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+
+from hf_efficient.pruning.connections import CONNECTION_CRITERIA, block_linears, magnitude
+from hf_efficient.pruning.sparsity import KeepZeros, parse_n_m, remove_connections, sparsify, zero_fraction
+
+CONNECTIONS = 3 * (4 * 32 * 32 + 2 * 32 * 64)
+
+
+def weights(model):
+    return {name: linear.weight.detach() for name, linear in block_linears(model).items()}
+
+
+def zeros(model):
+    return {name: weight == 0 for name, weight in weights(model).items()}
+
+
+def count_zeros(model):
+    return sum(int(zero.sum()) for zero in zeros(model).values())
+
+
+@pytest.mark.parametrize("criterion", CONNECTION_CRITERIA)
+@pytest.mark.parametrize(("fraction", "scope"), [(0.3, "global"), (0.7, "layer"), (0.5, "row")])
+def test_the_fraction_is_exact_and_the_lowest_go(make_model, make_batch, criterion, fraction, scope):
+    model, batch = make_model(), make_batch(labelled=True)
+    sparse = sparsify(model, [batch], fraction=fraction, criterion=criterion, scope=scope)
+    assert count_zeros(sparse) == sum(
+        {
+            "global": [round(fraction * CONNECTIONS)],
+            "layer": [round(fraction * weight.numel()) for weight in weights(model).values()],
+            "row": [weight.shape[0] * round(fraction * weight.shape[1]) for weight in weights(model).values()],
+        }[scope]
+    )
+    scores, gone = CONNECTION_CRITERIA[criterion](model, [batch]), zeros(sparse)
+    groups = {
+        "global": [torch.cat([each.flatten() for each in (table[name] for name in gone)]) for table in (scores, gone)]
+    }
+    rows = {name: zip(scores[name], gone[name], strict=True) for name in gone}
+    pairs = {
+        "global": [groups["global"]],
+        "layer": [(scores[name], gone[name]) for name in gone],
+        "row": [pair for name in gone for pair in rows[name]],
+    }[scope]
+    for score, zero in pairs:
+        assert score[zero].max() <= score[~zero].min()
+
+
+def test_what_stays_is_untouched(make_model):
+    model = make_model()
+    before = copy.deepcopy(model.state_dict())
+    sparse = sparsify(model.train(), fraction=0.6)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert sparse.training
+    assert list(sparse.state_dict()) == list(before)
+    assert [name for name, _ in sparse.named_parameters()] == [name for name, _ in model.named_parameters()]
+    gone = zeros(sparse)
+    for name, value in sparse.state_dict().items():
+        kept = ~gone[name] if name in gone else torch.ones_like(value, dtype=torch.bool)
+        assert torch.equal(value[kept], before[name][kept])
+    assert not any(torch.signbit(weight[weight == 0]).any() for weight in weights(sparse).values())
+    assert not [module for module in sparse.modules() if module._forward_pre_hooks]
+
+
+def test_wanda_compares_within_a_row_unless_told_otherwise(make_model, make_batch):
+    model, batches = make_model(), [make_batch()]
+    for zero in zeros(sparsify(model, batches, fraction=0.5, criterion="wanda")).values():
+        assert zero.sum(1).tolist() == [zero.shape[1] // 2] * zero.shape[0]
+    everywhere = zeros(sparsify(model, batches, fraction=0.5, criterion="wanda", scope="global"))
+    assert len({int(zero.sum()) / zero.numel() for zero in everywhere.values()}) > 1
+
+
+@pytest.mark.parametrize("criterion", CONNECTION_CRITERIA)
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 8), (7, 16)])
+def test_pattern_holds_in_every_group(make_model, make_batch, criterion, n, m):
+    model, batch = make_model(), make_batch(labelled=True)
+    sparse = sparsify(model, [batch], n_m=f"{n}:{m}", criterion=criterion)
+    scores = CONNECTION_CRITERIA[criterion](model, [batch])
+    for name, weight in weights(sparse).items():
+        kept = (weight != 0).view(weight.shape[0], -1, m)
+        assert (kept.sum(-1) == n).all()
+        best = scores[name].view_as(kept).masked_fill(~kept, torch.inf).amin(-1)
+        assert (best >= scores[name].view_as(kept).masked_fill(kept, -torch.inf).amax(-1)).all()
+
+
+@pytest.mark.parametrize("again", [{"fraction": 0.75}, {"n_m": "1:4"}, {"fraction": 0.75, "scope": "row"}])
+@pytest.mark.parametrize("criterion", ["random", "movement"])
+def test_what_is_zero_stays_zero_and_counts(make_model, make_batch, again, criterion):
+    first = sparsify(make_model(), n_m="2:4")
+    second = sparsify(first, [make_batch(labelled=True)], criterion=criterion, **again)
+    assert (count_zeros(first), count_zeros(second)) == (CONNECTIONS // 2, 3 * CONNECTIONS // 4)
+    before, after = zeros(first), zeros(second)
+    assert all(after[name][zero].all() for name, zero in before.items())
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "row"])
+def test_asking_for_less_than_is_gone_changes_nothing(make_model, assert_same_weights, scope):
+    first = sparsify(make_model(), n_m="1:4")
+    assert_same_weights(sparsify(first, fraction=0.5, scope=scope, criterion="random"), first)
+    assert_same_weights(sparsify(make_model(), fraction=0.0, scope=scope), make_model())
+
+
+def test_fraction_of_zeros_is_found(make_model):
+    assert zero_fraction(make_model()) == 0
+    assert zero_fraction(sparsify(make_model(), fraction=0.25)) == 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_and_loaded_it_is_the_same_stock_model(
+    make_model, make_batch, outputs, assert_same, assert_same_weights, tmp_path, dtype
+):
+    sparse = sparsify(make_model().to(dtype), fraction=0.5)
+    sparse.save_pretrained(tmp_path)
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path, dtype=dtype)
+    assert type(sparse) is BertForSequenceClassification
+    assert loaded.config.model_type == "bert"
+    assert_same_weights(loaded, sparse)
+    assert_same(outputs(loaded, make_batch()), outputs(sparse, make_batch()), atol=0)
+
+
+def test_removing_in_place_keeps_the_parameters(make_model):
+    model = make_model()
+    before = list(model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    remove_connections(model, magnitude(model), fraction=0.5)
+    assert all(old is new for old, new in zip(before, model.parameters(), strict=True))
+    sum(parameter.sum() for parameter in model.parameters()).backward()
+    optimizer.step()
+    assert count_zeros(model) == 0  # the optimizer moved the very weights that had been removed
+
+
+@pytest.mark.parametrize("text", ["2:4", "1:2", "15:16"])
+def test_patterns_are_read(text):
+    assert parse_n_m(text) == tuple(int(part) for part in text.split(":"))
+
+
+@pytest.mark.parametrize("text", ["4:4", "0:4", "4:2", "2", "2:", "a:b", "-1:4", "2:4:8", ""])
+def test_other_patterns_are_refused(make_model, text):
+    with pytest.raises(ValueError, match=re.escape(f'n_m={text!r} is no pattern: give "n:m" with 1 <= n < m')):
+        sparsify(make_model(), n_m=text)
+
+
+def test_pattern_that_does_not_divide_names_the_matrix(make_model):
+    model = make_model(hidden_size=30, num_attention_heads=3)
+    message = "n_m='2:4' needs rows that 4 divides, but bert.encoder.layer.0.attention.self.query.weight has 30 inputs"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sparsify(model, n_m="2:4", criterion="taylor")  # before the scores, which would miss batches
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "fraction=None and n_m=None: give one of them"),
+        ({"fraction": 0.5, "n_m": "2:4"}, "fraction=0.5 and n_m='2:4': give one of them"),
+        ({"fraction": 1.0}, "fraction=1.0 is not a fraction to remove: give a number in [0, 1)"),
+        ({"fraction": -0.1}, "fraction=-0.1 is not a fraction to remove"),
+        ({"fraction": 0.5, "scope": "block"}, "scope='block' is unknown: give one of global, layer, row"),
+        ({"n_m": "2:4", "scope": "row"}, "scope='row' says nothing with n_m='2:4'"),
+        ({"fraction": 0.5, "criterion": "best"}, "criterion='best' is unknown: give one of fisher, magnitude"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(make_model, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sparsify(make_model(), **arguments)
+
+
+def test_a_users_own_criterion_is_an_entry(make_model, monkeypatch):
+    def first_column_least(model, batches, loss):
+        return {name: torch.arange(w.numel()).view(w.T.shape).T.float() for name, w in weights(model).items()}
+
+    monkeypatch.setitem(CONNECTION_CRITERIA, "columns", first_column_least)
+    for zero in zeros(sparsify(make_model(), fraction=0.25, criterion="columns", scope="layer")).values():
+        assert zero[:, : zero.shape[1] // 4].all()
+        assert int(zero.sum()) == zero.numel() // 4
+
+
+def test_scores_that_do_not_fit_are_refused(make_model, monkeypatch):
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    for wrong, message in (
+        ({}, f"the scores have nothing for {name}: give a tensor (32, 32)"),
+        ({name: torch.ones(32)}, f"the scores have a tensor (32,) for {name}: give a tensor (32, 32)"),
+        ({name: torch.full((32, 32), torch.nan)}, f"the scores of {name} are not finite"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            remove_connections(make_model(), wrong, fraction=0.5)
+
+
+class Watch(TrainerCallback):
+    """Counts the zeros of the model whenever a step ends."""
+
+    def __init__(self):
+        self.counts = []
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.counts.append(count_zeros(model))
+
+
+@pytest.fixture
+def train(make_batch, tmp_path):
+    """Trains a model for some steps with a learning rate that moves every weight, and returns what was counted."""
+
+    def run(model, *callbacks, resume=None, **arguments):
+        batch = make_batch(labelled=True)
+        data = [{name: value[i % 3] for name, value in batch.items()} for i in range(8)]
+        watch = Watch()
+        args = TrainingArguments(
+            tmp_path, per_device_train_batch_size=2, max_steps=4, learning_rate=0.05, weight_decay=0.1, use_cpu=True,
+            report_to="none", disable_tqdm=True, save_steps=2, **arguments,
+        )  # fmt: skip
+        trainer = Trainer(model, args, train_dataset=data, callbacks=[*callbacks, watch])
+        trainer.train(resume_from_checkpoint=resume)
+        return watch.counts
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}], ids=str)
+def test_zeros_are_kept_while_training(make_model, train, arguments):
+    model = sparsify(make_model(), n_m="2:4")
+    before, gone = weights(copy.deepcopy(model)), zeros(model)
+    assert train(model, KeepZeros(), **arguments) == [CONNECTIONS // 2] * 4
+    for name, weight in weights(model).items():
+        assert torch.equal(weight == 0, gone[name])
+        assert (weight != before[name])[~gone[name]].float().mean() > 0.99
+
+
+def test_zeros_are_not_kept_without_it(make_model, train):
+    assert max(train(sparsify(make_model(), n_m="2:4"))) < CONNECTIONS // 10
+
+
+def test_zeros_are_those_of_the_checkpoint_that_training_goes_on_from(make_model, train, tmp_path):
+    model = sparsify(make_model(), fraction=0.3)
+    train(model, KeepZeros())
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "checkpoint-2")
+    assert zero_fraction(loaded) == pytest.approx(0.3, abs=1e-4)
+    dense, gone = make_model(seed=5), zeros(loaded)
+    counts = train(dense, KeepZeros(), resume=str(tmp_path / "checkpoint-2"))
+    assert counts == [round(0.3 * CONNECTIONS)] * 2
+    assert all(torch.equal(zero, gone[name]) for name, zero in zeros(dense).items())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in dense.state_dict().items())
+
+
+def test_wrapped_models_are_unwrapped_and_zeros_can_be_read_again(make_model):
+    model, keeper = make_model(), KeepZeros()
+    for fraction in (0.25, 0.5):
+        remove_connections(model, magnitude(model), fraction=fraction)
+        keeper.read(DataParallel(model))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                nn.init.ones_(parameter)
+        keeper.apply()
+        assert zero_fraction(model) == fraction
+
+
+def test_the_model_is_let_go_after_training(make_model, train):
+    keeper = KeepZeros()
+    train(sparsify(make_model(), fraction=0.5), keeper)
+    assert keeper._kept == []
