@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from hf_efficient.measurement.cost import count_flops, count_nonzero_parameters, count_parameters, saved_bytes
+from hf_efficient.measurement.cost import (
+    compressed_bytes,
+    count_flops,
+    count_nonzero_parameters,
+    count_parameters,
+    saved_bytes,
+)
 from hf_efficient.measurement.report import ModelRow, with_ratios
 from hf_efficient.measurement.runtime import sample_inputs, summarize, time_in_turn
+
+MORE_ZEROS = 0.01
 
 
 def measure(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str = "model", repeats: int = 60) -> ModelRow:
@@ -64,7 +73,25 @@ def compare(
                 structure=(structures or {}).get(role),
             )
         )
-    return with_ratios(rows, metric)
+    return with_ratios(_with_compressed_sizes(rows, models), metric)
+
+
+def _with_compressed_sizes(rows: Sequence[ModelRow], models: Mapping[str, nn.Module]) -> list[ModelRow]:
+    """Returns `rows` with the compressed sizes of the models that have zeros, and of the first to compare with them.
+
+    Compressing takes time: without a model that has more zeros than the first, nothing is compressed.
+    """
+    dense = rows[0].density or 1.0
+    sparse = [row.role for row in rows[1:] if row.density is not None and dense - row.density >= MORE_ZEROS]
+    # Small weights round to zero in eight bits: that alone removes no connection.
+    if all(_dtype(models[role]) == "int8" for role in sparse):
+        return list(rows)
+    return [
+        replace(row, compressed_bytes_on_disk=compressed_bytes(models[row.role]))
+        if row.bytes_on_disk is not None and row.role in (rows[0].role, *sparse)
+        else row
+        for row in rows
+    ]
 
 
 def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data", "openvino_*.bin")
+CHUNK_BYTES = 1 << 20
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -55,12 +59,51 @@ def count_flops(model: Any, inputs: Mapping[str, torch.Tensor]) -> int | None:
 
 def folder_bytes(folder: str | Path) -> int:
     """Returns the bytes of the weight files (safetensors, ONNX, OpenVINO) in `folder`, not of those in subfolders."""
-    return sum(path.stat().st_size for pattern in WEIGHT_PATTERNS for path in Path(folder).glob(pattern))
+    return sum(path.stat().st_size for path in _weight_files(folder))
 
 
 def saved_bytes(model: nn.Module) -> int:
     """Returns the bytes of the weight files that `save_pretrained` writes, in the dtype that the model runs in."""
+    with _saved(model) as folder:
+        return folder_bytes(folder)
+
+
+def compressed_bytes(model: nn.Module) -> int:
+    """Returns the bytes of the weight files that `save_pretrained` writes once each is compressed without loss.
+
+    The codec is zlib's deflate at level 6, that of gzip and zip by default: the same weights give the same number. It
+    reads files in pieces of 1 MiB, at some 20 MB a second. Zeros all but vanish, other weights hardly shrink.
+    """
+    with _saved(model) as folder:
+        return sum(_deflated_bytes(path) for path in _weight_files(folder))
+
+
+def _deflated_bytes(path: Path) -> int:
+    codec, total = zlib.compressobj(level=6), 0
+    with path.open("rb") as file:
+        if path.suffix == ".safetensors":
+            total += len(codec.compress(_sorted_header(file)))
+        while chunk := file.read(CHUNK_BYTES):
+            total += len(codec.compress(chunk))
+    return total + len(codec.flush())
+
+
+def _sorted_header(file: BinaryIO) -> bytes:
+    """Returns the header of a safetensors file with its metadata sorted: every save writes those in another order."""
+    size = file.read(8)
+    header = json.loads(file.read(int.from_bytes(size, "little")))
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return size + text.ljust(int.from_bytes(size, "little"))
+
+
+def _weight_files(folder: str | Path) -> list[Path]:
+    return [path for pattern in WEIGHT_PATTERNS for path in Path(folder).glob(pattern)]
+
+
+@contextmanager
+def _saved(model: nn.Module) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         # Not in the original format: transformers cannot undo the conversion of 8-bit weights that it has loaded.
         model.save_pretrained(folder, save_original_format=False)  # type: ignore[operator]
-        return folder_bytes(folder)
+        yield folder

@@ -18,6 +18,10 @@ SCHEMA_VERSION = 1
 REPORT_NAME = "compression_report.json"
 PICTURE_NAME = "compression_report.png"
 NOT_MEASURED = "not measured"
+OF_ZEROS = (
+    "Density is the fraction of the weights that is not zero. Connections were removed by setting them to zero: that "
+    "makes the file smaller when it is compressed (zlib, level 6), and the model neither faster nor smaller in memory."
+)
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,18 @@ class ModelRow:
     nonzero_parameters: int | None = None
     flops: int | None = None
     bytes_on_disk: int | None = None
+    compressed_bytes_on_disk: int | None = None
     latency_ms: Latency | None = None
     samples_per_second: float | None = None
     peak_memory_bytes: int | None = None
     energy_joules_per_sample: float | None = None
     structure: Mapping[str, Any] | None = None
     ratios: Ratios = Ratios()
+
+    @property
+    def density(self) -> float | None:
+        """The fraction of the parameters that is not zero."""
+        return _ratio(self.nonzero_parameters, self.parameters)
 
 
 @dataclass(frozen=True)
@@ -105,9 +115,21 @@ class CompressionReport:
         """Reads `compression_report.json` from `folder`."""
         return cls.from_json((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
 
+    @property
+    def sparse(self) -> bool:
+        """Whether a model has zeros in place of removed connections: their compressed size was then measured."""
+        return any(model.compressed_bytes_on_disk is not None for model in self.models)
+
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Returns the header, with a model in each column, and a row for each thing that was measured, as text."""
         metrics = list(dict.fromkeys(name for model in self.models for name in model.metrics))
+        sparse: list[tuple[str, Callable[[ModelRow], str]]] = [
+            ("density", lambda m: _number(m.density, "{:.1%}")),
+            (
+                "compressed on disk",
+                lambda m: _number(m.compressed_bytes_on_disk and m.compressed_bytes_on_disk / 1e6, "{:.1f} MB"),
+            ),
+        ]
         measures: list[tuple[str, Callable[[ModelRow], str]]] = [
             *((name, lambda m, name=name: _number(m.metrics.get(name), "{:.4f}")) for name in metrics),
             (f"{self.metric or 'metric'} kept", lambda m: _number(m.ratios.metric_retained, "{:.1%}")),
@@ -119,6 +141,7 @@ class CompressionReport:
             ("size on disk", lambda m: _number(m.bytes_on_disk and m.bytes_on_disk / 1e6, "{:.1f} MB")),
             ("times smaller", lambda m: _number(m.ratios.size, "{:.2f}x")),
             ("parameters", lambda m: _number(m.parameters and m.parameters / 1e6, "{:.2f} M")),
+            *(sparse if self.sparse else ()),
             ("operations", lambda m: _number(m.flops and m.flops / 1e9, "{:.2f} GFLOP")),
             ("peak memory", lambda m: _number(m.peak_memory_bytes and m.peak_memory_bytes / 1e6, "{:.0f} MB")),
             ("energy a sample", lambda m: _number(m.energy_joules_per_sample, "{:.3f} J")),
@@ -127,7 +150,10 @@ class CompressionReport:
         return ["", *(model.name for model in self.models)], body
 
     def circumstances(self) -> str:
-        """Returns one sentence that says how and where latency was measured."""
+        """Returns in words how and where latency was measured, and of zeros, what they are good for."""
+        return self._latency_circumstances() + (f" {OF_ZEROS}" if self.sparse else "")
+
+    def _latency_circumstances(self) -> str:
         latencies = [model.latency_ms for model in self.models if model.latency_ms]
         if not latencies:
             return "Latency was not measured."

@@ -4,8 +4,10 @@ import torch
 from hf_efficient import measure, quantize
 from hf_efficient.measurement import comparison
 from hf_efficient.measurement.comparison import compare, model_inputs
-from hf_efficient.measurement.cost import count_flops, count_parameters, saved_bytes
+from hf_efficient.measurement.cost import compressed_bytes, count_flops, count_parameters, saved_bytes
 from hf_efficient.measurement.report import Ratios
+from hf_efficient.pruning.connections import block_linears
+from hf_efficient.pruning.sparsity import sparsify
 from hf_efficient.pruning.surgery import cut
 
 
@@ -72,6 +74,37 @@ def test_models_are_measured_in_eval_mode(make_model, make_batch, durations):
     durations(model=[1.0, 1.0, 1.0])
     compare({"model": model}, make_batch())
     assert not model.training
+
+
+def test_models_with_zeros_are_compressed_and_the_first_to_compare(make_model, make_batch, select, durations):
+    teacher = make_model()
+    models = {"teacher": teacher, "cut": cut(teacher, select("a layer gone")), "sparse": sparsify(teacher, n_m="2:4")}
+    models["quantized"] = quantize(models["sparse"])
+    durations(**{role: [1.0, 1.0, 1.0] for role in models})
+    rows = compare(models, make_batch())
+    assert [row.compressed_bytes_on_disk for row in rows] == [
+        compressed_bytes(teacher), None, compressed_bytes(models["sparse"]), compressed_bytes(models["quantized"])
+    ]  # fmt: skip
+    assert rows[2].bytes_on_disk == rows[0].bytes_on_disk
+    assert rows[2].density == 1 - 3 * (2 * 32 * 32 + 32 * 64) / count_parameters(teacher)
+
+
+@pytest.mark.parametrize(("fraction", "measured"), [(0.01, False), (0.02, True)])
+def test_nothing_is_compressed_without_zeros(make_model, make_batch, durations, fraction, measured):
+    durations(teacher=[1.0, 1.0, 1.0], sparse=[1.0, 1.0, 1.0])
+    rows = compare({"teacher": make_model(), "sparse": sparsify(make_model(), fraction=fraction)}, make_batch())
+    assert [row.compressed_bytes_on_disk is not None for row in rows] == [measured] * 2
+
+
+def test_rounding_to_zero_removes_nothing(make_model, make_batch, durations):
+    durations(teacher=[1.0, 1.0, 1.0], quantized=[1.0, 1.0, 1.0])
+    model = make_model()
+    with torch.no_grad():
+        for linear in block_linears(model).values():
+            linear.weight[:, 0] = 5  # one large weight in a row makes the steps of all wide
+    rows = compare({"teacher": model, "quantized": quantize(model)}, make_batch())
+    assert rows[0].density - rows[1].density > 0.01
+    assert [row.compressed_bytes_on_disk for row in rows] == [None, None]
 
 
 def test_alone_there_is_nothing_to_compare_with(make_model, make_batch):

@@ -1,15 +1,20 @@
+import zlib
+
 import pytest
 import torch
 from torch import nn
 
 from hf_efficient import quantize
+from hf_efficient.measurement import cost
 from hf_efficient.measurement.cost import (
+    compressed_bytes,
     count_flops,
     count_nonzero_parameters,
     count_parameters,
     folder_bytes,
     saved_bytes,
 )
+from hf_efficient.pruning.sparsity import sparsify
 from hf_efficient.pruning.surgery import cut
 
 
@@ -95,6 +100,31 @@ def test_saved_bytes_are_those_of_the_weights_in_their_dtype(make_model):
     for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
         found, weights = saved_bytes(model.to(dtype)), size * count_parameters(model)
         assert weights < found < weights + 8000  # the header of safetensors names every tensor
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 1000])
+def test_compressed_bytes_are_those_of_the_compressed_file(make_model, tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(cost, "CHUNK_BYTES", chunk)
+    model = sparsify(make_model(), fraction=0.5)
+    model.save_pretrained(tmp_path)
+    file = (tmp_path / "model.safetensors").read_bytes()
+    codec = zlib.compressobj(level=6)
+    assert compressed_bytes(model) == len(codec.compress(file) + codec.flush())
+    assert compressed_bytes(model) == compressed_bytes(sparsify(make_model(), fraction=0.5))
+
+
+def test_compressed_bytes_are_the_same_for_every_save(make_model):
+    quantized = quantize(make_model())
+    assert len({compressed_bytes(quantized) for _ in range(5)}) == 1
+
+
+def test_compressed_size_falls_with_the_fraction(make_model):
+    sizes = [compressed_bytes(sparsify(make_model(), fraction=fraction)) for fraction in (0.0, 0.3, 0.6, 0.9)]
+    saved = saved_bytes(make_model())
+    assert saved_bytes(sparsify(make_model(), fraction=0.9)) == saved
+    assert saved > sizes[0] > sizes[1] > sizes[2] > sizes[3]
+    # 24576 of 33059 weights are connections: a tenth of those and the rest are left, and where they are.
+    assert 0.3 < sizes[3] / sizes[0] < 0.45
 
 
 def test_loaded_eight_bit_model_has_the_bytes_of_its_file(make_model, tmp_path):

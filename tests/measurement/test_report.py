@@ -1,10 +1,11 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from hf_efficient import CompressionReport
-from hf_efficient.measurement.report import ModelRow, Ratios, with_ratios
+from hf_efficient.measurement.report import OF_ZEROS, ModelRow, Ratios, with_ratios
 from hf_efficient.measurement.runtime import Latency
 
 STRUCTURE = {
@@ -156,6 +157,41 @@ def test_circumstances_say_how_latency_was_measured(report):
     for shown in ("batch 1 x 128 tokens", "a processor, 2 threads"):
         assert shown in sentence
     assert CompressionReport(models=(UNMEASURED,)).circumstances() == "Latency was not measured."
+
+
+def test_zeros_are_shown_where_they_were_put(report):
+    teacher, student, exported = report.models
+    sparse = replace(
+        report,
+        models=(
+            replace(teacher, compressed_bytes_on_disk=400_000_000),
+            replace(student, nonzero_parameters=9_000_000, compressed_bytes_on_disk=40_000_000),
+            exported,
+        ),
+    )
+    lines = sparse.markdown().splitlines()
+    assert "| density | 100.0% | 45.0% | not measured |" in lines
+    assert "| compressed on disk | 400.0 MB | 40.0 MB | not measured |" in lines
+    assert sparse.circumstances() == f"{report.circumstances()} {OF_ZEROS}"
+    assert "neither faster nor smaller in memory" in OF_ZEROS
+    assert CompressionReport.from_json(sparse.to_json()) == sparse
+
+
+def test_reports_without_zeros_do_not_mention_them(report):
+    for word in ("density", "compressed on disk", "zero"):
+        assert word not in report.markdown() + report.circumstances()
+
+
+def test_density_is_the_fraction_that_is_not_zero():
+    assert (TEACHER.density, STUDENT.density) == (1.0, None)
+    assert replace(STUDENT, nonzero_parameters=5_000_000).density == 0.25
+
+
+def test_older_reports_are_read(report):
+    data = json.loads(report.to_json())
+    for row in data["models"]:
+        del row["compressed_bytes_on_disk"]
+    assert CompressionReport.from_json(json.dumps(data)) == report
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

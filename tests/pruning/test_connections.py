@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 
+from hf_efficient.models import FAMILIES
 from hf_efficient.pruning.connections import (
     CONNECTION_CRITERIA,
     block_linears,
@@ -15,7 +16,10 @@ from hf_efficient.pruning.connections import (
 )
 from hf_efficient.pruning.surgery import cut
 
-LABELLED = tuple(f"BertFor{task}" for task in ("MaskedLM", "TokenClassification", "QuestionAnswering"))
+TASKS = {
+    name: [cls.__name__ for cls in family.pruned_classes if "For" in cls.__name__] for name, family in FAMILIES.items()
+}
+LABELLED = TASKS["bert"] + [heads[0] for name, heads in TASKS.items() if name != "bert" and heads]
 ROW = "bert.encoder.layer.1.intermediate.dense.weight"
 
 
@@ -61,7 +65,7 @@ def test_linears_of_a_cut_model_are_those_that_are_left(make_model, select):
 
 
 @pytest.mark.parametrize("criterion", CONNECTION_CRITERIA)
-@pytest.mark.parametrize("head", [*LABELLED, "BertForSequenceClassification", "BertForMultipleChoice"])
+@pytest.mark.parametrize("head", LABELLED)
 def test_every_weight_has_a_finite_score(make_model, make_batch, criterion, head):
     model, batch = make_model(head), make_batch(head, labelled=True)
     scores = CONNECTION_CRITERIA[criterion](model, [batch, batch])
