@@ -7,25 +7,20 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 
 import pytest
 import torch
-import transformers
 from torch import nn
-from transformers import BertConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_efficient.models import family_of
+from hf_efficient.models import FAMILIES, family_of
+from hf_efficient.models.structure import AttentionBlock
 from hf_efficient.pruning.budget import Selection
 
-BERT_HEADS = (
-    "BertModel",
-    "BertForMaskedLM",
-    "BertForSequenceClassification",
-    "BertForTokenClassification",
-    "BertForQuestionAnswering",
-    "BertForMultipleChoice",
-)
+HEADS = {cls.__name__: (family, cls) for family in FAMILIES.values() for cls in family.pruned_classes}
+BERT_HEADS = tuple(cls.__name__ for cls in FAMILIES["bert"].pruned_classes)
 TINY = {
     "hidden_size": 32,
     "num_attention_heads": 4,
@@ -35,6 +30,25 @@ TINY = {
     "max_position_embeddings": 40,
     "pad_token_id": 0,
 }
+TINY_ROBERTA = {**TINY, "pad_token_id": 1, "type_vocab_size": 1}
+# Three layers a stack, four heads an attention block, 64 neurons: SHAPES below count on it.
+TINY_OF_FAMILY: dict[str, dict[str, object]] = {
+    "bert": TINY,
+    "roberta": TINY_ROBERTA,
+    "xlm-roberta": TINY_ROBERTA,
+    "camembert": TINY_ROBERTA,
+    "distilbert": {
+        "dim": 32,
+        "n_heads": 4,
+        "n_layers": 3,
+        "hidden_dim": 64,
+        "vocab_size": 100,
+        "max_position_embeddings": 40,
+        "pad_token_id": 0,
+    },
+    "electra": {**TINY, "embedding_size": 16},
+}
+SEGMENTED = ("bert", "electra")
 # For each layer of the tiny model the positions of the heads and neurons that stay; a layer that is not named goes.
 SHAPES: dict[str, dict[int, tuple[Sequence[int], Sequence[int]]]] = {
     "uneven widths": {0: ((1, 3), range(0, 64, 3)), 1: ((0,), range(5)), 2: (range(4), range(64))},
@@ -70,6 +84,12 @@ def head(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=HEADS)
+def any_head(request: pytest.FixtureRequest) -> str:
+    """The name of each stock class of each family in turn."""
+    return request.param
+
+
 @pytest.fixture(params=SHAPES)
 def shape(request: pytest.FixtureRequest) -> str:
     """The name of each shape in turn."""
@@ -84,11 +104,12 @@ def uneven_shape(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., PreTrainedModel]:
-    """Builds a tiny BERT by the name of its class, weights N(0, 0.3), so that no two units do the same."""
+    """Builds a tiny model by the name of its class, weights N(0, 0.3), so that no two units do the same."""
 
     def make(head: str = "BertForSequenceClassification", seed: int = 0, **changes: object) -> PreTrainedModel:
-        labels = {} if "id2label" in changes else {"num_labels": 2 if head == "BertForQuestionAnswering" else 3}
-        model: PreTrainedModel = getattr(transformers, head)(BertConfig(**{**TINY, **labels, **changes}))
+        family, cls = HEADS[head]
+        labels = {} if "id2label" in changes else {"num_labels": 2 if head.endswith("ForQuestionAnswering") else 3}
+        model = cls(family.config_class(**{**TINY_OF_FAMILY[family.model_type], **labels, **changes}))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for module in model.modules():
@@ -106,24 +127,29 @@ def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
     """Builds padded inputs for a head, with the labels that it asks for if wanted."""
 
     def make(head: str = "BertForSequenceClassification", labelled: bool = False, seed: int = 0) -> dict:
+        family, task = HEADS[head][0].model_type, head.partition("For")[2]
+        padding: int = TINY_OF_FAMILY[family]["pad_token_id"]
         generator = torch.Generator().manual_seed(seed)
-        shape = (3, 2, 9) if head == "BertForMultipleChoice" else (3, 9)
+        shape = (3, 2, 9) if task == "MultipleChoice" else (3, 9)
         lengths = torch.tensor([9, 6, 3]).view(3, *[1] * (len(shape) - 1))
         mask = (torch.arange(9) < lengths).long().expand(shape)
-        ids = torch.randint(1, 100, shape, generator=generator) * mask
-        segments = (torch.arange(9) >= 2).long().expand(shape) * mask
-        batch = {"input_ids": ids, "attention_mask": mask.contiguous(), "token_type_ids": segments}
+        ids = torch.randint(padding + 1, 100, shape, generator=generator)
+        ids = torch.where(mask.bool(), ids, padding)
+        batch = {"input_ids": ids, "attention_mask": mask.contiguous()}
+        if family in SEGMENTED:
+            batch["token_type_ids"] = (torch.arange(9) >= 2).long().expand(shape) * mask
         if labelled:
             labels = {
-                "BertForMaskedLM": {"labels": torch.where(mask.bool(), ids, -100)},
-                "BertForTokenClassification": {"labels": torch.where(mask.bool(), ids % 3, -100)},
-                "BertForQuestionAnswering": {
+                "MaskedLM": {"labels": torch.where(mask.bool(), ids, -100)},
+                "PreTraining": {"labels": ids % 2},
+                "TokenClassification": {"labels": torch.where(mask.bool(), ids % 3, -100)},
+                "QuestionAnswering": {
                     "start_positions": torch.tensor([1, 0, 2]),
                     "end_positions": torch.tensor([8, 3, 2]),
                 },
-                "BertForMultipleChoice": {"labels": torch.tensor([0, 1, 1])},
+                "MultipleChoice": {"labels": torch.tensor([0, 1, 1])},
             }
-            batch |= labels.get(head, {"labels": torch.tensor([0, 2, 1])})
+            batch |= labels.get(task, {"labels": torch.tensor([0, 2, 1])})
         return batch
 
     return make
@@ -169,16 +195,24 @@ def assert_same_weights() -> Callable[[PreTrainedModel, PreTrainedModel], None]:
 
 
 @pytest.fixture(scope="session")
-def select() -> Callable[[str], Selection]:
-    """Returns the selection that gives a tiny model the shape of that name."""
+def select(make_model: Callable[..., PreTrainedModel]) -> Callable[..., Selection]:
+    """Returns the selection that gives a tiny model the shape of that name, in each of its stacks."""
 
-    def selection(shape: str) -> Selection:
+    @cache
+    def parts(head: str) -> tuple[list[str], dict[str, bool]]:
+        """The layers of the model, and for each of its blocks whether its units are heads."""
+        with torch.random.fork_rng(devices=[]):
+            model = make_model(head)
+        blocks = family_of(model).blocks(model)
+        return list(family_of(model).layers(model)), {n: isinstance(b, AttentionBlock) for n, b in blocks.items()}
+
+    def selection(shape: str, head: str = "BertModel") -> Selection:
+        layers, blocks = parts(head)
         units: dict[str, tuple[int, ...]] = {}
-        for index in range(TINY["num_hidden_layers"]):
-            heads, neurons = SHAPES[shape].get(index, ((), ()))
-            units[f"encoder.{index}.attention"] = tuple(heads)
-            units[f"encoder.{index}.feed_forward"] = tuple(neurons)
-        return Selection(tuple(f"encoder.{index}" for index in SHAPES[shape]), units)
+        for name, has_heads in blocks.items():
+            heads, neurons = SHAPES[shape].get(int(name.split(".")[1]), ((), ()))
+            units[name] = tuple(heads if has_heads else neurons)
+        return Selection(tuple(layer for layer in layers if int(layer.split(".")[1]) in SHAPES[shape]), units)
 
     return selection
 

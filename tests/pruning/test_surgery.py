@@ -20,13 +20,6 @@ SECOND = Selection(
 )
 
 
-def test_cut_equals_gated(make_model, make_batch, outputs, assert_same, select, gates_of, head, shape):
-    model, batch = make_model(head), make_batch(head)
-    with gated(model, *gates_of(model, select(shape))):
-        expected = outputs(model, batch)
-    assert_same(outputs(cut(model, select(shape)), batch), expected, atol=1e-5)
-
-
 def test_cut_twice_equals_gated_twice(make_model, make_batch, outputs, assert_same, select, gates_of, head):
     model, batch = make_model(head), make_batch(head)
     once = cut(model, select("uneven widths"))
