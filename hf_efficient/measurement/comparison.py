@@ -95,10 +95,29 @@ def _with_compressed_sizes(rows: Sequence[ModelRow], models: Mapping[str, nn.Mod
 
 
 def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
-    """Returns inputs of that shape for `model`, no longer than it can read, on its device."""
+    """Returns inputs of that shape for `model`, no longer than it can read and without padding, on its device."""
     config: Any = model.config
-    length = min(sequence_length, getattr(config, "max_position_embeddings", sequence_length))
-    return sample_inputs(config.vocab_size, batch_size, length, next(model.parameters()).device)
+    length = min(sequence_length, _longest(model) or sequence_length)
+    inputs = sample_inputs(config.vocab_size, batch_size, length, next(model.parameters()).device)
+    padding = getattr(config, "pad_token_id", None)
+    if padding is not None:
+        ids = inputs["input_ids"]
+        ids[ids == padding] = (padding + 1) % config.vocab_size
+    return inputs
+
+
+def _longest(model: nn.Module) -> int | None:
+    """Returns how many tokens `model` can read, None where its positions have no table.
+
+    Models of the RoBERTa kind count positions from the one after the padding id, so a part of the table is never used.
+    """
+    config: Any = model.config
+    rows: int | None = getattr(config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        unused = getattr(module, "padding_idx", None)
+        if rows is not None and unused is not None and name.endswith("position_embeddings"):
+            return rows - int(unused) - 1
+    return rows
 
 
 def _dtype(model: nn.Module) -> torch.dtype | str:

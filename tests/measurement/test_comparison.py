@@ -132,6 +132,27 @@ def test_runtime_names_the_dtype(make_model, make_batch, dtype):
     assert row.latency_ms.runtime == f"torch {str(dtype).removeprefix('torch.')}"
 
 
+@pytest.mark.parametrize("family", ["Roberta", "XLMRoberta", "Camembert"])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_positions_that_start_after_the_padding_id_shorten_what_a_model_reads(make_model, select, family, pruned):
+    model = make_model(f"{family}Model", max_position_embeddings=40, pad_token_id=5, bos_token_id=0, eos_token_id=2)
+    model = cut(model, select("all of these", f"{family}Model")) if pruned else model
+    inputs = model_inputs(model, 2, 128)
+    assert inputs["input_ids"].shape == (2, 40 - 5 - 1)
+    assert model(**inputs).last_hidden_state.shape == (2, 34, 32)
+    with pytest.raises(RuntimeError, match="index 40 is out of bounds"):
+        model(input_ids=torch.full((1, 35), 7))
+    assert model_inputs(model, 1, 7)["attention_mask"].shape == (1, 7)
+
+
+@pytest.mark.parametrize("head", ["BertModel", "RobertaModel", "DistilBertModel", "ElectraModel"])
+@pytest.mark.parametrize("padding", [0, 1, 9])
+def test_inputs_hold_no_padding(make_model, head, padding):
+    model = make_model(head, vocab_size=10, pad_token_id=padding)
+    ids = model_inputs(model, 16, 30)["input_ids"]
+    assert sorted(set(range(10)) - {padding}) == ids.unique().tolist()
+
+
 def test_inputs_are_no_longer_than_the_model_reads(make_model):
     inputs = model_inputs(make_model(), 2, 128)
     assert inputs["input_ids"].shape == (2, 40)
