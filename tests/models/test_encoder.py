@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from hf_efficient.models import FAMILIES, LayerStructure, Structure, family_of
+from hf_efficient.models.encoder import EncoderFamily
+from hf_efficient.models.structure import Bias, NoUnits
+from hf_efficient.pruning.surgery import cut
+
+ENCODERS = [name for name, family in FAMILIES.items() if isinstance(family, EncoderFamily)]
+ALL = (0, 1, 2, 3)
+BERT_LIKE = ("encoder.layer", "attention.self.{}", "attention.output.dense", "intermediate.dense", "output.dense")
+DISTILBERT = ("transformer.layer", "attention.{}_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2")
+
+
+def structure(*layers):
+    return Structure(
+        {"encoder": tuple(LayerStructure(s, {"attention": h}, {"feed_forward": n}) for s, h, n in layers)}
+    )
+
+
+def test_families_of_encoders():
+    assert ENCODERS == ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"]
+
+
+@pytest.mark.parametrize(
+    ("head", "layout", "names"),
+    [
+        ("RobertaForMaskedLM", BERT_LIKE, ("query", "key", "value")),
+        ("XLMRobertaForMultipleChoice", BERT_LIKE, ("query", "key", "value")),
+        ("CamembertModel", BERT_LIKE, ("query", "key", "value")),
+        ("ElectraForPreTraining", BERT_LIKE, ("query", "key", "value")),
+        ("DistilBertForQuestionAnswering", DISTILBERT, ("q", "k", "v")),
+    ],
+)
+def test_matrices_of_a_layer_are_narrower(make_model, select, head, layout, names):
+    stack, computes, *others = layout
+    layer = cut(make_model(head), select("uneven widths", head)).base_model.get_submodule(stack)[0]
+    for name in names:
+        linear = layer.get_submodule(computes.format(name))
+        assert (linear.weight.shape, linear.bias.shape) == ((16, 32), (16,))
+    assert [tuple(layer.get_submodule(name).weight.shape) for name in others] == [(32, 16), (22, 32), (32, 22)]
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_sizes_are_written_under_the_names_of_the_architecture(make_model, model_type):
+    family = FAMILIES[model_type]
+    config = make_model(next(iter(family.pruned_classes)).__name__).config
+    assert family.structure(config) == structure((0, ALL, 64), (1, ALL, 64), (2, ALL, 64))
+    narrower = family.config_for(config, structure((0, ALL, 24), (2, ALL, 24)))
+    assert type(narrower) is family.config_class
+    assert (narrower.num_hidden_layers, getattr(narrower, family.width_field)) == (2, 24)
+    assert family.structure(narrower) == structure((0, ALL, 24), (1, ALL, 24))
+    uneven = family.config_for(config, structure((0, ALL, 24), (2, (1,), 24)))
+    assert type(uneven) is family.pruned_config_class
+    assert (uneven.num_hidden_layers, getattr(uneven, family.width_field)) == (2, 64)
+    assert family.config_for(uneven, structure((2, ALL, 24))).model_type == model_type
+
+
+def test_distilbert_without_units_answers_what_its_readers_add(make_model, select):
+    model = make_model("DistilBertModel")
+    student = cut(model, select("all of these", "DistilBertModel"))
+    layer, whole = student.transformer.layer[0], model.transformer.layer[0]
+    assert [type(part) for part in (layer.attention, layer.ffn)] == [NoUnits, NoUnits]
+    assert [type(part) for part in (layer.attention.out_lin, layer.ffn.lin2)] == [Bias, Bias]
+    hidden = torch.randn(2, 5, 32)
+    answer, weights = layer.attention(hidden, attention_mask=None)
+    assert torch.equal(answer, whole.attention.out_lin.bias.expand(2, 5, 32))
+    assert weights is None
+    assert torch.equal(layer.ffn(hidden), whole.ffn.lin2.bias.expand(2, 5, 32))
+    assert [name for name in student.state_dict() if name.startswith("transformer.layer.0.")] == [
+        "transformer.layer.0.attention.out_lin.bias",
+        "transformer.layer.0.sa_layer_norm.weight",
+        "transformer.layer.0.sa_layer_norm.bias",
+        "transformer.layer.0.ffn.lin2.bias",
+        "transformer.layer.0.output_layer_norm.weight",
+        "transformer.layer.0.output_layer_norm.bias",
+    ]
+
+
+def test_blocks_of_distilbert_are_narrowed_step_by_step_until_nothing_is_left(make_model):
+    model = make_model("DistilBertModel")
+    for name, steps in (("attention", ([0, 1, 3], [1], [])), ("feed_forward", (range(9), [4], []))):
+        block = family_of(model).blocks(model)[f"encoder.1.{name}"]
+        bias = block.output.bias.detach().clone()
+        for keep in steps:
+            block.narrow(keep)
+            again = family_of(model).blocks(model)[f"encoder.1.{name}"]
+            assert block.units == again.units == len(keep)
+            assert len(block.input_linears) == len(again.input_linears) == bool(keep) * len(block.inputs)
+        assert torch.equal(again.output.bias, bias)
+
+
+def test_electra_keeps_its_narrow_embeddings(make_model, select):
+    model = make_model("ElectraForPreTraining")
+    student = cut(model, select("all of these", "ElectraForPreTraining"))
+    assert student.electra.embeddings.word_embeddings.weight.shape == (100, 16)
+    assert torch.equal(student.electra.embeddings_project.weight, model.electra.embeddings_project.weight)
+    assert student.config.embedding_size == 16
+    same = cut(make_model("ElectraModel", embedding_size=32), select("all of these", "ElectraModel"))
+    assert not hasattr(same, "embeddings_project")
+
+
+@pytest.mark.parametrize("head", ["RobertaForMaskedLM", "DistilBertForMaskedLM", "ElectraForMaskedLM"])
+def test_tied_weights_stay_tied(make_model, select, head):
+    student = cut(make_model(head), select("uneven widths", head))
+    assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("head", ["RobertaModel", "DistilBertModel", "ElectraModel"])
+def test_activation_checkpointing_gives_the_same_gradients(make_model, make_batch, select, head):
+    gradients = []
+    for checkpointing in (False, True):
+        student = cut(make_model(head), select("all of these", head)).train()
+        for module in student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if checkpointing:
+            student.activation_checkpointing_enable()
+        assert student.is_gradient_checkpointing is checkpointing
+        student(**make_batch(head)).last_hidden_state.square().sum().backward()
+        gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
