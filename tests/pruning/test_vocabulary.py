@@ -1,0 +1,460 @@
+import json
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoTokenizer,
+    BertTokenizer,
+    CamembertTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+    T5Tokenizer,
+    XLMRobertaTokenizer,
+)
+
+from hf_efficient.pruning.surgery import cut
+from hf_efficient.pruning.vocabulary import trim_vocabulary, used_tokens
+
+CORPUS = [
+    "the river carries small boats down to the harbour",
+    "the harbour carries a smaller river of boats and boatmen",
+    "nobody rivers the harbouring of smallest carrying boats",
+    "green winters follow the greenest summer rivers",
+    "somebody carried winter boats down the summer river",
+    "a harbour without boats follows a river without summers",
+]
+USED = ["the river carries smaller boats", "a harbour follows", "down rivers!"]
+UNSEEN = ["winterbodies outgreened", "boatless summering nobody"]
+SPECIAL = {
+    "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+}
+WIDTHS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+T5_WIDTHS = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+
+
+def trained(kind, special):
+    """Returns what a trainer of that kind learns from the corpus: the JSON of the tokenizer's model."""
+    model = {"WordPiece": models.WordPiece, "BPE": models.BPE, "Unigram": models.Unigram}[kind]()
+    tokenizer = Tokenizer(model)
+    if kind == "WordPiece":
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=special, show_progress=False)
+    elif kind == "BPE":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=380, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
+    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    return json.loads(tokenizer.to_str())["model"]
+
+
+def unigram(special):
+    return [tuple(piece) for piece in trained("Unigram", special)["vocab"]]
+
+
+def make_bert_tokenizer():
+    return BertTokenizer(vocab=trained("WordPiece", SPECIAL["bert"])["vocab"])
+
+
+def make_roberta_tokenizer():
+    learned = trained("BPE", SPECIAL["roberta"])
+    return RobertaTokenizer(vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]])
+
+
+def make_t5_tokenizer():
+    return T5Tokenizer(vocab=unigram(["<pad>", "</s>", "<unk>"]), extra_ids=5)
+
+
+def make_xlm_roberta_tokenizer():
+    return XLMRobertaTokenizer(vocab=unigram(["<s>", "<pad>", "</s>", "<unk>"]))
+
+
+def make_camembert_tokenizer():
+    special = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>", "<mask>"]
+    return CamembertTokenizer(vocab=unigram(special))
+
+
+def make_word_tokenizer():
+    """A hundred tokens, as many as the tiny models of conftest have rows."""
+    pieces = [*SPECIAL["bert"], *(f"w{index}" for index in range(95))]
+    return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
+
+
+def make_generic_tokenizer():
+    """A bare PreTrainedTokenizerFast whose special tokens sit in the middle, with an added token at the end."""
+    vocab = trained("WordPiece", [])["vocab"]
+    pieces = list(vocab)[:40] + SPECIAL["bert"] + list(vocab)[40:]
+    backend = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.Sequence(
+        [processors.BertProcessing(("[SEP]", 43), ("[CLS]", 42)), processors.ByteLevel()]
+    )
+    backend.enable_padding(pad_id=40, pad_token="[PAD]")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    tokenizer.add_tokens(["<name>"])
+    return tokenizer
+
+
+# The class with a head over the vocabulary, the class without, the tokenizer, and what the config says beside widths.
+CASES = {
+    "bert": ("BertForMaskedLM", "BertForSequenceClassification", make_bert_tokenizer, WIDTHS),
+    "bert pretraining": ("BertForPreTraining", "BertModel", make_bert_tokenizer, WIDTHS),
+    "generic tokenizer": ("BertForMaskedLM", "BertModel", make_generic_tokenizer, {**WIDTHS, "pad_token_id": 40}),
+    "distilbert": (
+        "DistilBertForMaskedLM",
+        "DistilBertForTokenClassification",
+        make_bert_tokenizer,
+        {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 24},
+    ),
+    "electra": ("ElectraForMaskedLM", "ElectraForPreTraining", make_bert_tokenizer, {**WIDTHS, "embedding_size": 8}),
+    "roberta": ("RobertaForMaskedLM", "RobertaForSequenceClassification", make_roberta_tokenizer, WIDTHS),
+    "roberta untied": (
+        "RobertaForMaskedLM",
+        "RobertaModel",
+        make_roberta_tokenizer,
+        {**WIDTHS, "tie_word_embeddings": False},
+    ),
+    "xlm-roberta": ("XLMRobertaForMaskedLM", "XLMRobertaModel", make_xlm_roberta_tokenizer, WIDTHS),
+    "camembert": (
+        "CamembertForMaskedLM",
+        "CamembertModel",
+        make_camembert_tokenizer,
+        {**WIDTHS, "bos_token_id": 5, "eos_token_id": 6},
+    ),
+    "t5": ("T5ForConditionalGeneration", "T5ForSequenceClassification", make_t5_tokenizer, T5_WIDTHS),
+    "t5 untied": (
+        "T5ForConditionalGeneration",
+        "T5EncoderModel",
+        make_t5_tokenizer,
+        {**T5_WIDTHS, "tie_word_embeddings": False},
+    ),
+    "mt5": ("MT5ForConditionalGeneration", "MT5EncoderModel", make_t5_tokenizer, {**T5_WIDTHS, "pad_token_id": 0}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+def build(name, tokenizer, config, spare_rows=0, **changes):
+    """A random model, its biases and norms too, with a row for every token and some to spare."""
+    cls = getattr(transformers, name)
+    fields = {"decoder_start_token_id": 0} if "d_model" in config else {}
+    torch.manual_seed(0)
+    model = cls(cls.config_class(vocab_size=len(tokenizer) + spare_rows, **{**fields, **config, **changes}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5)
+    return model.eval()
+
+
+def answers(model, batch):
+    """Returns all that `model` answers to padded texts; a decoder reads the same texts."""
+    inputs = dict(batch)
+    if "EncoderModel" not in type(model).__name__ and model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = batch["input_ids"]
+        inputs["decoder_attention_mask"] = batch["attention_mask"]
+    with torch.no_grad():
+        found = model(**inputs)
+    return {name: value for name, value in found.items() if torch.is_tensor(value)}
+
+
+def encode(tokenizer, texts):
+    return tokenizer(texts, padding=True, return_tensors="pt")
+
+
+def test_kept_texts_keep_their_tokens_and_the_model_its_answers(case):
+    with_head, without, make_tokenizer, config = case
+    tokenizer = make_tokenizer()
+    for name in (with_head, without):
+        model = build(name, tokenizer, config)
+        small = trim_vocabulary(model, tokenizer, used_tokens(USED, tokenizer))
+        assert len(small.tokenizer) == len(small.token_ids) < len(tokenizer)
+        assert small.model.config.vocab_size == len(small.token_ids)
+        old, new = encode(tokenizer, USED), encode(small.tokenizer, USED)
+        assert [small.tokenizer.tokenize(text) for text in USED] == [tokenizer.tokenize(text) for text in USED]
+        assert torch.equal(small.token_ids[new["input_ids"]], old["input_ids"])
+        expected, found = answers(model, old), answers(small.model, new)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            if value.shape[-1] == len(tokenizer):
+                torch.testing.assert_close(found[key], value[..., small.token_ids], rtol=0, atol=1e-5)
+            else:
+                assert torch.equal(found[key], value), key
+
+
+def test_what_is_saved_loads_as_it_was(case, tmp_path, assert_same_weights):
+    name, _, make_tokenizer, config = case
+    tokenizer = make_tokenizer()
+    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, used_tokens(USED, tokenizer))
+    small.model.save_pretrained(tmp_path)
+    small.tokenizer.save_pretrained(tmp_path)
+    model, reloaded = type(small.model).from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert_same_weights(model, small.model)
+    assert reloaded.get_vocab() == small.tokenizer.get_vocab()
+    assert reloaded.all_special_ids == small.tokenizer.all_special_ids
+    for texts in (USED, UNSEEN, list(zip(USED, UNSEEN, strict=False))):
+        assert encode(reloaded, texts)["input_ids"].tolist() == encode(small.tokenizer, texts)["input_ids"].tolist()
+    assert reloaded.decode(reloaded(USED[0])["input_ids"]) == tokenizer.decode(tokenizer(USED[0])["input_ids"])
+
+
+def test_special_tokens_stay_and_pairs_are_joined_as_before(case):
+    name, _, make_tokenizer, config = case
+    tokenizer = make_tokenizer()
+    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, used_tokens(USED, tokenizer))
+    assert small.tokenizer.special_tokens_map == tokenizer.special_tokens_map
+    assert set(small.tokenizer.added_tokens_encoder) == set(tokenizer.added_tokens_encoder)
+    for token, new in small.tokenizer.get_vocab().items():
+        assert small.token_ids[new] == tokenizer.get_vocab()[token]
+    old, new = tokenizer(USED[0], USED[1]), small.tokenizer(USED[0], USED[1])
+    assert small.token_ids[new["input_ids"]].tolist() == old["input_ids"]
+
+
+def test_unseen_words_have_pieces_and_none_is_unknown(case):
+    name, _, make_tokenizer, config = case
+    tokenizer = make_tokenizer()
+    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, used_tokens(USED, tokenizer))
+    for text in UNSEEN:
+        assert tokenizer.unk_token not in small.tokenizer.tokenize(text)
+        joined = "".join(small.tokenizer.tokenize(text)).replace("##", "")
+        assert joined == "".join(tokenizer.tokenize(text)).replace("##", "")
+        assert len(small.tokenizer.tokenize(text)) > len(tokenizer.tokenize(text))
+
+
+def test_the_given_model_and_tokenizer_stay_as_they_are(assert_same_weights):
+    tokenizer = make_t5_tokenizer()
+    model, same = (build("T5ForConditionalGeneration", tokenizer, T5_WIDTHS) for _ in range(2))
+    before = tokenizer.backend_tokenizer.to_str()
+    small = trim_vocabulary(model, tokenizer, [])
+    small.tokenizer.add_tokens(["new"])
+    with torch.no_grad():
+        small.model.shared.weight.zero_()
+    assert_same_weights(model, same)
+    assert model.config.to_dict() == same.config.to_dict()
+    assert tokenizer.backend_tokenizer.to_str() == before
+
+
+def test_random_numbers_are_left_alone():
+    tokenizer = make_bert_tokenizer()
+    model = build("BertForMaskedLM", tokenizer, WIDTHS)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    trim_vocabulary(model, tokenizer, [])
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_generation_gives_the_same_sentences():
+    tokenizer = make_t5_tokenizer()
+    model = build("T5ForConditionalGeneration", tokenizer, CASES["t5 untied"][3], spare_rows=7)
+    batch, wanted = encode(tokenizer, USED), {"min_new_tokens": 8, "max_new_tokens": 8, "no_repeat_ngram_size": 1}
+    spare = list(range(len(tokenizer), len(tokenizer) + 7))
+    expected = model.generate(**batch, **wanted, suppress_tokens=spare)
+    small = trim_vocabulary(model, tokenizer, used_tokens([*USED, expected], tokenizer))
+    assert small.model.config.vocab_size == len(small.tokenizer) < len(tokenizer)
+    found = small.model.generate(**encode(small.tokenizer, USED), **wanted)
+    assert len(set(expected.flatten().tolist())) > 8
+    assert torch.equal(small.token_ids[found], expected)
+
+
+def test_ids_in_the_configs_are_renumbered():
+    tokenizer = make_generic_tokenizer()
+    config = {**T5_WIDTHS, "pad_token_id": 40, "eos_token_id": 43, "decoder_start_token_id": 42}
+    model = build("T5ForConditionalGeneration", tokenizer, config)
+    last = len(tokenizer) - 2
+    generation = model.generation_config
+    generation.forced_eos_token_id, generation.eos_token_id = 43, [43, 41]
+    generation.suppress_tokens, generation.begin_suppress_tokens = [44, last], [last]
+    generation.bad_words_ids, generation.sequence_bias = [[42, last], [42, 43]], {(44,): -1.0, (last,): 2.0}
+    small = trim_vocabulary(model, tokenizer, [])
+    ids = small.tokenizer.convert_tokens_to_ids(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    assert last not in small.token_ids
+    assert ids[0] < 40
+    pad, unknown, first, end, mask = ids
+    for trimmed in (small.model.config, small.model.encoder.config, small.model.decoder.config):
+        assert (trimmed.pad_token_id, trimmed.eos_token_id, trimmed.decoder_start_token_id) == (pad, end, first)
+        assert trimmed.vocab_size == len(small.token_ids)
+    trimmed = small.model.generation_config
+    assert (trimmed.pad_token_id, trimmed.forced_eos_token_id, trimmed.eos_token_id) == (pad, end, [end, unknown])
+    assert (trimmed.suppress_tokens, trimmed.begin_suppress_tokens) == ([mask], None)
+    assert trimmed.bad_words_ids == [[first, end]]
+    assert trimmed.sequence_bias == [[[mask], -1.0]]
+    assert generation.eos_token_id == [43, 41]
+
+
+def test_the_padding_row_stays_without_gradient():
+    tokenizer = make_generic_tokenizer()
+    model = build("BertModel", tokenizer, WIDTHS, pad_token_id=40)
+    small = trim_vocabulary(model, tokenizer, [])
+    pad = small.tokenizer.pad_token_id
+    assert (small.model.embeddings.word_embeddings.padding_idx, small.model.config.pad_token_id) == (pad, pad)
+    assert json.loads(small.tokenizer.backend_tokenizer.to_str())["padding"]["pad_id"] == pad
+    assert small.token_ids[pad] == 40
+
+
+def test_positions_that_count_from_the_padding_id_stay():
+    tokenizer = make_generic_tokenizer()
+    model = build("RobertaModel", tokenizer, WIDTHS, pad_token_id=40, max_position_embeddings=60)
+    small = trim_vocabulary(model, tokenizer, used_tokens(USED, tokenizer))
+    assert small.token_ids[:41].tolist() == list(range(41))
+    old, new = encode(tokenizer, USED), encode(small.tokenizer, USED)
+    assert torch.equal(answers(small.model, new)["last_hidden_state"], answers(model, old)["last_hidden_state"])
+
+
+def test_rows_without_a_token_go_unless_they_are_kept_or_named():
+    tokenizer = make_t5_tokenizer()
+    size = len(tokenizer)
+    model = build("T5ForConditionalGeneration", tokenizer, T5_WIDTHS, spare_rows=9, bos_token_id=size + 3)
+    small = trim_vocabulary(model, tokenizer, [size + 1])
+    assert len(small.token_ids) == len(small.tokenizer) + 2
+    assert small.token_ids[-2:].tolist() == [size + 1, size + 3]
+    assert small.model.config.bos_token_id == len(small.token_ids) - 1
+    assert torch.equal(small.model.shared.weight, model.shared.weight[small.token_ids])
+
+
+def test_all_tokens_kept_change_nothing(assert_same_weights):
+    tokenizer = make_bert_tokenizer()
+    model = build("BertForMaskedLM", tokenizer, WIDTHS)
+    whole = trim_vocabulary(model, tokenizer, range(len(tokenizer)))
+    assert whole.token_ids.tolist() == list(range(len(tokenizer)))
+    assert whole.model is not model
+    assert_same_weights(whole.model, model)
+    assert whole.tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("order", ["cut, then trimmed", "trimmed, then cut"])
+def test_a_pruned_model_can_be_trimmed_and_a_trimmed_one_pruned(
+    make_model, make_batch, outputs, assert_same, select, order
+):
+    tokenizer = make_word_tokenizer()
+    model, batch = make_model("BertForMaskedLM"), make_batch("BertForMaskedLM")
+    keep = batch["input_ids"].unique().tolist()
+    pruned = cut(model, select("uneven widths"))
+    if order == "cut, then trimmed":
+        small = trim_vocabulary(pruned, tokenizer, keep)
+        found = small.model
+    else:
+        small = trim_vocabulary(model, tokenizer, keep)
+        found = cut(small.model, select("uneven widths"))
+    new_ids = torch.full((100,), -1)
+    new_ids[small.token_ids] = torch.arange(len(small.token_ids))
+    expected = outputs(pruned, batch)["logits"][..., small.token_ids]
+    assert found.config.vocab_size == len(small.token_ids) < 100
+    assert_same(outputs(found, {**batch, "input_ids": new_ids[batch["input_ids"]]}), {"logits": expected}, atol=1e-5)
+
+
+def test_a_pruned_model_is_saved_with_its_vocabulary(make_model, select, tmp_path, assert_same_weights):
+    tokenizer = make_word_tokenizer()
+    small = trim_vocabulary(cut(make_model(), select("all of these")), tokenizer, [7, 9])
+    small.model.save_pretrained(tmp_path)
+    reloaded = type(small.model).from_pretrained(tmp_path)
+    assert reloaded.config.vocab_size == 7
+    assert_same_weights(reloaded, small.model)
+
+
+def test_wordpiece_keeps_the_pieces_before_a_dead_end():
+    """Greedy: "ab", then no "##c"; without "ab" the word would be "a", "##bc"."""
+    vocab = {piece: index for index, piece in enumerate([*SPECIAL["bert"], "a", "##b", "ab", "##bc", "x", "xy", "c"])}
+    tokenizer = BertTokenizer(vocab=vocab)
+    assert tokenizer.tokenize("abc") == ["[UNK]"]
+    keep = used_tokens(["ABC", "a c"], tokenizer)
+    assert tokenizer.convert_ids_to_tokens(keep) == ["[UNK]", "[CLS]", "[SEP]", "a", "ab", "c"]
+    model = build("BertModel", tokenizer, WIDTHS)
+    small = trim_vocabulary(model, tokenizer, [*keep, vocab["##bc"]]).tokenizer
+    assert small.tokenize("abc") == ["[UNK]"]
+    assert "xy" not in small.get_vocab()
+
+
+def test_bpe_keeps_what_a_token_is_merged_from_and_every_merge_among_the_kept():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("a", "b"), ("c", "d"), ("b", "c"), ("ab", "cd"), ("x", "y"), ("xy", "z"), ("abcd", "xy")]
+    pieces = [*SPECIAL["roberta"], *alphabet, *("".join(merge) for merge in merges)]
+    tokenizer = RobertaTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=merges)
+    model = build("RobertaModel", tokenizer, WIDTHS)
+    keep = used_tokens(["abcd", "bc"], tokenizer)
+    assert tokenizer.convert_ids_to_tokens(keep) == ["<s>", "</s>", "bc", "abcd"]
+    small = trim_vocabulary(model, tokenizer, keep).tokenizer
+    state = json.loads(small.backend_tokenizer.to_str())["model"]
+    assert state["merges"] == [["a", "b"], ["c", "d"], ["b", "c"], ["ab", "cd"]]
+    assert set(state["vocab"]) == {*SPECIAL["roberta"], *alphabet, "ab", "cd", "bc", "abcd"}
+    assert small.tokenize("abcdxyz é") == ["abcd", "x", "y", "z", "Ġ", "Ã", "©"]
+
+
+def test_unigram_keeps_the_price_of_the_unknown_token():
+    """The unknown token costs 10 more than the worst piece: without "zz", 24 instead of 40."""
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("zz", -30.0),
+        ("▁ab", -1.0),
+        ("▁a", -14.0),
+        ("b☃", -14.0),
+    ]
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=2)
+    assert tokenizer.tokenize("ab☃") == ["▁a", "b☃"]
+    cheap = T5Tokenizer(vocab=[piece for piece in pieces if piece[0] != "zz"], extra_ids=2)
+    assert cheap.tokenize("ab☃") == ["▁ab", "☃"]
+    model = build("T5EncoderModel", tokenizer, T5_WIDTHS)
+    keep = used_tokens(["ab☃", "ab"], tokenizer)
+    assert tokenizer.convert_ids_to_tokens(keep) == ["</s>", "▁ab", "▁a", "b☃"]
+    small = trim_vocabulary(model, tokenizer, keep).tokenizer
+    assert small.tokenize("ab☃") == ["▁a", "b☃"]
+
+
+def test_sentinels_of_t5_stay():
+    tokenizer = make_t5_tokenizer()
+    small = trim_vocabulary(build("T5EncoderModel", tokenizer, T5_WIDTHS), tokenizer, [])
+    sentinels = [f"<extra_id_{index}>" for index in range(5)]
+    old, new = (t.convert_tokens_to_ids(sentinels) for t in (tokenizer, small.tokenizer))
+    assert small.token_ids[new].tolist() == old
+    assert small.tokenizer.tokenize("boats <extra_id_3>")[-1] == "<extra_id_3>"
+
+
+def test_special_tokens_read_as_text_stay_so():
+    tokenizer = make_bert_tokenizer()
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    small = trim_vocabulary(build("BertModel", tokenizer, WIDTHS), tokenizer, used_tokens(["b [SEP]"], tokenizer))
+    assert small.tokenizer.tokenize("b [SEP]") == tokenizer.tokenize("b [SEP]") != ["b", "[SEP]"]
+
+
+def test_used_tokens_reads_texts_tensors_and_nested_ids():
+    tokenizer = make_bert_tokenizer()
+    ids = tokenizer("river")["input_ids"]
+    assert used_tokens(["river"], tokenizer) == sorted(set(ids))
+    assert used_tokens([torch.tensor([[9, 7], [7, -100]]), [[8], [[3]]], [5, -100]], tokenizer) == [3, 5, 7, 8, 9]
+    assert used_tokens(["river"] * 2500 + ["boats"], tokenizer) == used_tokens(["river boats"], tokenizer)
+    with pytest.raises(TypeError, match="dict is neither a text nor token ids"):
+        used_tokens([{"input_ids": [1]}], tokenizer)
+
+
+def test_errors_say_what_to_do():
+    tokenizer = make_bert_tokenizer()
+    model = build("BertModel", tokenizer, WIDTHS)
+    with pytest.raises(ValueError, match=r"keep has ids outside 0\.\.\d+, the rows of the model: \[-1, 999\]"):
+        trim_vocabulary(model, tokenizer, [5, 999, -1])
+    words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match="model 'WordLevel' cannot be trimmed: known are WordPiece, BPE, Unigram"):
+        used_tokens([], PreTrainedTokenizerFast(tokenizer_object=words))
+    with pytest.raises(ValueError, match="ByT5Tokenizer is a slow tokenizer"):
+        trim_vocabulary(model, transformers.ByT5Tokenizer(), [])
+    tokenizer.add_tokens(["<name>"])
+    with pytest.raises(ValueError, match=r"the model only 1\d\d rows: .*resize_token_embeddings\(1\d\d\)"):
+        trim_vocabulary(model, tokenizer, [])
