@@ -116,7 +116,7 @@ def test_activation_checkpointing_gives_the_same_gradients(make_model, make_batc
                 module.p = 0.0
         if checkpointing:
             student.activation_checkpointing_enable()
-        assert student.is_gradient_checkpointing is checkpointing
+        assert student.is_activation_checkpointing is checkpointing
         student(**make_batch(head)).last_hidden_state.square().sum().backward()
         gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
