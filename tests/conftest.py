@@ -31,6 +31,19 @@ TINY = {
     "pad_token_id": 0,
 }
 TINY_ROBERTA = {**TINY, "pad_token_id": 1, "type_vocab_size": 1}
+TINY_T5 = {
+    "d_model": 32,
+    "d_kv": 8,
+    "num_heads": 4,
+    "num_layers": 3,
+    "d_ff": 64,
+    "vocab_size": 100,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 8,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
 # Three layers a stack, four heads an attention block, 64 neurons: SHAPES below count on it.
 TINY_OF_FAMILY: dict[str, dict[str, object]] = {
     "bert": TINY,
@@ -47,8 +60,11 @@ TINY_OF_FAMILY: dict[str, dict[str, object]] = {
         "pad_token_id": 0,
     },
     "electra": {**TINY, "embedding_size": 16},
+    "t5": TINY_T5,
+    "mt5": TINY_T5,  # whose feed-forward blocks are gated
 }
 SEGMENTED = ("bert", "electra")
+ENDED = ("t5", "mt5")  # every text ends with the token that the classifier looks at
 # For each layer of the tiny model the positions of the heads and neurons that stay; a layer that is not named goes.
 SHAPES: dict[str, dict[int, tuple[Sequence[int], Sequence[int]]]] = {
     "uneven widths": {0: ((1, 3), range(0, 64, 3)), 1: ((0,), range(5)), 2: (range(4), range(64))},
@@ -134,14 +150,19 @@ def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
         lengths = torch.tensor([9, 6, 3]).view(3, *[1] * (len(shape) - 1))
         mask = (torch.arange(9) < lengths).long().expand(shape)
         ids = torch.randint(padding + 1, 100, shape, generator=generator)
+        if family in ENDED:
+            ids = ids.clamp(2).scatter(1, lengths - 1, 1)
         ids = torch.where(mask.bool(), ids, padding)
         batch = {"input_ids": ids, "attention_mask": mask.contiguous()}
         if family in SEGMENTED:
             batch["token_type_ids"] = (torch.arange(9) >= 2).long().expand(shape) * mask
+        if head in ("T5Model", "MT5Model") or (task == "ConditionalGeneration" and not labelled):
+            batch["decoder_input_ids"] = torch.randint(2, 100, (3, 5), generator=generator)
         if labelled:
             labels = {
                 "MaskedLM": {"labels": torch.where(mask.bool(), ids, -100)},
                 "PreTraining": {"labels": ids % 2},
+                "ConditionalGeneration": {"labels": torch.where(mask.bool(), ids, -100)[:, :7].contiguous()},
                 "TokenClassification": {"labels": torch.where(mask.bool(), ids % 3, -100)},
                 "QuestionAnswering": {
                     "start_positions": torch.tensor([1, 0, 2]),

@@ -7,6 +7,7 @@ from .pruned_bert import BERT
 from .pruned_distilbert import DISTILBERT
 from .pruned_electra import ELECTRA
 from .pruned_roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
+from .pruned_t5 import MT5, T5
 from .structure import Block, Family, LayerStructure, Structure
 
 FAMILIES: dict[str, Family] = {
@@ -18,6 +19,8 @@ FAMILIES: dict[str, Family] = {
         CAMEMBERT,
         DISTILBERT,
         ELECTRA,
+        T5,
+        MT5,
     )
 }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -67,7 +68,7 @@ class Structure:
 
 
 class Bias(nn.Module):
-    """Stands for a Linear that has lost all its inputs: what is left of it is its bias.
+    """Stands for a Linear that has lost all its inputs: what is left of it is its bias, or zero where it has none.
 
     | tensor | shape |
     | --- | --- |
@@ -76,15 +77,23 @@ class Bias(nn.Module):
     """
 
     def __init__(
-        self, out_features: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        out_features: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.in_features = 0
         self.out_features = out_features
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+        zeros = torch.zeros(out_features, device=device, dtype=dtype) if bias else None
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Returns the bias at every position of `hidden_states`."""
+        if self.bias is None:
+            return hidden_states.new_zeros(*hidden_states.shape[:-1], self.out_features)
         return self.bias.expand(*hidden_states.shape[:-1], -1)
 
 
@@ -135,6 +144,7 @@ class Block:
     | inputs | names, in that module, of the Linears whose output rows belong to the units |
     | reader, read | `getattr(reader, read)` is the Linear whose input columns belong to the units |
     | unit_size | rows of an input Linear a unit owns: the head size, or 1 for a neuron |
+    | norm | the module that is given the sum of what the block writes and its residual; None: `owner` returns the sum |
     """
 
     name: str
@@ -145,6 +155,7 @@ class Block:
     reader: nn.Module
     read: str
     unit_size: int = 1
+    norm: nn.Module | None = None
     returns_attention: ClassVar[bool] = False
 
     @property
@@ -180,8 +191,8 @@ class Block:
                 setattr(module, name, narrow_linear(getattr(module, name), rows, dim=0))
             setattr(self.reader, self.read, narrow_linear(output, rows, dim=1))
         else:
-            rest = Bias(output.out_features, output.bias.device, output.bias.dtype)
-            rest.load_state_dict({"bias": output.bias}, assign=True)
+            rest = Bias(output.out_features, bias=False)
+            rest.bias = output.bias
             within = self.reader is getattr(self.owner, self.compute)
             setattr(self.reader, self.read, rest)
             setattr(self.owner, self.compute, NoUnits(self.returns_attention, (self.read, rest) if within else None))
@@ -279,8 +290,30 @@ class Family(ABC):
             for index, (layer, left) in enumerate(zip(layers, structure.stacks[stack], strict=True)):
                 for block in self.layer_blocks(f"{stack}.{index}", layer):
                     short = block.name.rpartition(".")[2]
-                    width = len(left.heads[short]) if short in left.heads else left.neurons[short]
-                    block.narrow(range(width))
+                    block.narrow(left.heads[short] if short in left.heads else range(left.neurons[short]))
+
+    def left_weights(
+        self,
+        model: PreTrainedModel,
+        layers: Collection[str],
+        units: Mapping[str, Sequence[int]],
+        config: PreTrainedConfig,
+    ) -> dict[str, torch.Tensor]:
+        """Returns the weights that a model built from `config` takes when only a part of `model` stays.
+
+        | argument | meaning |
+        | --- | --- |
+        | layers | names of the layers that stay |
+        | units | for each block the positions of the units that stay |
+        """
+        narrowed = copy.deepcopy(model)
+        for name, block in self.blocks(narrowed).items():
+            if block.layer in layers:
+                block.narrow(units[name])
+        for stack, modules in self.stacks(narrowed).items():
+            kept = [module for index, module in enumerate(modules) if f"{stack}.{index}" in layers]
+            _replace(narrowed, modules, nn.ModuleList(kept))
+        return narrowed.state_dict()
 
 
 class PrunedConfig:
@@ -304,3 +337,11 @@ class PrunedModel(PreTrainedModel):
 def stock_fields(config: PreTrainedConfig) -> dict[str, Any]:
     """Returns the fields of `config` that the stock config of its family takes."""
     return {key: value for key, value in config.to_dict().items() if key not in _KEYS_OF_THE_PRUNED}
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for module in model.modules():
+        for name, child in module.named_children():
+            if child is old:
+                setattr(module, name, new)
+                return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,13 +49,15 @@ def _unit_hook(block: Block, gate: torch.Tensor) -> Callable[..., tuple[torch.Te
     return multiply
 
 
-def _layer_hook(gate: torch.Tensor) -> Callable[..., torch.Tensor]:
+def _layer_hook(gate: torch.Tensor) -> Callable[..., Any]:
     def interpolate(
-        module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor], output: torch.Tensor
-    ) -> torch.Tensor:
+        module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor], output: Any
+    ) -> Any:
         before = args[0] if args else kwargs["hidden_states"]
+        after, *beside = output if isinstance(output, tuple) else (output,)
         wide = gate.to(before.dtype)
-        return before + (_by_row(wide, before)[:, None, None] if wide.dim() else wide) * (output - before)
+        mixed = before + (_by_row(wide, before)[:, None, None] if wide.dim() else wide) * (after - before)
+        return (mixed, *beside) if isinstance(output, tuple) else mixed
 
     return interpolate
 

@@ -47,28 +47,22 @@ def cut(model: PreTrainedModel, selection: Selection) -> PreTrainedModel:
     structure = structure_after(family, model, selection)
     config = family.config_for(model.config, structure)
 
-    narrowed = copy.deepcopy(model)
-    for name, block in family.blocks(narrowed).items():
-        if block.layer in selection.layers:
-            block.narrow(selection.units[name])
-    for stack, layers in family.stacks(narrowed).items():
-        kept = [layer for index, layer in enumerate(layers) if f"{stack}.{index}" in selection.layers]
-        _replace(narrowed, layers, nn.ModuleList(kept))
-
     dtype = next(model.parameters()).dtype
     with torch.random.fork_rng(devices=[]), model.device:
         student = family.class_for(type(model), config)._from_config(
             config, dtype=dtype, attn_implementation=model.config._attn_implementation
         )
-    student.load_state_dict(narrowed.state_dict())
+    _untie(student, model)
+    student.load_state_dict(family.left_weights(model, selection.layers, selection.units, config))
     if model.can_generate():
         student.generation_config = copy.deepcopy(model.generation_config)
     return student.to(model.device).train(model.training)
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for module in model.modules():
-        for name, child in module.named_children():
-            if child is old:
-                setattr(module, name, new)
-                return
+def _untie(student: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Gives `student` weights of their own where its config ties them, but `model` was loaded with two that differ."""
+    for name in student.all_tied_weights_keys.keys() - model.all_tied_weights_keys.keys():
+        module, _, short = name.rpartition(".")
+        own = torch.empty_like(student.get_parameter(name))
+        student.get_submodule(module).register_parameter(short, nn.Parameter(own))
+        del student.all_tied_weights_keys[name]

@@ -1,0 +1,163 @@
+"""The T5 families: T5 itself (Flan-T5 too) and mT5; their classes when heads, neurons and layers differ."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import (
+    MT5Config,
+    MT5EncoderModel,
+    MT5ForConditionalGeneration,
+    MT5ForQuestionAnswering,
+    MT5ForSequenceClassification,
+    MT5ForTokenClassification,
+    MT5Model,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    T5ForQuestionAnswering,
+    T5ForSequenceClassification,
+    T5ForTokenClassification,
+    T5Model,
+)
+
+from .structure import PrunedConfig, PrunedModel
+from .t5_layers import T5LikeFamily
+
+
+class PrunedT5Config(PrunedConfig, T5Config):
+    """A `T5Config` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+
+    model_type = "pruned_t5"
+
+    structure: dict[str, Any] | None = None
+
+
+class PrunedT5Model(PrunedModel, T5Model):
+    """`T5Model` with uneven layers."""
+
+    config_class = PrunedT5Config
+    _auto_class = "AutoModel"
+
+
+class PrunedT5ForConditionalGeneration(PrunedModel, T5ForConditionalGeneration):
+    """`T5ForConditionalGeneration` with uneven layers."""
+
+    config_class = PrunedT5Config
+    _auto_class = "AutoModelForSeq2SeqLM"
+
+
+class PrunedT5EncoderModel(PrunedModel, T5EncoderModel):
+    """`T5EncoderModel` with uneven layers."""
+
+    config_class = PrunedT5Config
+    _auto_class = "AutoModelForTextEncoding"
+
+
+class PrunedT5ForSequenceClassification(PrunedModel, T5ForSequenceClassification):
+    """`T5ForSequenceClassification` with uneven layers."""
+
+    config_class = PrunedT5Config
+    _auto_class = "AutoModelForSequenceClassification"
+
+
+class PrunedT5ForTokenClassification(PrunedModel, T5ForTokenClassification):
+    """`T5ForTokenClassification` with uneven layers."""
+
+    config_class = PrunedT5Config
+    _auto_class = "AutoModelForTokenClassification"
+
+
+class PrunedT5ForQuestionAnswering(PrunedModel, T5ForQuestionAnswering):
+    """`T5ForQuestionAnswering` with uneven layers."""
+
+    config_class = PrunedT5Config
+    _auto_class = "AutoModelForQuestionAnswering"
+
+
+class T5Family(T5LikeFamily):
+    """T5 and what shares its config, such as Flan-T5."""
+
+    model_type = "t5"
+    config_class = T5Config
+    pruned_config_class = PrunedT5Config
+    pruned_classes: ClassVar = {
+        T5Model: PrunedT5Model,
+        T5ForConditionalGeneration: PrunedT5ForConditionalGeneration,
+        T5EncoderModel: PrunedT5EncoderModel,
+        T5ForSequenceClassification: PrunedT5ForSequenceClassification,
+        T5ForTokenClassification: PrunedT5ForTokenClassification,
+        T5ForQuestionAnswering: PrunedT5ForQuestionAnswering,
+    }
+
+
+T5 = T5Family()
+
+
+class PrunedMT5Config(PrunedConfig, MT5Config):
+    """An `MT5Config` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+
+    model_type = "pruned_mt5"
+
+    structure: dict[str, Any] | None = None
+
+
+class PrunedMT5Model(PrunedModel, MT5Model):
+    """`MT5Model` with uneven layers."""
+
+    config_class = PrunedMT5Config
+    _auto_class = "AutoModel"
+
+
+class PrunedMT5ForConditionalGeneration(PrunedModel, MT5ForConditionalGeneration):
+    """`MT5ForConditionalGeneration` with uneven layers."""
+
+    config_class = PrunedMT5Config
+    _auto_class = "AutoModelForSeq2SeqLM"
+
+
+class PrunedMT5EncoderModel(PrunedModel, MT5EncoderModel):
+    """`MT5EncoderModel` with uneven layers."""
+
+    config_class = PrunedMT5Config
+    _auto_class = "AutoModelForTextEncoding"
+
+
+class PrunedMT5ForSequenceClassification(PrunedModel, MT5ForSequenceClassification):
+    """`MT5ForSequenceClassification` with uneven layers."""
+
+    config_class = PrunedMT5Config
+    _auto_class = "AutoModelForSequenceClassification"
+
+
+class PrunedMT5ForTokenClassification(PrunedModel, MT5ForTokenClassification):
+    """`MT5ForTokenClassification` with uneven layers."""
+
+    config_class = PrunedMT5Config
+    _auto_class = "AutoModelForTokenClassification"
+
+
+class PrunedMT5ForQuestionAnswering(PrunedModel, MT5ForQuestionAnswering):
+    """`MT5ForQuestionAnswering` with uneven layers."""
+
+    config_class = PrunedMT5Config
+    _auto_class = "AutoModelForQuestionAnswering"
+
+
+class MT5Family(T5LikeFamily):
+    """mT5."""
+
+    model_type = "mt5"
+    config_class = MT5Config
+    pruned_config_class = PrunedMT5Config
+    pruned_classes: ClassVar = {
+        MT5Model: PrunedMT5Model,
+        MT5ForConditionalGeneration: PrunedMT5ForConditionalGeneration,
+        MT5EncoderModel: PrunedMT5EncoderModel,
+        MT5ForSequenceClassification: PrunedMT5ForSequenceClassification,
+        MT5ForTokenClassification: PrunedMT5ForTokenClassification,
+        MT5ForQuestionAnswering: PrunedMT5ForQuestionAnswering,
+    }
+
+
+MT5 = MT5Family()

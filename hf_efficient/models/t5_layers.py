@@ -1,0 +1,258 @@
+"""Layers of T5, which mT5 shares: their blocks, attention that keeps some heads, and attention that keeps none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.mt5.modeling_mt5 import MT5Attention
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from .structure import (
+    AttentionBlock,
+    Bias,
+    Block,
+    Family,
+    FeedForwardBlock,
+    LayerStructure,
+    NoUnits,
+    Structure,
+    stock_fields,
+)
+
+_TABLE = "relative_attention_bias"
+
+
+class SomeHeads(nn.Module):
+    """Mixin in front of a T5 attention whose neighbours keep other heads than it does.
+
+    A T5 stack makes one position bias in its first layer and adds it in all: column j belongs to head j. Here it stays
+    whole between the layers, and each takes the columns of its `heads`, indices in the unpruned network.
+
+    | tensor | shape |
+    | --- | --- |
+    | hidden_states | (batch, tokens, d_model) |
+    | position_bias | (1 or batch, all heads, tokens, keys), None in the first layer, which makes it |
+    | returns | attention output, the whole position bias (None in cross attention), attention weights |
+    """
+
+    heads: tuple[int, ...]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        key_value_states: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Returns what attention does, with the position bias of all heads in place of its own."""
+        whole = own = None  # cross attention has none but zeros, and makes as many as it has heads
+        if key_value_states is None:
+            whole = (
+                position_bias if position_bias is not None else _position_bias(self, hidden_states, past_key_values)
+            )
+            own = torch.stack([whole[:, head] for head in self.heads], dim=1)
+        output, _, weights = super().forward(hidden_states, mask, key_value_states, own, past_key_values, **kwargs)
+        return output, whole, weights
+
+
+class T5AttentionOfSomeHeads(SomeHeads, T5Attention):
+    """`T5Attention` among layers that keep other heads."""
+
+
+class MT5AttentionOfSomeHeads(SomeHeads, MT5Attention):
+    """`MT5Attention` among layers that keep other heads."""
+
+
+_OF_SOME_HEADS: dict[type, type] = {
+    T5Attention: T5AttentionOfSomeHeads,
+    MT5Attention: MT5AttentionOfSomeHeads,
+}
+
+
+class NoHeads(NoUnits):
+    """Stands for a T5 attention that has lost all its heads: it adds nothing.
+
+    In self attention it still counts the tokens in the cache, and makes the position bias where it is the first layer.
+    """
+
+    o: Bias
+    compute_bias = T5Attention.compute_bias
+    _relative_position_bucket = staticmethod(T5Attention._relative_position_bucket)
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__(returns_attention=True, reading=("o", attention.o))
+        self.layer_idx = attention.layer_idx
+        self.is_decoder = attention.is_decoder
+        self.relative_attention_num_buckets = attention.relative_attention_num_buckets
+        self.relative_attention_max_distance = attention.relative_attention_max_distance
+        if attention.has_relative_attention_bias:
+            self.add_module(_TABLE, attention.relative_attention_bias)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        key_value_states: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """Returns zeros, the position bias of all heads (None in cross attention), and no attention weights."""
+        if key_value_states is None:
+            if position_bias is None:
+                position_bias = _position_bias(self, hidden_states, past_key_values)
+            if past_key_values is not None:
+                # A cache whose keys have no element says that it has seen no token: one number stands for each.
+                seen = hidden_states[:, None, :, :1].detach()
+                getattr(past_key_values, "self_attention_cache", past_key_values).update(seen, seen, self.layer_idx)
+        return self.o(hidden_states), position_bias if key_value_states is None else None, None
+
+
+def _position_bias(attention: Any, hidden_states: torch.Tensor, past_key_values: Any) -> torch.Tensor:
+    """Returns the position bias of all heads, (1, heads, tokens, keys), before the cache takes the tokens in."""
+    tokens, seen, keys = hidden_states.shape[1], 0, hidden_states.shape[1]
+    if past_key_values is not None:
+        seen = past_key_values.get_seq_length(attention.layer_idx)
+        keys, _ = past_key_values.get_mask_sizes(tokens, attention.layer_idx)
+    bias: torch.Tensor = attention.compute_bias(tokens, keys, device=hidden_states.device, past_seen_tokens=seen)
+    return bias
+
+
+class T5AttentionBlock(AttentionBlock):
+    """Heads of a T5 attention, self or cross. Block, norm and residual are one module, the `owner`."""
+
+    def narrow(self, keep: Sequence[int]) -> None:
+        """Removes every head but those at the positions `keep`, in place; with the last one goes the norm."""
+        if len(keep) == self.units:
+            return
+        attention: Any = getattr(self.owner, self.compute)
+        heads = getattr(attention, "heads", range(self.units))
+        super().narrow(keep)
+        if keep:
+            # As torch's own parametrizations do: the module stays, with all that it holds, and computes otherwise.
+            attention.__class__ = _OF_SOME_HEADS.get(type(attention), type(attention))
+            attention.heads, attention.n_heads = tuple(heads[position] for position in keep), len(keep)
+        else:
+            setattr(self.owner, self.compute, NoHeads(attention).train(attention.training))
+            self.owner.layer_norm = nn.Identity()
+
+
+class T5FeedForwardBlock(FeedForwardBlock):
+    """Neurons of a T5 feed-forward block, plain or gated. Block, norm and residual are one module, the `owner`."""
+
+    def narrow(self, keep: Sequence[int]) -> None:
+        """Removes every neuron but those at the positions `keep`, in place; with the last one goes the norm."""
+        super().narrow(keep)
+        if not keep:
+            self.owner.layer_norm = nn.Identity()
+
+
+class T5LikeFamily(Family):
+    """An encoder and, but for encoder-only classes, a decoder whose layers have cross attention too."""
+
+    def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
+        """Returns the layers of the encoder, and of the decoder if there is one."""
+        base = model.base_model
+        return {stack: getattr(base, stack).block for stack in ("encoder", "decoder") if hasattr(base, stack)}
+
+    def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
+        """Returns self attention, in the decoder cross attention, and the feed-forward block of the layer."""
+        attention, *cross_attention, feed_forward = layer.layer
+        found = [("attention", attention, "SelfAttention")]
+        found += [("cross_attention", module, "EncDecAttention") for module in cross_attention]
+        dense = feed_forward.DenseReluDense
+        return (
+            *(
+                T5AttentionBlock(
+                    name=f"{name}.{short}",
+                    layer=name,
+                    owner=module,
+                    compute=compute,
+                    inputs=("q", "k", "v"),
+                    reader=getattr(module, compute),
+                    read="o",
+                    unit_size=getattr(getattr(module, compute), "key_value_proj_dim", 1),
+                )
+                for short, module, compute in found
+            ),
+            T5FeedForwardBlock(
+                name=f"{name}.feed_forward",
+                layer=name,
+                owner=feed_forward,
+                compute="DenseReluDense",
+                inputs=("wi",) if hasattr(dense, "wi") else ("wi_0", "wi_1"),
+                reader=dense,
+                read="wo",
+            ),
+        )
+
+    def full_structure(self, config: Any) -> Structure:
+        """Returns the structure of the stock network that `config` describes."""
+        heads, neurons = tuple(range(config.num_heads)), {"feed_forward": config.d_ff}
+        stacks = {
+            "encoder": tuple(
+                LayerStructure(index, {"attention": heads}, neurons) for index in range(config.num_layers)
+            )
+        }
+        if config.is_encoder_decoder:
+            stacks["decoder"] = tuple(
+                LayerStructure(index, {"attention": heads, "cross_attention": heads}, neurons)
+                for index in range(config.num_decoder_layers)
+            )
+        return Structure(stacks)
+
+    def stock_config(self, config: Any, structure: Structure) -> PreTrainedConfig | None:
+        """Returns the stock config that can hold `structure`, or None when no stock class can.
+
+        It can where all attention has the same number of heads, within a stack the same ones in self attention, which
+        share the columns of one position table, and all feed-forward blocks one width.
+        """
+        layers = [layer for stack in structure.stacks.values() for layer in stack]
+        counts = {len(heads) for layer in layers for heads in layer.heads.values()}
+        widths = {width for layer in layers for width in layer.neurons.values()}
+        shared = all(len({layer.heads["attention"] for layer in stack}) <= 1 for stack in structure.stacks.values())
+        if not shared or len(counts) > 1 or len(widths) > 1 or 0 in counts | widths:
+            return None
+        stock: Any = self._with_layers(self.config_class(**stock_fields(config)), structure)
+        stock.num_heads = counts.pop() if counts else config.num_heads
+        stock.d_ff = widths.pop() if widths else config.d_ff
+        return stock
+
+    def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
+        """Returns the config of the pruned class that holds `structure`."""
+        fields = stock_fields(config)
+        return self._with_layers(self.pruned_config_class(**fields, structure=structure.to_dict()), structure)
+
+    @staticmethod
+    def _with_layers(config: Any, structure: Structure) -> PreTrainedConfig:
+        for stack, field in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
+            if stack in structure.stacks:
+                setattr(config, field, len(structure.stacks[stack]))
+        return config
+
+    def left_weights(
+        self, model: PreTrainedModel, layers: Any, units: Mapping[str, Sequence[int]], config: Any
+    ) -> dict[str, torch.Tensor]:
+        """Returns the weights that a model built from `config` takes when only a part of `model` stays.
+
+        The table of position biases goes to the first layer that stays. A stock class, in which the layers of a stack
+        have the same heads, takes the columns of those.
+        """
+        weights, whole = super().left_weights(model, layers, units, config), model.state_dict()
+        prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+        for stack, before in self.structure(model.config).stacks.items():
+            kept = next((name for name in layers if name.startswith(f"{stack}.")), None)
+            if kept is not None:
+                name = f"{prefix}{stack}.block.0.layer.0.SelfAttention.{_TABLE}.weight"
+                weights[name] = whole[name]
+                if not isinstance(config, self.pruned_config_class):
+                    was = before[int(kept.rpartition(".")[2])].heads["attention"]
+                    columns = [was[position] for position in units[f"{kept}.attention"]]
+                    weights[name] = whole[name][:, columns]
+        return weights
