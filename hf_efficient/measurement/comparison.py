@@ -19,6 +19,7 @@ from hf_efficient.measurement.cost import (
 )
 from hf_efficient.measurement.report import ModelRow, with_ratios
 from hf_efficient.measurement.runtime import sample_inputs, summarize, time_in_turn
+from hf_efficient.measurement.runtimes import TITLES, check_runtime, prepare
 
 MORE_ZEROS = 0.01
 
@@ -37,6 +38,7 @@ def compare(
     structures: Mapping[str, Mapping[str, Any]] | None = None,
     compiled: Mapping[str, Callable[..., Any]] | None = None,
     repeats: int = 60,
+    runtimes: Mapping[str, str] | None = None,
 ) -> tuple[ModelRow, ...]:
     """Returns a row for each of `models`, latencies taken in turn, ratios against the one in the role "teacher".
 
@@ -48,17 +50,28 @@ def compare(
     | names | by role, what to call the model in tables; None: the role |
     | structures | by role, what is left of each layer |
     | compiled | by role, what torch.compile made of the model, to be timed in its place |
+    | runtimes | by role, the name in `RUNTIMES` of where the model is timed; None: torch |
+
+    Raises ValueError: a runtime is unknown or not installed.
     """
+    compiled, runtimes = compiled or {}, runtimes or {}
+    for runtime in runtimes.values():
+        check_runtime(runtime)
     for model in models.values():
         model.eval()
-    compiled = compiled or {}
-    calls = {role: partial(compiled.get(role, model), **inputs) for role, model in models.items()}
+    calls = {
+        role: partial(compiled[role], **inputs)
+        if role in compiled
+        else prepare(runtimes.get(role, "torch"), model, inputs)
+        for role, model in models.items()
+    }
     durations = time_in_turn(calls, repeats)
     batch_size, length = next(iter(inputs.values())).shape[:2]
     rows = []
     for role, model in models.items():
-        runtime = f"{'torch.compile' if role in compiled else 'torch'} {str(_dtype(model)).rpartition('.')[2]}"
-        latency = summarize(durations[role], batch_size, length, runtime)
+        runtime = "compiled" if role in compiled else runtimes.get(role, "torch")
+        title = f"{TITLES.get(runtime, runtime)} {str(_dtype(model)).rpartition('.')[2]}"
+        latency = summarize(durations[role], batch_size, length, title)
         rows.append(
             ModelRow(
                 name=(names or {}).get(role, role),
@@ -95,15 +108,26 @@ def _with_compressed_sizes(rows: Sequence[ModelRow], models: Mapping[str, nn.Mod
 
 
 def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
-    """Returns inputs of that shape for `model`, no longer than it can read and without padding, on its device."""
+    """Returns inputs of that shape for `model`, no longer than it can read and without padding, on its device.
+
+    An encoder with a decoder reads texts that end with the end token, which stands nowhere else, and as many tokens in
+    the decoder.
+    """
     config: Any = model.config
     length = min(sequence_length, _longest(model) or sequence_length)
-    inputs = sample_inputs(config.vocab_size, batch_size, length, next(model.parameters()).device)
-    padding = getattr(config, "pad_token_id", None)
-    if padding is not None:
-        ids = inputs["input_ids"]
-        ids[ids == padding] = (padding + 1) % config.vocab_size
-    return inputs
+    inputs = sample_inputs(config.vocab_size, batch_size, length, torch.device("cpu"))
+    decodes = getattr(config, "is_encoder_decoder", False)
+    end = getattr(config, "eos_token_id", None) if decodes else None
+    special = [token for token in (getattr(config, "pad_token_id", None), end) if isinstance(token, int)]
+    ids = inputs["input_ids"]
+    for token in special:
+        ids[ids == token] = next(other for other in range(config.vocab_size) if other not in special)
+    if decodes:
+        inputs["decoder_input_ids"] = ids.clone()
+        if isinstance(end, int):
+            ids[:, -1] = end
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
 def _longest(model: nn.Module) -> int | None:
