@@ -148,7 +148,6 @@ def renumber(tokenizer: PreTrainedTokenizerBase, new_ids: Mapping[int, int]) -> 
 
     trimmed = copy.deepcopy(tokenizer)
     trimmed._tokenizer = Tokenizer.from_str(json.dumps(state))
-    trimmed._tokenizer.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
     expected = {token: new_ids[index] for token, index in tokenizer.get_vocab().items() if index in new_ids}
     if trimmed.get_vocab() != expected:
         raise ValueError(

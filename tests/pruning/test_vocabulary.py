@@ -428,13 +428,6 @@ def test_sentinels_of_t5_stay():
     assert small.tokenizer.tokenize("boats <extra_id_3>")[-1] == "<extra_id_3>"
 
 
-def test_special_tokens_read_as_text_stay_so():
-    tokenizer = make_bert_tokenizer()
-    tokenizer.backend_tokenizer.encode_special_tokens = True
-    small = trim_vocabulary(build("BertModel", tokenizer, WIDTHS), tokenizer, used_tokens(["b [SEP]"], tokenizer))
-    assert small.tokenizer.tokenize("b [SEP]") == tokenizer.tokenize("b [SEP]") != ["b", "[SEP]"]
-
-
 def test_used_tokens_reads_texts_tensors_and_nested_ids():
     tokenizer = make_bert_tokenizer()
     ids = tokenizer("river")["input_ids"]
