@@ -69,6 +69,36 @@ def test_compiled_model_is_timed_in_place_of_its_source(make_model, make_batch, 
     assert rows[1].parameters == count_parameters(model)
 
 
+def test_rows_are_timed_in_the_runtimes_named(make_model, make_batch, durations, monkeypatch):
+    prepared = []
+
+    def prepare(runtime, model, inputs):
+        prepared.append((runtime, model, inputs.keys()))
+        return lambda: runtime
+
+    monkeypatch.setattr(comparison, "prepare", prepare)
+    durations(**{"teacher": [4.0], "in onnx": [2.0], "in openvino": [1.0]})
+    model, batch = make_model(), make_batch()
+    models = dict.fromkeys(("teacher", "in onnx", "in openvino"), model)
+    monkeypatch.setattr(comparison, "check_runtime", lambda runtime: None)
+    rows = compare(models, batch, runtimes={"in onnx": "onnx", "in openvino": "openvino"})
+    assert prepared == [(runtime, model, batch.keys()) for runtime in ("torch", "onnx", "openvino")]
+    assert [row.latency_ms.runtime.partition(" ")[0] for row in rows] == ["torch", "onnxruntime", "openvino"]
+    assert [row.ratios.speedup for row in rows] == [1.0, 2.0, 4.0]
+
+
+def test_unknown_runtime_is_refused_before_anything_is_measured(make_model, make_batch):
+    with pytest.raises(ValueError, match="runtime 'tensorrt' is unknown"):
+        compare({"teacher": make_model()}, make_batch(), runtimes={"teacher": "tensorrt"})
+
+
+def test_row_taken_in_onnx_runtime_says_so(make_model, make_batch):
+    pytest.importorskip("onnxruntime", reason="the extra hf_efficient[onnx] is not installed")
+    model = make_model(num_hidden_layers=1)
+    rows = compare({"teacher": model, "exported": model}, make_batch(), repeats=1, runtimes={"exported": "onnx"})
+    assert [row.latency_ms.runtime for row in rows] == ["torch float32", "onnxruntime float32"]
+
+
 def test_models_are_measured_in_eval_mode(make_model, make_batch, durations):
     model = make_model().train()
     durations(model=[1.0, 1.0, 1.0])

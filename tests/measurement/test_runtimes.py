@@ -88,28 +88,14 @@ def test_compiling_many_models_never_falls_back(make_model, make_batch, monkeypa
 
 
 @pytest.mark.parametrize("runtime", EXPORTED)
-def test_threads_are_those_of_torch(runtime, make_model, make_batch, monkeypatch):
+def test_export_says_nothing_and_runs_on_as_many_threads_as_torch(
+    runtime, make_model, make_batch, monkeypatch, caplog
+):
     require(runtime)
     exported = []
     call_of = runtimes._call_of
-
-    def remember(model, inputs):
-        exported.append(model)
-        return call_of(model, inputs)
-
-    monkeypatch.setattr(runtimes, "_call_of", remember)
+    monkeypatch.setattr(runtimes, "_call_of", lambda model, inputs: exported.append(model) or call_of(model, inputs))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    prepare(runtime, make_model(num_hidden_layers=0), make_batch())
-    runner = exported[0].runners["model"]
-    if runtime == "onnx":
-        assert runner.session.get_session_options().intra_op_num_threads == 1
-    else:
-        assert runner.compiled_model.get_property("INFERENCE_NUM_THREADS") == 1
-
-
-@pytest.mark.parametrize("runtime", EXPORTED)
-def test_nothing_is_said_on_the_way(runtime, make_model, make_batch, caplog):
-    require(runtime)
     out, err = io.StringIO(), io.StringIO()
     with warnings.catch_warnings(record=True) as said, redirect_stdout(out), redirect_stderr(err):
         warnings.simplefilter("always")
@@ -117,6 +103,11 @@ def test_nothing_is_said_on_the_way(runtime, make_model, make_batch, caplog):
     heard = [record for record in caplog.records if record.levelno >= logging.INFO]
     assert (out.getvalue(), err.getvalue(), said, heard) == ("", "", [], [])
     assert logging.root.manager.disable == logging.NOTSET
+    runner = exported[0].runners["model"]
+    if runtime == "onnx":
+        assert runner.session.get_session_options().intra_op_num_threads == 1
+    else:
+        assert runner.compiled_model.get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_errors_are_not_hidden(make_batch):
