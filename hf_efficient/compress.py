@@ -35,7 +35,7 @@ from hf_efficient.data import (
 from hf_efficient.distillation.distiller import DistillationConfig
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
 from hf_efficient.models import family_of
-from hf_efficient.pruning.pruner import PruningConfig
+from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.int8 import QuantizationConfig
 from hf_efficient.tasks import Task, infer_task, task_named
 from hf_efficient.trainer import EfficientTrainer

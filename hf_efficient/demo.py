@@ -20,7 +20,7 @@ from hf_efficient.compress import Job, ModelConfig, compress
 from hf_efficient.data import DataConfig
 from hf_efficient.distillation.distiller import DistillationConfig
 from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
-from hf_efficient.pruning.pruner import PruningConfig
+from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.int8 import QuantizationConfig
 
 SPEEDUP = 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -16,9 +16,13 @@ from transformers.utils import logging
 from hf_efficient.measurement.comparison import model_inputs
 from hf_efficient.measurement.cost import count_flops, count_parameters
 from hf_efficient.measurement.runtime import time_in_turn
-from hf_efficient.pruning.budget import Selection
-from hf_efficient.pruning.importance import Batch, Loss, example_loss
-from hf_efficient.pruning.pruner import BudgetedChoice, PruningConfig, score, select_fractions
+from hf_efficient.models import family_of
+from hf_efficient.pruning.batches import Batch, Loss, task_or_sampled_loss
+from hf_efficient.pruning.budget import Scores, Selection
+from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.pruning.pruner import BudgetedChoice, sample, score, select_fractions
+from hf_efficient.pruning.recovery import CALIBRATION_SAMPLES, correct
+from hf_efficient.pruning.sparsity import sparsify
 from hf_efficient.pruning.surgery import cut
 
 logger = logging.get_logger(__name__)
@@ -26,6 +30,7 @@ logger = logging.get_logger(__name__)
 ATTEMPTS = 8
 TABLE_SECONDS = 0.4
 CHECK_SECONDS = 4.0
+OVERSHOOT = 1.1
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ def _inputs(model: PreTrainedModel, config: PruningConfig) -> dict[str, torch.Te
 
 
 def _flops(model: PreTrainedModel, config: PruningConfig) -> float:
-    return float(count_flops(model, {"input_ids": _inputs(model, config)["input_ids"]}) or math.nan)
+    inputs = _inputs(model, config)
+    del inputs["attention_mask"]  # the meta device holds no values to look at
+    return float(count_flops(model, inputs) or math.nan)
 
 
 def _parameters(model: PreTrainedModel, config: PruningConfig) -> float:
@@ -90,71 +97,148 @@ COSTS = {
 }
 
 
-def prune(
-    model: PreTrainedModel,
-    config: PruningConfig,
-    dataloader: Iterable[Batch] = (),
-    reference: PreTrainedModel | None = None,
-    loss: Loss = example_loss,
-) -> PreTrainedModel:
-    """Returns a smaller copy of `model`, without training it; `model` itself stays as it is.
+class Shapes:
+    """The shapes that a model can be given under a target, with costs that are measured once.
 
-    | argument | meaning |
-    | --- | --- |
-    | dataloader | batches with labels, as tensors by name, that the criterion looks at; magnitude needs none |
-    | reference | the model that the target is a ratio of; None: `model` |
-    | loss | sum of the losses of a batch's examples, shape () |
+    `reference` is the model that the target is a ratio of; None: `model`.
+    """
 
-    A target is kept: the student's cost is measured (latency in turn with the reference's), and while it misses the
-    costs are corrected and the choice is made again.
+    def __init__(
+        self, model: PreTrainedModel, config: PruningConfig, reference: PreTrainedModel | None = None
+    ) -> None:
+        self.model, self.config = model, config
+        self.reference = model if reference is None else reference
+        if config.target is None:
+            return
+        self.cost = COSTS[config.target[0]]
+        # Nothing is computed where a cost is only counted: copies on the meta device hold no numbers.
+        probe = copy.deepcopy(model).to("meta") if self.cost.counted else model
+        with logging.tqdm(desc="costs of narrower shapes", unit=" shapes") as progress:
 
-    Raises ValueError: the config asks for nothing, or its target cannot be reached; the message says what can.
-    Raises TypeError: the architecture is unknown.
+            def cost_of(selection: Selection) -> float:
+                progress.update()
+                return self.cost.of(cut(probe, selection), config)
+
+            self.choice = BudgetedChoice(model, config, cost_of)
+        self.whole = self.cost.of(self.reference, config)
+
+    def expected(self, config: PruningConfig, scores: Scores) -> Selection:
+        """Returns what stays if the table of costs is believed, for the target or the fractions of `config`."""
+        if config.target is None:
+            return select_fractions(self.model, config, scores)
+        return self.choice.within(max(self.whole / config.target[1], 1.001 * self.choice.smallest(scores)), scores)
+
+    def kept(self, scores: Scores) -> Selection:
+        """Returns what stays so that the target is kept: while the measured ratio misses, the choice is made again.
+
+        Raises ValueError: the target cannot be reached; the message says what can.
+        """
+        if self.config.target is None:
+            return select_fractions(self.model, self.config, scores)
+        (name, goal), cost = self.config.target, self.cost
+        best: tuple[float, Selection] | None = None
+        tried: list[Selection] = []
+        floor = 1.001 * self.choice.smallest(scores)
+        budget = self.whole / (goal * cost.aim)
+        for _ in range(ATTEMPTS):
+            selection = self.choice.within(max(budget, floor), scores)
+            if selection in tried:
+                budget *= 0.99
+                continue
+            tried.append(selection)
+            ratio = self._ratio(selection)
+            logger.info(f"{name}: asked {goal:.3f}, choice {len(tried)} gives {ratio:.3f}")
+            if ratio >= goal and (best is None or abs(ratio - goal * cost.aim) < abs(best[0] - goal * cost.aim)):
+                best = ratio, selection
+            if goal * cost.least <= ratio <= goal * cost.most or (ratio < goal and budget <= floor):
+                break
+            budget *= ratio / (goal * cost.aim)
+        if best is None:
+            reached = self._ratio(self.choice.within(floor, scores))
+            raise ValueError(
+                f"{name}={goal:g} cannot be reached: the smallest shape of this model that still attends gives "
+                f"{reached:.2f}; ask for less, or start from a smaller model"
+            )
+        if best[0] > goal * OVERSHOOT:
+            logger.warning(f"{name}={goal:g} was asked for; the nearest shape that keeps it gives {best[0]:.2f}")
+        return best[1]
+
+    def _ratio(self, selection: Selection) -> float:
+        return self.cost.ratio(self.reference, cut(self.model, selection), self.config)
+
+
+def check_prunable(model: PreTrainedModel, config: PruningConfig) -> None:
+    """Refuses what cannot work before any of the work is done.
+
+    Raises ValueError: `config` asks for nothing or for a stack or runtime that there is not, or `model` is quantized.
+    Raises TypeError: the architecture, or its task head, is unknown.
     """
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError("a quantized model cannot be pruned: prune its float form, then quantize")
     if not config.active:
         raise ValueError(
-            "the PruningConfig asks for nothing: give a target (target_speedup=2) or a fraction (layers=0.5)"
+            "the PruningConfig asks for nothing: give a target (target_speedup=2), a fraction (layers=0.5) or "
+            "connections (weights=0.5)"
         )
-    scores = score(model, config, dataloader, loss)
-    if config.target is None:
-        return cut(model, select_fractions(model, config, scores))
+    family = family_of(model)
+    family.class_for(type(model), model.config)
+    config.check_stacks(tuple(family.stacks(model)))
 
-    name, goal = config.target
-    cost, reference = COSTS[name], reference if reference is not None else model
-    # Nothing is computed where a cost is only counted: copies on the meta device hold no numbers.
-    probe = copy.deepcopy(model).to("meta") if cost.counted else model
-    with logging.tqdm(desc="costs of narrower shapes", unit=" shapes") as progress:
 
-        def cost_of(selection: Selection) -> float:
-            progress.update()
-            return cost.of(cut(probe, selection), config)
+def select(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    batches: Sequence[Batch] = (),
+    reference: PreTrainedModel | None = None,
+    loss: Loss | None = None,
+) -> Selection:
+    """Returns which layers and units of `model` stay; arguments as for `prune`."""
+    shapes = Shapes(model, config, reference)
+    return shapes.kept(score(model, config, batches, loss or task_or_sampled_loss(reference)))
 
-        choice = BudgetedChoice(model, config, scores, cost_of)
 
-    best: tuple[float, PreTrainedModel] | None = None
-    tried: list[Selection] = []
-    floor = 1.001 * choice.smallest
-    budget = cost.of(reference, config) / (goal * cost.aim)
-    for _ in range(ATTEMPTS):
-        selection = choice.within(max(budget, floor))
-        if selection in tried:
-            budget *= 0.99
-            continue
-        tried.append(selection)
+def prune(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    dataloader: Iterable[Batch] = (),
+    reference: PreTrainedModel | None = None,
+    loss: Loss | None = None,
+    scores: Scores | None = None,
+) -> PreTrainedModel:
+    """Returns a smaller copy of `model`, without training it; `model` itself stays as it is.
+
+    | argument | meaning |
+    | --- | --- |
+    | dataloader | batches as tensors by name, which criterion and recovery look at; magnitude and random need none |
+    | reference | the model that the target is a ratio of; None: `model` |
+    | loss | sum of the losses of a batch's examples, (); None: the task's, or by the answers of `reference` |
+    | scores | found already; None: by the criterion of `config` |
+
+    A target is kept: the student's cost is measured (latency in turn with the reference's), and while it misses the
+    choice is made again. What is left is fitted to what it wrote before (`recovery`), where there is data. Single
+    connections go last.
+
+    Raises ValueError: the config asks for nothing, or its target cannot be reached; the message says what can.
+    Raises TypeError: the architecture is unknown.
+    """
+    check_prunable(model, config)
+    loss = loss or task_or_sampled_loss(reference)
+    batches = sample(dataloader, config.scoring_samples, model.device)
+    student = model
+    if config.removes_units:
+        scores = scores or score(model, config, batches, loss)
+        selection = Shapes(model, config, reference).kept(scores)
         student = cut(model, selection)
-        ratio = cost.ratio(reference, student, config)
-        logger.info(f"{name}: asked {goal:.3f}, choice {len(tried)} gives {ratio:.3f}")
-        if ratio >= goal and (best is None or abs(ratio - goal * cost.aim) < abs(best[0] - goal * cost.aim)):
-            best = ratio, student
-        if goal * cost.least <= ratio <= goal * cost.most or (ratio < goal and budget <= floor):
-            break
-        budget *= ratio / (goal * cost.aim)
-    if best is None:
-        reached = cost.ratio(reference, cut(model, choice.within(floor)), config)
-        raise ValueError(
-            f"{name}={goal:g} cannot be reached: the smallest shape of this model that still attends gives "
-            f"{reached:.2f}; ask for less, or start from a smaller model"
+        if config.recovery and batches:
+            correct(student, model, selection, sample(batches, CALIBRATION_SAMPLES, model.device))
+    if config.removes_connections:
+        student = sparsify(
+            student,
+            batches,
+            fraction=config.weights,
+            n_m=config.n_m,
+            criterion=config.criterion,
+            scope="layer" if config.scope == "layer" and config.weights else None,
+            loss=loss,
         )
-    return best[1]
+    return student

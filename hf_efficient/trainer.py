@@ -24,7 +24,7 @@ from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
 from hf_efficient.models import FAMILIES, family_of
-from hf_efficient.pruning.pruner import PruningConfig
+from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.int8 import QuantizationConfig, compiled, quantize
 from hf_efficient.speedup import prune
 

@@ -36,6 +36,7 @@ class EncoderFamily(Family):
                 reader=attention.output,
                 read="dense",
                 unit_size=getattr(attention.self, "attention_head_size", 1),
+                norm=attention.output.LayerNorm,
             ),
             FeedForwardBlock(
                 name=f"{name}.feed_forward",
@@ -45,6 +46,7 @@ class EncoderFamily(Family):
                 inputs=("dense",),
                 reader=layer.output,
                 read="dense",
+                norm=layer.output.LayerNorm,
             ),
         )
 

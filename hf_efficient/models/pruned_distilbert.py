@@ -101,6 +101,7 @@ class DistilBertFamily(EncoderFamily):
                 reader=layer.attention,
                 read="out_lin",
                 unit_size=getattr(layer.attention, "attention_head_size", 1),
+                norm=layer.sa_layer_norm,
             ),
             FeedForwardBlock(
                 name=f"{name}.feed_forward",
@@ -110,6 +111,7 @@ class DistilBertFamily(EncoderFamily):
                 inputs=("lin1",),
                 reader=layer.ffn,
                 read="lin2",
+                norm=layer.output_layer_norm,
             ),
         )
 

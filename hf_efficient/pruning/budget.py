@@ -24,8 +24,9 @@ class Selection:
 class BlockFacts:
     """What choosing needs to know of a block.
 
-    `kind` is "heads" or "neurons", `units` how many there are, `step` the granularity in which they are removed, and
-    `shape_key` is equal for blocks that cost the same at the same width.
+    `kind` is "heads" or "neurons", `units` how many there are, `step` the granularity in which they are removed,
+    `shape_key` is equal for blocks that cost the same at the same width, and at least `least` units stay, which also
+    keeps the layer.
     """
 
     name: str
@@ -34,11 +35,14 @@ class BlockFacts:
     units: int
     step: int = 1
     shape_key: str = ""
+    least: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The numbers of units that may be kept, ascending, 0 and all among them."""
-        return tuple(sorted({*range(0, self.units, self.step), self.units}))
+        """The numbers of units that may be kept, ascending, all among them."""
+        return tuple(
+            sorted({width for width in range(0, self.units, self.step) if width >= self.least} | {self.units})
+        )
 
 
 @dataclass(frozen=True)
@@ -78,23 +82,29 @@ class Scores:
     | --- | --- |
     | units | one tensor (units,) a block |
     | layers | one number a layer |
+    | together | (units + 1,) a block: the rise when the k lowest scored units of the block go together |
+
+    Without `together` the units of a block count as if each went alone.
     """
 
     units: Mapping[str, torch.Tensor]
     layers: Mapping[str, float] = field(default_factory=dict)
+    together: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def removal_errors(self, block: str, widths: Sequence[int]) -> np.ndarray:
+        """Returns, for each width, the score of what goes from `block` when its best `width` units stay."""
+        scores = self.units[block]
+        if block in self.together:
+            rises = self.together[block].double().cpu().numpy()
+        else:
+            rises = np.concatenate([[0.0], np.cumsum(np.sort(scores.double().cpu().numpy()))])
+        return np.asarray(rises[len(scores) - np.asarray(widths)])
 
 
 def keep_best(scores: torch.Tensor, width: int) -> tuple[int, ...]:
     """Returns the positions of the `width` largest of `scores` (units,), ascending."""
     order = torch.argsort(scores, descending=True, stable=True)
     return tuple(sorted(order[:width].tolist()))
-
-
-def removal_errors(scores: torch.Tensor, widths: Sequence[int]) -> np.ndarray:
-    """Returns, for each width, the sum of the scores (units,) that go when the best `width` units stay."""
-    ascending = np.sort(scores.double().cpu().numpy())
-    cumulative = np.concatenate([[0.0], np.cumsum(ascending)])
-    return cumulative[len(ascending) - np.asarray(widths)]
 
 
 def measure_costs(blocks: Sequence[BlockFacts], cost_of: Callable[[Selection], float], points: int = 9) -> CostTable:
@@ -169,10 +179,36 @@ def smallest_cost(blocks: Sequence[BlockFacts], scores: Scores, table: CostTable
 
     totals = []
     for menu in _menus(blocks, uniform):
-        left = {layer: 0.0 if layer in scores.layers else least(layer, menu, heads=0) for layer in _by_layer(blocks)}
+        held = {block.layer for block in blocks if block.least} | (_by_layer(blocks).keys() - scores.layers.keys())
+        left = {layer: least(layer, menu, heads=0) if layer in held else 0.0 for layer in _by_layer(blocks)}
         attending = min(least(layer, menu, heads=1) - cost for layer, cost in left.items())
         totals.append(sum(left.values()) + attending)
     return table.base + min(totals)
+
+
+def choose_evenly(blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, budget: float) -> Selection:
+    """Returns the selection that keeps the same fraction of every block, the largest whose cost is at most `budget`.
+
+    Raises ValueError: no fraction fits the budget.
+    """
+
+    def keeping(fraction: float) -> Selection:
+        units = {}
+        for block in blocks:
+            wanted = max(1, fraction * block.units)
+            units[block.name] = keep_best(scores.units[block.name], min(w for w in block.widths if w >= wanted))
+        return Selection(tuple(_by_layer(blocks)), units)
+
+    fractions = sorted(
+        {width / block.units for block in blocks for width in block.widths if block.units}, reverse=True
+    )
+    for fraction in fractions:
+        selection = keeping(fraction)
+        if table.total(selection) <= budget:
+            return selection
+    raise ValueError(
+        f"no shape with even layers costs {budget:.4g} or less; the smallest costs {table.total(keeping(0)):.4g}"
+    )
 
 
 def _by_layer(blocks: Sequence[BlockFacts]) -> dict[str, list[BlockFacts]]:
@@ -242,9 +278,9 @@ def _layer_options(
     With `attending`, only ways that leave it a head compete: one that the rest beats may be the only one to attend.
     """
     ways: list[tuple[float, float, list[tuple[str, int]] | None]] = []
-    if layer in scores.layers and not attending:
+    if layer in scores.layers and not attending and not any(b.least for b in blocks):
         ways.append((0.0, scores.layers[layer], None))
-    errors = {b.name: removal_errors(scores.units[b.name], menu[b.name]) for b in blocks}
+    errors = {b.name: scores.removal_errors(b.name, menu[b.name]) for b in blocks}
     costs = {b.name: table.block(b.name, menu[b.name]) for b in blocks}
     heads = {b.name for b in blocks if b.kind == "heads"}
     for picked in itertools.product(*(range(len(menu[b.name])) for b in blocks)):

@@ -12,12 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_efficient.models import family_of
-from hf_efficient.pruning.importance import Batch, Loss, example_loss
+from hf_efficient.pruning.batches import Batch, Loss, at_least_one, example_count, example_loss, in_eval, real_tokens
 
 ConnectionScores = dict[str, torch.Tensor]
 Calls = dict[str, list[tuple[torch.Tensor, torch.Tensor]]]
-
-PADDED = {"labels": -100}
 
 
 class ConnectionCriterion(Protocol):
@@ -69,13 +67,13 @@ def wanda(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = example
         for linear in (*block.input_linears, block.output)
         if block.layer.startswith("decoder")
     }
-    with _scored_in_eval(model):
-        for batch in _at_least_one(batches):
+    with in_eval(model):
+        for batch in at_least_one(batches):
             with torch.no_grad(), _recorded(linears) as calls:
                 model(**batch)
             for name, pairs in calls.items():
                 for inputs, _ in pairs:
-                    mask = _real_tokens(batch, inputs, id(linears[name]) in decoders)
+                    mask = real_tokens(batch, inputs, id(linears[name]) in decoders)
                     squares[name] += inputs[mask].float().square().sum(0)
     return {name: _size(linear) * squares[name].sqrt() for name, linear in linears.items()}
 
@@ -86,7 +84,7 @@ def taylor(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exampl
     Raises ValueError: there is no batch.
     Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", eq. 8, before squaring.
     """
-    means = _mean_over_examples(model, batches, loss, torch.abs)
+    means = _mean_overexample_count(model, batches, loss, torch.abs)
     return {name: _size(linear) * means[name] for name, linear in block_linears(model).items()}
 
 
@@ -96,7 +94,7 @@ def fisher(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exampl
     Raises ValueError: there is no batch.
     Source: LeCun et al. 1989, "Optimal Brain Damage", eq. 5, with the diagonal Fisher information as the Hessian.
     """
-    means = _mean_over_examples(model, batches, loss, torch.square)
+    means = _mean_overexample_count(model, batches, loss, torch.square)
     return {name: _size(linear).square() * means[name] / 2 for name, linear in block_linears(model).items()}
 
 
@@ -106,7 +104,7 @@ def snip(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = example_
     Raises ValueError: there is no batch.
     Source: Lee et al. 2019, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", eq. 6.
     """
-    means = _mean_over_examples(model, batches, loss, torch.positive)
+    means = _mean_overexample_count(model, batches, loss, torch.positive)
     return {name: _size(linear) * means[name].abs() for name, linear in block_linears(model).items()}
 
 
@@ -126,10 +124,10 @@ def movement(
     zeros = {name: weight == 0 for name, weight in weights.items()}
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     optimizer = torch.optim.SGD(trained.parameters(), lr=learning_rate)
-    for batch in _at_least_one(batches):
+    for batch in at_least_one(batches):
         optimizer.zero_grad()
         with torch.enable_grad():
-            torch.autograd.backward(loss(trained, batch) / _examples(batch))
+            torch.autograd.backward(loss(trained, batch) / example_count(batch))
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         with torch.no_grad():
             for name, weight in weights.items():
@@ -165,29 +163,6 @@ def _size(linear: nn.Linear) -> torch.Tensor:
     return linear.weight.detach().float().abs()
 
 
-def _examples(batch: Batch) -> int:
-    return next(iter(batch.values())).shape[0]
-
-
-def _at_least_one(batches: Iterable[Batch]) -> Iterator[Batch]:
-    empty = True
-    for batch in batches:
-        empty = False
-        yield batch
-    if empty:
-        raise ValueError("the dataloader is empty: scoring needs at least one batch")
-
-
-@contextmanager
-def _scored_in_eval(model: PreTrainedModel) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
 @contextmanager
 def _recorded(linears: Mapping[str, nn.Linear]) -> Iterator[Calls]:
     """Remembers, as long as the context lasts, the (input, output) of every call of `linears`, by their names."""
@@ -209,7 +184,7 @@ def _recorded(linears: Mapping[str, nn.Linear]) -> Iterator[Calls]:
             handle.remove()
 
 
-def _mean_over_examples(
+def _mean_overexample_count(
     model: PreTrainedModel, batches: Iterable[Batch], loss: Loss, of: Callable[[torch.Tensor], torch.Tensor]
 ) -> ConnectionScores:
     """Returns, for every weight, the mean over examples of `of(gradient)`, each example's gradient taken by itself.
@@ -220,9 +195,9 @@ def _mean_over_examples(
     linears = block_linears(model)
     sums = {name: torch.zeros_like(linear.weight, dtype=torch.float32) for name, linear in linears.items()}
     examples = 0
-    with _scored_in_eval(model):
-        for batch in _at_least_one(batches):
-            rows = _examples(batch)
+    with in_eval(model):
+        for batch in at_least_one(batches):
+            rows = example_count(batch)
             with torch.enable_grad(), _recorded(linears) as calls:
                 total = loss(model, batch)
                 outputs = [output for pairs in calls.values() for _, output in pairs]
@@ -236,15 +211,6 @@ def _mean_over_examples(
                     sums[name] += of((error[row].T @ read[row]).float())
             examples += rows
     return {name: total / examples for name, total in sums.items()}
-
-
-def _real_tokens(batch: Batch, inputs: torch.Tensor, decoding: bool) -> torch.Tensor:
-    """Returns which tokens of `inputs` (rows, tokens, features) are no padding, shape (rows, tokens)."""
-    for name in ("decoder_attention_mask", "labels", "attention_mask")[0 if decoding else 2 :]:
-        known = batch.get(name)
-        if known is not None and known.dim() > 1 and known.numel() == inputs.shape[:-1].numel():
-            return known.ne(PADDED.get(name, 0)).reshape(inputs.shape[:-1])
-    return torch.ones(inputs.shape[:-1], dtype=torch.bool, device=inputs.device)
 
 
 __all__ = [

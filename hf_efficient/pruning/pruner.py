@@ -1,9 +1,9 @@
-"""Pruning asked for as one config: score, choose, cut."""
+"""Scoring and choosing for a config: from a model and data to what stays of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from transformers import PreTrainedModel
@@ -11,112 +11,20 @@ from transformers.utils import logging
 
 from hf_efficient.models import family_of
 from hf_efficient.models.structure import AttentionBlock
+from hf_efficient.pruning.batches import Batch, Loss, example_count
 from hf_efficient.pruning.budget import (
     BlockFacts,
     CostTable,
     Scores,
     Selection,
     choose,
+    choose_evenly,
     keep_best,
     measure_costs,
     smallest_cost,
 )
-from hf_efficient.pruning.importance import CRITERIA, Batch, Loss, example_loss
-
-TARGETS = ("target_speedup", "target_flops", "target_size")
-FRACTIONS = ("heads", "neurons", "layers")
-
-
-@dataclass(frozen=True)
-class PruningConfig:
-    """What to remove: a target that is reached by the cheapest loss, or explicit fractions.
-
-    Raises ValueError: a field is out of its range, or the fields contradict each other.
-    """
-
-    target_speedup: float | None = field(
-        default=None, metadata={"help": "Latency of the teacher divided by the student's, measured here: 2 halves it."}
-    )
-    target_flops: float | None = field(
-        default=None, metadata={"help": "Floating point operations of the teacher divided by the student's."}
-    )
-    target_size: float | None = field(
-        default=None, metadata={"help": "Parameters of the teacher divided by the student's."}
-    )
-    heads: float | None = field(
-        default=None, metadata={"help": "Fraction of all attention heads to remove, in [0, 1)."}
-    )
-    neurons: float | None = field(
-        default=None, metadata={"help": "Fraction of all feed-forward neurons to remove, in [0, 1)."}
-    )
-    layers: float | None = field(default=None, metadata={"help": "Fraction of the layers to remove, in [0, 1)."})
-    criterion: str = field(default="fisher", metadata={"help": f"How units are scored: one of {', '.join(CRITERIA)}."})
-    rounds: int = field(
-        default=1,
-        metadata={"help": "Prune in this many steps of equal ratio, with an equal share of training after each."},
-    )
-    scoring_samples: int = field(default=2048, metadata={"help": "Training examples that the criterion looks at."})
-    multiple_of: int = field(
-        default=8, metadata={"help": "Feed-forward widths are multiples of this, which matrix hardware likes."}
-    )
-    portable: bool = field(
-        default=False,
-        metadata={"help": "Only shapes that the stock class of the model can hold: loads without any code of ours."},
-    )
-    latency_batch_size: int = field(default=1, metadata={"help": "Batch size at which latency is measured."})
-    latency_sequence_length: int = field(
-        default=128, metadata={"help": "Tokens an example where latency is measured."}
-    )
-
-    def __post_init__(self) -> None:
-        for name in TARGETS:
-            value = getattr(self, name)
-            if value is not None and not value >= 1:
-                raise ValueError(
-                    f"{name}={value} asks for a larger model: give a ratio of at least 1, such as 2 to halve"
-                )
-        for name in FRACTIONS:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name}={value} is not a fraction to remove: give a number in [0, 1)")
-        for name in ("rounds", "scoring_samples", "multiple_of", "latency_batch_size", "latency_sequence_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.criterion not in CRITERIA:
-            raise ValueError(f"criterion={self.criterion!r} is unknown: give one of {', '.join(CRITERIA)}")
-        targets = [name for name in TARGETS if getattr(self, name) is not None]
-        fractions = [name for name in FRACTIONS if getattr(self, name) is not None]
-        if len(targets) > 1 or (targets and fractions):
-            raise ValueError(
-                f"{', '.join(targets + fractions)} cannot be asked for together: give one target or fractions"
-            )
-        if self.portable and (self.heads or self.neurons):
-            raise ValueError(
-                "portable=True keeps shapes that a stock class holds, which fractions of heads or neurons are not: "
-                "give a target, or only layers"
-            )
-
-    @property
-    def target(self) -> tuple[str, float] | None:
-        """The (name, ratio) of the target, if there is one."""
-        return next(((name, getattr(self, name)) for name in TARGETS if getattr(self, name) is not None), None)
-
-    def step(self, number: int) -> PruningConfig:
-        """Returns what round `number`, counted from 1, of `rounds` asks for: the same ratio in every round.
-
-        Targets count from the unpruned model, fractions from what the round before left.
-        """
-        changes = {
-            name: 1 - (1 - getattr(self, name)) ** (1 / self.rounds) for name in FRACTIONS if getattr(self, name)
-        }
-        if self.target is not None:
-            changes = {self.target[0]: self.target[1] ** (number / self.rounds)}
-        return replace(self, **changes, rounds=1)
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is to be removed."""
-        return self.target is not None or any(getattr(self, name) for name in FRACTIONS)
+from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.pruning.importance import CRITERIA
 
 
 def block_facts(model: PreTrainedModel, config: PruningConfig) -> list[BlockFacts]:
@@ -133,64 +41,86 @@ def block_facts(model: PreTrainedModel, config: PruningConfig) -> list[BlockFact
                 units=block.units,
                 step=1 if is_heads else config.multiple_of,
                 shape_key=f"{stack}.{short}",
+                least=math.ceil(config.share("keep_at_least", stack) * block.units),
             )
         )
     return facts
 
 
-def score(
-    model: PreTrainedModel, config: PruningConfig, dataloader: Iterable[Batch], loss: Loss = example_loss
-) -> Scores:
-    """Returns the scores of `model` by the criterion of `config`, over `scoring_samples` examples of `dataloader`."""
+def sample(dataloader: Iterable[Batch], count: int, device: torch.device) -> list[dict[str, torch.Tensor]]:
+    """Returns batches with the first `count` examples of `dataloader`, only their tensors, on `device`."""
+    batches: list[dict[str, torch.Tensor]] = []
+    for batch in dataloader:
+        batches.append({name: value[:count].to(device) for name, value in batch.items() if torch.is_tensor(value)})
+        count -= example_count(batches[-1])
+        if count <= 0:
+            break
+    return batches
 
-    def batches() -> Iterable[Batch]:
-        left = config.scoring_samples
-        for batch in logging.tqdm(dataloader, desc=f"scores by {config.criterion}"):
-            tensors = {name: value[:left].to(model.device) for name, value in batch.items() if torch.is_tensor(value)}
-            yield tensors
-            left -= next(iter(tensors.values())).shape[0]
-            if left <= 0:
-                return
 
-    return CRITERIA[config.criterion](model, batches(), loss)
+def score(model: PreTrainedModel, config: PruningConfig, batches: Iterable[Batch], loss: Loss) -> Scores:
+    """Returns the scores of `model` by the criterion of `config` over `batches`."""
+    return CRITERIA[config.criterion](model, logging.tqdm(batches, desc=f"scores by {config.criterion}"), loss)
 
 
 class BudgetedChoice:
-    """Chooses shapes under budgets: scores and costs are taken once, then each budget is answered in a moment."""
+    """Chooses shapes under budgets: costs are taken once, then each budget is answered in a moment."""
 
-    def __init__(
-        self, model: PreTrainedModel, config: PruningConfig, scores: Scores, cost_of: Callable[[Selection], float]
-    ) -> None:
-        self.facts, self.scores, self.uniform = block_facts(model, config), scores, config.portable
+    def __init__(self, model: PreTrainedModel, config: PruningConfig, cost_of: Callable[[Selection], float]) -> None:
+        self.facts, self.config = block_facts(model, config), config
         self.table: CostTable = measure_costs(self.facts, cost_of)
 
-    @property
-    def smallest(self) -> float:
-        """The cost in the table of the cheapest shape that is considered."""
-        return smallest_cost(self.facts, self.scores, self.table, self.uniform)
+    def smallest(self, scores: Scores) -> float:
+        """Returns the cost in the table of the cheapest shape that is considered."""
+        return smallest_cost(self.facts, scores, self.table, self.config.portable)
 
-    def within(self, budget: float) -> Selection:
+    def within(self, budget: float, scores: Scores) -> Selection:
         """Returns the selection that loses least among those whose cost in the table is at most `budget`."""
-        return choose(self.facts, self.scores, self.table, budget, uniform=self.uniform)
+        if self.config.scope == "layer":
+            return choose_evenly(self.facts, scores, self.table, budget)
+        return choose(self.facts, scores, self.table, budget, uniform=self.config.portable)
 
 
 def select_fractions(model: PreTrainedModel, config: PruningConfig, scores: Scores) -> Selection:
-    """Returns what stays when the lowest scored fractions of the layers, heads and neurons of `model` go."""
+    """Returns what stays when the lowest scored fractions of the layers, blocks, heads and neurons of `model` go.
+
+    Each stack of layers loses its own fraction, and keeps at least one layer, block, head and neuron.
+    """
     facts = block_facts(model, config)
-    layers = tuple(dict.fromkeys(block.layer for block in facts))
-    if config.layers:
-        count = max(1, round(len(layers) * (1 - config.layers)))
-        kept = sorted(layers, key=lambda layer: -scores.layers[layer])[:count]
-        layers = tuple(layer for layer in layers if layer in kept)
-    units = {block.name: tuple(range(block.units)) if block.layer in layers else () for block in facts}
-    for kind, fraction in (("heads", config.heads), ("neurons", config.neurons)):
-        blocks = [block for block in facts if block.kind == kind and block.layer in layers]
-        if not fraction or not blocks:
-            continue
-        ranked = torch.cat([scores.units[block.name] for block in blocks]).sort(descending=True).values
+    layers: list[str] = []
+    units: dict[str, tuple[int, ...]] = {}
+    for stack in dict.fromkeys(block.name.partition(".")[0] for block in facts):
+        members = [block for block in facts if block.name.startswith(f"{stack}.")]
+        names = list(dict.fromkeys(block.layer for block in members))
+        kept = _best({name: scores.layers[name] for name in names}, config.share("layers", stack))
+        layers += [name for name in names if name in kept]
+        present = [block for block in members if block.layer in kept and block.units]
+        losses = {block.name: float(scores.removal_errors(block.name, [0])[0]) for block in present}
+        whole = _best(losses, config.share("blocks", stack))
+        units |= {block.name: tuple(range(block.units)) if block.name in whole else () for block in members}
+        for kind in ("heads", "neurons"):
+            blocks = [block for block in present if block.kind == kind and block.name in whole]
+            units |= _best_units(blocks, config.share(kind, stack), scores, config.scope)
+    return Selection(tuple(layers), units)
+
+
+def _best(scores: Mapping[str, float], fraction: float) -> set[str]:
+    """Returns the names that are left when the lowest scored `fraction` of them goes, one at least."""
+    count = max(1, round(len(scores) * (1 - fraction)))
+    return set(sorted(scores, key=lambda name: -scores[name])[:count])
+
+
+def _best_units(blocks: list[BlockFacts], fraction: float, scores: Scores, scope: str) -> dict[str, tuple[int, ...]]:
+    """Returns what stays of `blocks` when the lowest scored `fraction` of their units goes, together or of each."""
+    if not fraction or not blocks:
+        return {}
+    groups = [blocks] if scope == "global" else [[block] for block in blocks]
+    units = {}
+    for group in groups:
+        ranked = torch.cat([scores.units[block.name] for block in group]).sort(descending=True).values
         lowest = ranked[max(1, round(len(ranked) * (1 - fraction))) - 1]
-        for block in blocks:
-            width = int((scores.units[block.name] >= lowest).sum())
+        for block in group:
+            width = max(int((scores.units[block.name] >= lowest).sum()), block.least)
             width = min(block.units, -(-width // block.step) * block.step)
             units[block.name] = keep_best(scores.units[block.name], width)
-    return Selection(layers, units)
+    return units

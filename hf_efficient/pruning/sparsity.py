@@ -13,8 +13,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import prune
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_efficient.pruning.batches import Batch, Loss, example_loss
 from hf_efficient.pruning.connections import CONNECTION_CRITERIA, ConnectionScores, block_linears
-from hf_efficient.pruning.importance import Batch, Loss, example_loss
 
 SCOPES = ("global", "layer", "row")
 OWN_SCOPES = {"wanda": "row"}
