@@ -144,7 +144,7 @@ class Block:
     | inputs | names, in that module, of the Linears whose output rows belong to the units |
     | reader, read | `getattr(reader, read)` is the Linear whose input columns belong to the units |
     | unit_size | rows of an input Linear a unit owns: the head size, or 1 for a neuron |
-    | norm | the module that is given the sum of what the block writes and its residual; None: `owner` returns the sum |
+    | norm | the module that is given the sum of what the block writes and its residual; None: `owner` returns it |
     """
 
     name: str
