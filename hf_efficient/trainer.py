@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from datasets import Dataset
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
@@ -20,6 +21,7 @@ from transformers.utils import PushInProgress, logging
 
 from hf_efficient import hub
 from hf_efficient.distillation.distiller import DistillationConfig, Distiller, check_same_task
+from hf_efficient.distillation.teacher_cache import TEACHER_LOGITS, cache_teacher_logits
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
@@ -102,6 +104,8 @@ class _Compression(Trainer):
             self.teacher = copy.deepcopy(self.model)
         if self.distillation is not None:
             self.distiller = Distiller(self.teacher.to(self.args.device), self.distillation)
+            if self.distillation.cache_teacher:
+                self._cache_teacher()
         trains = self.distillation is not None or self.pruning.active or self.quantization.scheme is None
 
         output: TrainOutput | None = None
@@ -160,6 +164,26 @@ class _Compression(Trainer):
             self.args.output_dir, self.args.num_train_epochs, self.args.max_steps = str(folder), epochs, steps
         return output
 
+    def _cache_teacher(self) -> None:
+        """Asks the teacher once for every training example; one process does it, the others read the file."""
+        if not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                f"cache_teacher keeps what the teacher says in a datasets.Dataset, the training data is a "
+                f"{type(self.train_dataset).__name__}: leave it out, or load the data with `datasets`"
+            )
+        if TEACHER_LOGITS not in self.train_dataset.column_names:
+            self._set_signature_columns_if_needed()
+            with self.args.main_process_first(desc="asking the teacher"):
+                self.train_dataset = cache_teacher_logits(
+                    self.train_dataset, self.teacher, self.data_collator, self._signature_columns
+                )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Lets the teacher's cached logits through to the loss."""
+        super()._set_signature_columns_if_needed()
+        if TEACHER_LOGITS not in self._signature_columns:
+            self._signature_columns += [TEACHER_LOGITS]
+
     def _load_pruned(self, folder: Path) -> PreTrainedModel:
         """Loads what a round starts from; every process loads the same."""
         family = family_of(self.model)
@@ -197,12 +221,14 @@ class _Compression(Trainer):
         """Returns batches of examples drawn, with the run's seed, from the training set."""
         if self.train_dataset is None:
             raise ValueError("pruning scores units on training data: give the trainer a train_dataset")
-        if not hasattr(self.train_dataset, "__len__"):
-            batches = -(-self.pruning.scoring_samples // self.args.per_device_train_batch_size)
-            return [dict(batch) for batch in itertools.islice(self.get_train_dataloader(), batches)]
-        generator = torch.Generator().manual_seed(self.args.seed)
-        chosen = torch.randperm(len(self.train_dataset), generator=generator)[: self.pruning.scoring_samples]
-        return [dict(batch) for batch in self.get_test_dataloader(Subset(self.train_dataset, chosen.tolist()))]
+        if hasattr(self.train_dataset, "__len__"):
+            generator = torch.Generator().manual_seed(self.args.seed)
+            chosen = torch.randperm(len(self.train_dataset), generator=generator)[: self.pruning.scoring_samples]
+            batches = iter(self.get_test_dataloader(Subset(self.train_dataset, chosen.tolist())))
+        else:
+            count = -(-self.pruning.scoring_samples // self.args.per_device_train_batch_size)
+            batches = itertools.islice(self.get_train_dataloader(), count)
+        return [{name: value for name, value in batch.items() if name != TEACHER_LOGITS} for batch in batches]
 
     # ---- the loss --------------------------------------------------------------------------------------------------
 
@@ -242,19 +268,20 @@ class _Compression(Trainer):
         """
         if self.compute_loss_func is not None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        here = dict(zip(("hard", "soft"), self._counts(inputs).to(self.args.device), strict=True))
+        known = {name: value for name, value in inputs.items() if name != TEACHER_LOGITS}
+        here = dict(zip(("hard", "soft"), self._counts(known).to(self.args.device), strict=True))
         window = self._window or here
         # DDP averages gradients over the processes, the window counts all of them.
         scale = {name: here[name] * self.accelerator.num_processes / window[name] for name in here}
 
         config = self.distillation if self.distiller is not None else None
         if config is not None and not config.hard_label_weight:
-            outputs = model(**{name: value for name, value in inputs.items() if "label" not in name})
+            outputs = model(**{name: value for name, value in known.items() if "label" not in name})
             loss = torch.zeros((), device=self.args.device)
         else:
             if not here["hard"]:
                 raise ValueError("a batch has no labels that count: drop such examples, or all of them are -100")
-            hard, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
+            hard, outputs = super().compute_loss(model, known, return_outputs=True)
             loss = hard * scale["hard"]
             self._note("hard_label_loss", loss)
         if config is not None and self.distiller is not None:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_efficient.distillation.objectives import SumAndCount, soft_label_loss, squared_error
+from hf_efficient.distillation.teacher_cache import TEACHER_LOGITS
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class DistillationConfig:
     hard_label_weight: float = field(default=0.5, metadata={"help": "Weight of the task's own loss on the labels."})
     logits_weight: float = field(
         default=0.5, metadata={"help": "Weight of the distance to the teacher's soft labels."}
+    )
+    cache_teacher: bool = field(
+        default=False, metadata={"help": "Ask the teacher once for every example, before training."}
     )
 
     def __post_init__(self) -> None:
@@ -81,6 +85,7 @@ class Distiller(nn.Module):
             )
         self.teacher = teacher.eval().requires_grad_(False)
         self.config = config
+        self.encodes_labels = bool(teacher.config.is_encoder_decoder)
         self.regression = teacher.config.problem_type == "regression" or teacher.config.num_labels == 1
 
     def train(self, mode: bool = True) -> Distiller:
@@ -97,11 +102,15 @@ class Distiller(nn.Module):
 
     def forward(self, inputs: Mapping[str, torch.Tensor], student_logits: torch.Tensor) -> SumAndCount:
         """Returns the sum of the distances to the teacher's soft labels over the batch, and their `count`."""
-        known = {name: value for name, value in inputs.items() if "label" not in name}
-        with torch.no_grad():
-            outputs: Any = self.teacher(**known)
+        teacher_logits = inputs.get(TEACHER_LOGITS)
+        if teacher_logits is None:
+            # T5 makes its decoder's inputs of the labels, the others take no notice of them here.
+            known = {name: value for name, value in inputs.items() if "label" not in name or self.encodes_labels}
+            with torch.no_grad():
+                outputs: Any = self.teacher(**known)
+            teacher_logits = outputs.logits
         if self.regression:
-            return squared_error(student_logits, outputs.logits)
+            return squared_error(student_logits, teacher_logits)
         labels = inputs.get("labels")
         mask = labels.ne(-100) if labels is not None and student_logits.dim() == 3 else None
-        return soft_label_loss(student_logits, outputs.logits, self.config.temperature, mask)
+        return soft_label_loss(student_logits, teacher_logits, self.config.temperature, mask)

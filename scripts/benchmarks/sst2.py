@@ -1,0 +1,80 @@
+"""What the benchmarks share: SST-2, a teacher fine-tuned on it, accuracy, and results that are kept as they come."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel
+
+from hf_efficient.data import Columns, DataConfig, load_splits, tokenize
+
+OUT = Path(__file__).parents[2] / "out"
+
+
+class Sst2:
+    """The teacher, its tokenizer and the tokenized splits "train" and "evaluation" (872 rows).
+
+    The variable HF_EFFICIENT_ASSETS names a folder with models/minilm-sst2 and data/sst2.
+    """
+
+    def __init__(self) -> None:
+        if not os.environ.get("HF_EFFICIENT_ASSETS"):
+            raise SystemExit("set HF_EFFICIENT_ASSETS to the folder with models/ and data/")
+        assets = Path(os.environ["HF_EFFICIENT_ASSETS"])
+        self.folder = assets / "models" / "minilm-sst2"
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.collate = DataCollatorWithPadding(self.tokenizer)
+        files = {f"{split}_file": str(assets / "data" / "sst2" / f"{split}.parquet") for split in ("train", "validation")}
+        splits = load_splits(DataConfig(**files), seed=0)
+        self.data: DatasetDict = tokenize(splits, Columns(("sentence",), "label"), None, self.tokenizer, max_length=128)
+
+    def teacher(self) -> PreTrainedModel:
+        """Returns the fine-tuned teacher, in float32."""
+        return AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    def sample(self, count: int, seed: int, batch_size: int = 32) -> list[dict[str, torch.Tensor]]:
+        """Returns batches of `count` training examples drawn with `seed`, those of like lengths together."""
+        rows = list(self.data["train"].shuffle(seed=seed).select(range(count)))
+        rows.sort(key=lambda row: len(row["input_ids"]))
+        return [dict(self.collate(rows[start : start + batch_size])) for start in range(0, count, batch_size)]
+
+    def accuracy(self, model: PreTrainedModel) -> float:
+        """Returns the fraction of the evaluation rows that `model` gets right."""
+        return accuracy(model, self.data["evaluation"], self.collate)
+
+
+def accuracy(model: PreTrainedModel, data: Dataset, collate: DataCollatorWithPadding) -> float:
+    """Returns the fraction of rows that `model` gets right, in batches of 32 in the order of the file."""
+    right = 0
+    with torch.inference_mode():
+        for batch in torch.utils.data.DataLoader(data, batch_size=32, collate_fn=collate):
+            labels = batch.pop("labels")
+            right += int((model(**batch).logits.argmax(-1) == labels).sum())
+    return right / len(data)
+
+
+class Results:
+    """Figures by key in one JSON file, written after each, so that an interrupted benchmark goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.found
+
+    def __getitem__(self, key: str) -> Any:
+        return self.found[key]
+
+    def __setitem__(self, key: str, value: Mapping[str, Any] | float | None) -> None:
+        self.found[key] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".partial")
+        beside.write_text(json.dumps(self.found, indent=2) + "\n", encoding="utf-8")
+        beside.replace(self.path)
