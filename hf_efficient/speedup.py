@@ -97,6 +97,18 @@ COSTS = {
 }
 
 
+def _probe(model: PreTrainedModel, cost: Cost, config: PruningConfig) -> PreTrainedModel:
+    """Returns the model to take costs of: on the meta device, where nothing is computed, if they are only counted."""
+    if not cost.counted:
+        return model
+    probe = copy.deepcopy(model).to("meta")
+    try:
+        cost.of(probe, config)
+    except NotImplementedError:
+        return model  # what it computes depends on values: T5's classifier looks for the end token in its input
+    return probe
+
+
 class Shapes:
     """The shapes that a model can be given under a target, with costs that are measured once.
 
@@ -111,8 +123,7 @@ class Shapes:
         if config.target is None:
             return
         self.cost = COSTS[config.target[0]]
-        # Nothing is computed where a cost is only counted: copies on the meta device hold no numbers.
-        probe = copy.deepcopy(model).to("meta") if self.cost.counted else model
+        probe = _probe(model, self.cost, config)
         with logging.tqdm(desc="costs of narrower shapes", unit=" shapes") as progress:
 
             def cost_of(selection: Selection) -> float:
