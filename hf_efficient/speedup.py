@@ -243,13 +243,5 @@ def prune(
         if config.recovery and batches:
             correct(student, model, selection, sample(batches, CALIBRATION_SAMPLES, model.device))
     if config.removes_connections:
-        student = sparsify(
-            student,
-            batches,
-            fraction=config.weights,
-            n_m=config.n_m,
-            criterion=config.criterion,
-            scope="layer" if config.scope == "layer" and config.weights else None,
-            loss=loss,
-        )
+        student = sparsify(student, batches, criterion=config.criterion, loss=loss, **config.connections())
     return student

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +12,7 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset
-from torch.utils.data import Subset
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import PushInProgress, logging
 
@@ -28,7 +25,7 @@ from hf_efficient.measurement.runtime import environment
 from hf_efficient.models import FAMILIES, family_of
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.int8 import QuantizationConfig, compiled, quantize
-from hf_efficient.speedup import prune
+from hf_efficient.rounds import PruningRounds, save_whole
 
 logger = logging.get_logger(__name__)
 
@@ -40,7 +37,7 @@ class NonFiniteLossError(ArithmeticError):
     """The training loss is not a number or infinite."""
 
 
-class _Compression(Trainer):
+class _Compression(PruningRounds):
     """What both trainers share; see `EfficientTrainer`."""
 
     # Our losses are already divided by the number of items in the whole accumulation window.
@@ -72,15 +69,7 @@ class _Compression(Trainer):
 
     def _check(self, teacher: PreTrainedModel | str | None) -> None:
         """Refuses what cannot work before any of the work is done."""
-        if self.pruning.active:
-            family_of(self.model)
-            if self.optimizer is not None:
-                raise ValueError(
-                    "an optimizer that holds the unpruned parameters cannot train the pruned ones: "
-                    "leave `optimizers` out and give `optimizer_cls_and_kwargs`"
-                )
-            if self.model_init is not None:
-                raise ValueError("model_init would undo the pruning at every round: give `model`")
+        self.check_pruning()
         if self.distillation is not None and self.compute_loss_func is not None:
             raise ValueError("compute_loss_func would replace the distillation loss: give one of the two")
         if teacher is not None and self.distillation is None:
@@ -110,7 +99,7 @@ class _Compression(Trainer):
 
         output: TrainOutput | None = None
         if self.pruning.active:
-            output = self._train_in_rounds(resume_from_checkpoint, *args, **kwargs)
+            output = self.train_in_rounds(resume_from_checkpoint, *args, **kwargs)
         elif trains:
             checkpoint = _found(resume_from_checkpoint, self.args.output_dir)
             output = super().train(checkpoint, *args, **kwargs)
@@ -122,46 +111,11 @@ class _Compression(Trainer):
             models["student" if compressed else "model"] = self.model
         if self.quantization.scheme is not None:
             if trains and self.args.should_save:
-                _save_whole(self.model, Path(self.args.output_dir) / "_student", self.processing_class)
+                save_whole(self.model, Path(self.args.output_dir) / "_student", self.processing_class)
             self._install(quantize(self.model, self.quantization))
             self.stages.append(f"quantized to 8 bits ({self.quantization.scheme}), task head in float")
             models["quantized"] = self.model
         self.report = self._measure(models)
-        return output
-
-    def _train_in_rounds(self, resume: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Prunes and trains `rounds` times, each a stock training run on a smaller model, in a folder of its own.
-
-        A round's folder appears once the pruned model in it is whole, so the last one tells where to go on.
-        """
-        folder, rounds = Path(self.args.output_dir), self.pruning.rounds
-        epochs, steps = self.args.num_train_epochs, self.args.max_steps
-        begun = _last_round(folder, rounds) if resume else 0
-        if not resume and self.args.should_save:
-            for stale in folder.glob("_round-*"):
-                shutil.rmtree(stale)
-        try:
-            for number in range(1, rounds + 1):
-                round_folder = folder / f"_round-{number}"
-                if number < begun:
-                    self.stages.append(f"pruned and trained, round {number} of {rounds}, before an interruption")
-                    continue
-                if number > begun and self.args.should_save:
-                    self._restore_forward(self.model)
-                    request = self.pruning.step(number)
-                    pruned = prune(self.model, request, self._scoring_batches(), reference=self.teacher)
-                    _save_whole(pruned, round_folder)
-                self.accelerator.wait_for_everyone()
-                self._install(self._load_pruned(round_folder))
-                self.stages.append(f"pruned by {self.pruning.criterion}, round {number} of {rounds}: {self._shape()}")
-                self.args.output_dir = str(round_folder)
-                self.args.num_train_epochs = epochs / rounds
-                self.args.max_steps = -(-steps // rounds) if steps > 0 else steps
-                checkpoint = get_last_checkpoint(str(round_folder)) if number == begun else None
-                output = super().train(checkpoint, *args, **kwargs)
-                self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
-        finally:
-            self.args.output_dir, self.args.num_train_epochs, self.args.max_steps = str(folder), epochs, steps
         return output
 
     def _cache_teacher(self) -> None:
@@ -184,51 +138,10 @@ class _Compression(Trainer):
         if TEACHER_LOGITS not in self._signature_columns:
             self._signature_columns += [TEACHER_LOGITS]
 
-    def _load_pruned(self, folder: Path) -> PreTrainedModel:
-        """Loads what a round starts from; every process loads the same."""
-        family = family_of(self.model)
-        model_class = family.class_for(type(self.model), transformers.AutoConfig.from_pretrained(folder))
-        return model_class.from_pretrained(folder, dtype=self.model.dtype)
-
-    def _shape(self) -> str:
-        layers = [
-            layer for stack in family_of(self.model).structure(self.model.config).stacks.values() for layer in stack
-        ]
-        heads = [sum(len(kept) for kept in layer.heads.values()) for layer in layers]
-        neurons = [sum(layer.neurons.values()) for layer in layers]
-        return f"{len(layers)} layers are left, with {_list(heads)} heads and {_list(neurons)} neurons"
-
     def _from_teacher(self) -> str:
         return (
             "" if self.distillation is None else f" on the teacher's soft labels (T={self.distillation.temperature:g})"
         )
-
-    def _install(self, model: PreTrainedModel) -> None:
-        """Makes `model` the one that is trained, evaluated and saved; forgetting one of these trains nothing."""
-        self.accelerator.free_memory()
-        if self.place_model_on_device:
-            self._move_model_to_device(model, self.args.device)
-        self.model = self.model_wrapped = self.callback_handler.model = model
-        self.optimizer = self.lr_scheduler = None
-        self._created_lr_scheduler = False
-        model.config.use_cache = self.args.use_cache
-
-    def _restore_forward(self, model: PreTrainedModel) -> None:
-        """Takes off what mixed precision put around `forward`, so that copies and measurements see the bare model."""
-        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-
-    def _scoring_batches(self) -> list[Inputs]:
-        """Returns batches of examples drawn, with the run's seed, from the training set."""
-        if self.train_dataset is None:
-            raise ValueError("pruning scores units on training data: give the trainer a train_dataset")
-        if hasattr(self.train_dataset, "__len__"):
-            generator = torch.Generator().manual_seed(self.args.seed)
-            chosen = torch.randperm(len(self.train_dataset), generator=generator)[: self.pruning.scoring_samples]
-            batches = iter(self.get_test_dataloader(Subset(self.train_dataset, chosen.tolist())))
-        else:
-            count = -(-self.pruning.scoring_samples // self.args.per_device_train_batch_size)
-            batches = itertools.islice(self.get_train_dataloader(), count)
-        return [{name: value for name, value in batch.items() if name != TEACHER_LOGITS} for batch in batches]
 
     # ---- the loss --------------------------------------------------------------------------------------------------
 
@@ -451,22 +364,3 @@ def _found(resume: str | bool | None, folder: str) -> str | None:
     if isinstance(resume, str):
         return resume
     return get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
-
-
-def _last_round(folder: Path, rounds: int) -> int:
-    return next((n for n in range(rounds, 0, -1) if (folder / f"_round-{n}" / "config.json").exists()), 0)
-
-
-def _list(counts: list[int]) -> str:
-    return ", ".join(map(str, counts))
-
-
-def _save_whole(model: PreTrainedModel, folder: Path, processing_class: Any = None) -> None:
-    """Saves `model` into `folder` so that an interruption leaves the folder whole or absent."""
-    beside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    for part in (model, processing_class):
-        if part is not None:
-            part.save_pretrained(beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)

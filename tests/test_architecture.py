@@ -21,6 +21,7 @@ LEVELS = {
     "data": 1,
     "demo_corpus": 1,
     "speedup": 2,
+    "rounds": 2,
     "hub": 2,
     "trainer": 2,
     "compress": 3,
@@ -30,7 +31,7 @@ LEVELS = {
     "__init__": 6,
 }
 # Rooms import what lies on levels below, and of their own level only this.
-NEIGHBOURS = {"tasks": {"measurement"}, "data": {"tasks"}, "trainer": {"speedup", "hub"}}
+NEIGHBOURS = {"tasks": {"measurement"}, "data": {"tasks"}, "trainer": {"rounds", "hub"}, "rounds": {"speedup"}}
 KNOWS_NOTHING_OF_OURS = {"measurement"}
 HEAVY = {"torchao", "matplotlib", "rich", "onnxruntime"}
 PRINTS = {"cli", "demo"}

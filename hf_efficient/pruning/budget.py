@@ -91,6 +91,14 @@ class Scores:
     layers: Mapping[str, float] = field(default_factory=dict)
     together: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Scores:
+        """Returns the scores that `function` makes of every tensor of these: their mean over processes."""
+        return Scores(
+            units={name: function(scores) for name, scores in self.units.items()},
+            layers={name: float(function(torch.tensor(score))) for name, score in self.layers.items()},
+            together={name: function(rises) for name, rises in self.together.items()},
+        )
+
     def removal_errors(self, block: str, widths: Sequence[int]) -> np.ndarray:
         """Returns, for each width, the score of what goes from `block` when its best `width` units stay."""
         scores = self.units[block]

@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_efficient.pruning.connections import CONNECTION_CRITERIA
 from hf_efficient.pruning.importance import CRITERIA
-from hf_efficient.pruning.sparsity import parse_n_m
+from hf_efficient.pruning.sparsity import OWN_SCOPES, parse_n_m
 
 TARGETS = ("target_speedup", "target_flops", "target_size")
 FRACTIONS = ("heads", "neurons", "blocks", "layers")
@@ -156,6 +156,10 @@ class PruningConfig:
             raise ValueError("portable=True keeps every head, scope='layer' removes some of each layer: give one")
         if self.ramp and (self.rounds > 1 or self.rewind):
             raise ValueError("ramp closes gates within one run of training: leave out rounds and rewind")
+        if self.ramp and not self.removes_units and not self.weights:
+            raise ValueError(f"ramp={self.ramp} has nothing to grow: give a target, a fraction, or weights")
+        if self.rewind == "weights" and self.removes_units and self.removes_connections:
+            raise ValueError("rewind='weights' goes back with units or with single connections: ask for one of them")
 
     @property
     def target(self) -> tuple[str, float] | None:
@@ -191,6 +195,15 @@ class PruningConfig:
                     f"{name}={getattr(self, name)!r} names {', '.join(sorted(unknown))}: the model has the stacks "
                     f"{', '.join(stacks)}"
                 )
+
+    def units_only(self) -> PruningConfig:
+        """Returns what is asked for besides single connections."""
+        return replace(self, weights=None, n_m=None)
+
+    def connections(self) -> dict[str, Any]:
+        """Returns what is asked for of single connections, as `remove_connections` takes it."""
+        scope = None if self.n_m else "layer" if self.scope == "layer" else OWN_SCOPES.get(self.criterion, "global")
+        return {"fraction": self.weights, "n_m": self.n_m, "scope": scope}
 
     def step(self, number: int) -> PruningConfig:
         """Returns what round `number`, counted from 1, of `rounds` asks for: the same ratio in every round.

@@ -30,7 +30,7 @@ SAMPLES = 2048
 
 
 def even_layers(teacher: PreTrainedModel, ratio: float) -> PreTrainedModel:
-    """Returns the student of Sanh et al. 2019 (DistilBERT): layers of the teacher at even distances, the first one too."""
+    """Returns the student of Sanh et al. 2019 (DistilBERT): layers of the teacher at even distances."""
     layers = list(family_of(teacher).layers(teacher))
     count = math.ceil(len(layers) / ratio)
     kept = tuple(layers[index * len(layers) // count] for index in range(count))

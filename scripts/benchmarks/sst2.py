@@ -30,9 +30,9 @@ class Sst2:
         self.folder = assets / "models" / "minilm-sst2"
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.collate = DataCollatorWithPadding(self.tokenizer)
-        files = {f"{split}_file": str(assets / "data" / "sst2" / f"{split}.parquet") for split in ("train", "validation")}
-        splits = load_splits(DataConfig(**files), seed=0)
-        self.data: DatasetDict = tokenize(splits, Columns(("sentence",), "label"), None, self.tokenizer, max_length=128)
+        train, validation = (str(assets / "data" / "sst2" / f"{name}.parquet") for name in ("train", "validation"))
+        splits = load_splits(DataConfig(train_file=train, validation_file=validation), seed=0)
+        self.data: DatasetDict = tokenize(splits, Columns(("sentence",), "label"), None, self.tokenizer, 128)
 
     def teacher(self) -> PreTrainedModel:
         """Returns the fine-tuned teacher, in float32."""

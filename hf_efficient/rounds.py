@@ -1,0 +1,277 @@
+"""Pruning around stock training runs: prune, train, prune, train; with gates that close, or rewound to the start."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import Subset
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from hf_efficient.distillation.teacher_cache import TEACHER_LOGITS
+from hf_efficient.models import family_of
+from hf_efficient.pruning.batches import task_or_sampled_loss
+from hf_efficient.pruning.budget import Scores, Selection
+from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.pruning.connections import CONNECTION_CRITERIA, ConnectionScores
+from hf_efficient.pruning.pruner import sample, score
+from hf_efficient.pruning.schedule import ClosingGates, GrowingZeros, Phase, phases
+from hf_efficient.pruning.sparsity import KeepZeros, remove_connections, zero_fraction
+from hf_efficient.pruning.surgery import cut
+from hf_efficient.speedup import Shapes, check_prunable, prune
+
+Batches = list[dict[str, torch.Tensor]]
+
+
+class PruningRounds(Trainer):
+    """A trainer whose `train_in_rounds` prunes its model before, between and while it trains it.
+
+    Each phase is a stock training run in a folder of its own, `_round-N`, that holds the model it starts from and its
+    checkpoints. A folder appears once the model in it is whole, so the last one tells where to go on.
+    """
+
+    pruning: PruningConfig
+    teacher: Any
+    train_dataset: Any
+    stages: list[str]
+    _gates: ClosingGates | None = None
+
+    def check_pruning(self) -> None:
+        """Refuses what cannot work before any of the work is done."""
+        if not self.pruning.active:
+            return
+        check_prunable(self.model, self.pruning)
+        if self.optimizer is not None:
+            raise ValueError(
+                "an optimizer that holds the unpruned parameters cannot train the pruned ones: "
+                "leave `optimizers` out and give `optimizer_cls_and_kwargs`"
+            )
+        if self.model_init is not None:
+            raise ValueError("model_init would undo the pruning at every round: give `model`")
+
+    def train_in_rounds(self, resume: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Prunes and trains in the phases that the config asks for; `resume` goes on with what is there."""
+        folder = Path(self.args.output_dir)
+        epochs, steps = self.args.num_train_epochs, self.args.max_steps
+        begun = _last_round(folder) if resume else None
+        if begun is None and self.args.should_save:
+            for stale in folder.glob("_round-*"):
+                shutil.rmtree(stale)
+        try:
+            for phase in phases(self.pruning):
+                round_folder = folder / f"_round-{phase.number}"
+                if begun is not None and phase.number < begun:
+                    self.stages.append(f"{self._said(phase)}, before an interruption")
+                    continue
+                if begun is None or phase.number > begun:
+                    self._prepare(phase, round_folder)
+                self._install(self._load_pruned(round_folder))
+                checkpoint = get_last_checkpoint(str(round_folder)) if phase.number == begun else None
+                self.args.output_dir = str(round_folder)
+                self.args.num_train_epochs = epochs * phase.share
+                self.args.max_steps = max(1, round(steps * phase.share)) if steps > 0 else steps
+                with self._acting(phase):
+                    self.stages.append(f"{self._said(phase)}: {self._shape()}" if phase.number else self._said(phase))
+                    output: TrainOutput = super().train(checkpoint, *args, **kwargs)
+                self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
+        finally:
+            self.args.output_dir, self.args.num_train_epochs, self.args.max_steps = str(folder), epochs, steps
+        return output
+
+    def _prepare(self, phase: Phase, folder: Path) -> None:
+        """Saves into `folder` what the phase starts from.
+
+        Every process scores its share of the data, the scores are averaged, and the first process cuts.
+        """
+        self._restore_forward(self.model)
+        trained, config = self.model, self.pruning
+        request = config.step(max(1, phase.number))
+        before, staged = folder.with_name(f"_round-{phase.number - 1}"), folder.with_name(f"_cut-{phase.number}")
+        rewinds = bool(phase.number) and config.rewind == "weights"
+        batches = self._scoring_batches() if phase.number else []
+        scores = self._final_scores(request, batches) if phase.number and config.removes_units else None
+        if self.args.should_save:
+            start = self._load_pruned(before) if rewinds else trained
+            if scores is not None and rewinds:
+                start = cut(start, Shapes(trained, request.units_only(), self.teacher).kept(scores))
+            elif scores is not None:
+                start = prune(trained, request.units_only(), batches, reference=self.teacher, scores=scores)
+            save_whole(start, staged)
+        self.accelerator.wait_for_everyone()
+        start = self._load_pruned(staged)
+        if phase.number and config.removes_connections:
+            start.to(self.args.device)
+            weighed = self._connection_scores(trained if rewinds else start, batches)
+            remove_connections(start, weighed, **request.connections())
+        if self.args.should_save:
+            save_whole(start, folder)
+            shutil.rmtree(staged)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _acting(self, phase: Phase) -> Iterator[None]:
+        """Lets act, while the phase is trained, what closes gates or keeps connections at zero."""
+        callbacks: list[TrainerCallback] = []
+        if phase.ramps and self.pruning.removes_units:
+            shapes = Shapes(self.model, self.pruning, self.teacher)
+            self._gates = ClosingGates(
+                choose=lambda due, scores: self._from_first(shapes.expected(self.pruning.at(due), scores)),
+                criterion=self.pruning.criterion,
+                rescore=lambda: self._scores(self.pruning, self._scoring_batches()),
+                reduce=self._mean_over_processes,
+            )
+            callbacks.append(self._gates)
+        if phase.ramps and self.pruning.weights:
+            callbacks.append(
+                GrowingZeros(
+                    self.pruning.weights,
+                    self.pruning.connections()["scope"],
+                    rescore=lambda: self._connection_scores(self.model, self._scoring_batches()),
+                )
+            )
+        elif phase.number and self.pruning.removes_connections:
+            callbacks.append(KeepZeros())
+        for callback in callbacks:
+            self.add_callback(callback)
+        try:
+            yield
+        finally:
+            for callback in callbacks:
+                self.remove_callback(callback)
+            if self._gates is not None:
+                self._gates.close()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Also hears what the gradients say of the gates."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if self._gates is not None:
+            self._gates.collect()
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Also saves the gates, while there are any."""
+        super()._save(output_dir, state_dict)
+        if self._gates is not None and self._gates.is_open:
+            self._gates.save(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Also loads the gates, while there are any."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._gates is not None:
+            self._gates.load(resume_from_checkpoint)
+
+    # ---- scores ----------------------------------------------------------------------------------------------------
+
+    def _scoring_batches(self) -> Batches:
+        """Returns this process's share of the examples drawn, with the run's seed, from the training set."""
+        if self.train_dataset is None:
+            raise ValueError("pruning scores units on training data: give the trainer a train_dataset")
+        if hasattr(self.train_dataset, "__len__"):
+            generator = torch.Generator().manual_seed(self.args.seed)
+            chosen = torch.randperm(len(self.train_dataset), generator=generator)[: self.pruning.scoring_samples]
+            batches = iter(self.get_test_dataloader(Subset(self.train_dataset, chosen.tolist())))
+        else:
+            count = -(-self.pruning.scoring_samples // self.args.per_device_train_batch_size)
+            batches = itertools.islice(self.get_train_dataloader(), count)
+        known = ({name: value for name, value in batch.items() if name != TEACHER_LOGITS} for batch in batches)
+        return sample(known, self.pruning.scoring_samples, self.args.device)
+
+    def _final_scores(self, request: PruningConfig, batches: Batches) -> Scores:
+        """Returns the scores to prune by: those that the gates found while they closed, if there were any."""
+        if self._gates is None:
+            return self._scores(request, batches)
+        scores, self._gates = self._gates.scores(), None
+        return scores
+
+    def _scores(self, request: PruningConfig, batches: Batches) -> Scores:
+        loss = task_or_sampled_loss(self.teacher, self.args.seed)
+        return score(self.model, request, batches, loss).map(self._mean_over_processes)
+
+    def _connection_scores(self, model: PreTrainedModel, batches: Batches) -> ConnectionScores:
+        loss = task_or_sampled_loss(self.teacher, self.args.seed)
+        found = CONNECTION_CRITERIA[self.pruning.criterion](model, batches, loss)
+        return {name: self._mean_over_processes(scores) for name, scores in found.items()}
+
+    def _mean_over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="mean")
+        return found
+
+    def _from_first(self, selection: Selection) -> Selection:
+        """Returns what the first process chose: measured costs differ from process to process."""
+        chosen = [selection]
+        if self.args.world_size > 1:
+            broadcast_object_list(chosen)
+        return chosen[0]
+
+    # ---- models ----------------------------------------------------------------------------------------------------
+
+    def _load_pruned(self, folder: Path) -> PreTrainedModel:
+        """Loads what a phase starts from; every process loads the same."""
+        family = family_of(self.model)
+        model_class = family.class_for(type(self.model), transformers.AutoConfig.from_pretrained(folder))
+        return model_class.from_pretrained(folder, dtype=self.model.dtype)
+
+    def _install(self, model: PreTrainedModel) -> None:
+        """Makes `model` the one that is trained, evaluated and saved; forgetting one of these trains nothing."""
+        self.accelerator.free_memory()
+        if self.place_model_on_device:
+            self._move_model_to_device(model, self.args.device)
+        self.model = self.model_wrapped = self.callback_handler.model = model
+        self.optimizer = self.lr_scheduler = None
+        self._created_lr_scheduler = False
+        model.config.use_cache = self.args.use_cache
+
+    def _restore_forward(self, model: PreTrainedModel) -> None:
+        """Takes off what mixed precision put around `forward`, so that copies and measurements see the bare model."""
+        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+    # ---- words -----------------------------------------------------------------------------------------------------
+
+    def _said(self, phase: Phase) -> str:
+        """Returns what the phase does, for the report."""
+        config = self.pruning
+        if phase.ramps:
+            return f"gates closed by {config.criterion} while training"
+        if not phase.number:
+            return "trained before pruning"
+        said = f"pruned by {config.criterion}, round {phase.number} of {config.rounds}"
+        return f"{said}, rewound to the weights of the start" if config.rewind == "weights" else said
+
+    def _shape(self) -> str:
+        """Returns what is left of the model, for the report."""
+        layers = [
+            layer for stack in family_of(self.model).structure(self.model.config).stacks.values() for layer in stack
+        ]
+        heads = ", ".join(str(sum(len(kept) for kept in layer.heads.values())) for layer in layers)
+        neurons = ", ".join(str(sum(layer.neurons.values())) for layer in layers)
+        left = f"{len(layers)} layers are left, with {heads} heads and {neurons} neurons"
+        zeros = zero_fraction(self.model)
+        return f"{left}; {zeros:.1%} of their connections are zero" if self.pruning.removes_connections else left
+
+    def _from_teacher(self) -> str:
+        return ""
+
+
+def save_whole(model: PreTrainedModel, folder: Path, processing_class: Any = None) -> None:
+    """Saves `model` into `folder` so that an interruption leaves the folder whole or absent."""
+    beside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    for part in (model, processing_class):
+        if part is not None:
+            part.save_pretrained(beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+
+
+def _last_round(folder: Path) -> int | None:
+    """Returns the number of the last phase whose folder is whole, or None."""
+    numbers = [int(path.parent.name.rpartition("-")[2]) for path in folder.glob("_round-*/config.json")]
+    return max(numbers, default=None)
