@@ -219,22 +219,27 @@ class T5LikeFamily(Family):
         shared = all(len({layer.heads["attention"] for layer in stack}) <= 1 for stack in structure.stacks.values())
         if not shared or len(counts) > 1 or len(widths) > 1 or 0 in counts | widths:
             return None
-        stock: Any = self._with_layers(self.config_class(**stock_fields(config)), structure)
-        stock.num_heads = counts.pop() if counts else config.num_heads
-        stock.d_ff = widths.pop() if widths else config.d_ff
-        return stock
+        fields = self._fields(config, structure)
+        fields["num_heads"] = counts.pop() if counts else config.num_heads
+        fields["d_ff"] = widths.pop() if widths else config.d_ff
+        return self.config_class(**fields)
 
     def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
         """Returns the config of the pruned class that holds `structure`."""
-        fields = stock_fields(config)
-        return self._with_layers(self.pruned_config_class(**fields, structure=structure.to_dict()), structure)
+        return self.pruned_config_class(**self._fields(config, structure), structure=structure.to_dict())
 
     @staticmethod
-    def _with_layers(config: Any, structure: Structure) -> PreTrainedConfig:
-        for stack, field in (("encoder", "num_layers"), ("decoder", "num_decoder_layers")):
-            if stack in structure.stacks:
-                setattr(config, field, len(structure.stacks[stack]))
-        return config
+    def _fields(config: PreTrainedConfig, structure: Structure) -> dict[str, Any]:
+        """Returns the fields of `config` with as many layers as `structure` has."""
+        fields = stock_fields(config)
+        depths = {stack: len(layers) for stack, layers in structure.stacks.items()}
+        fields["num_layers"] = depths["encoder"]
+        fields["num_decoder_layers"] = depths.get("decoder", fields["num_decoder_layers"])
+        # Where it finds this name, `generate` makes a cache of so many layers, and of the encoder's number elsewhere.
+        fields.pop("decoder_layers", None)
+        if depths.get("decoder", 0) > depths["encoder"]:
+            fields["decoder_layers"] = depths["decoder"]
+        return fields
 
     def left_weights(
         self, model: PreTrainedModel, layers: Any, units: Mapping[str, Sequence[int]], config: Any
