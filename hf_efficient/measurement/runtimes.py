@@ -20,6 +20,7 @@ Call = Callable[[], Any]
 # What a runtime needs besides torch, in the optional extra of its name.
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 TITLES = {"compiled": "torch.compile", "onnx": "onnxruntime"}
+_ORT_ERRORS = 3
 _OPENVINO_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -82,6 +83,7 @@ def in_onnx_runtime(model: nn.Module, inputs: Inputs) -> Call:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = _ORT_ERRORS
     with _quiet():
         exported = exporters.OnnxExporter().export(model, dict(inputs), exporters.OnnxConfig())
         exported.to(_device(model), session_options=options)
