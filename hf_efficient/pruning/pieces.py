@@ -139,7 +139,6 @@ def renumber(tokenizer: PreTrainedTokenizerBase, new_ids: Mapping[int, int]) -> 
         model["merges"] = [merge for merge, stays in zip(model["merges"], usable, strict=True) if stays]
     for holder, key in list(id_places(state)):
         holder[key] = new_ids[holder[key]]
-    state["added_tokens"].sort(key=lambda token: token["id"])
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
         model["vocab"] = {piece: new_ids[index] for piece, index in vocabulary.items() if index in new_ids}
