@@ -97,7 +97,7 @@ def trim_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
     fixed = _ids_below_padding(model)
     kept |= {token for token in _named_by_configs(model) if 0 <= token < rows}
-    order = add_needed(state, kept | set(fixed) | set(tokenizer.all_special_ids))
+    order = add_needed(state, kept | set(fixed))
     if order[: len(fixed)] != fixed:
         raise ValueError(
             f"the model counts positions from its padding id {fixed[-1]}, which would change, since the tokenizer has "

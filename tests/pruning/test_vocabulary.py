@@ -244,11 +244,13 @@ def test_the_given_model_and_tokenizer_stay_as_they_are(assert_same_weights):
     before = tokenizer.backend_tokenizer.to_str()
     small = trim_vocabulary(model, tokenizer, [])
     small.tokenizer.add_tokens(["new"])
+    small.tokenizer.eos_token = "new"
     with torch.no_grad():
         small.model.shared.weight.zero_()
     assert_same_weights(model, same)
     assert model.config.to_dict() == same.config.to_dict()
     assert tokenizer.backend_tokenizer.to_str() == before
+    assert tokenizer.eos_token == "</s>"
 
 
 def test_random_numbers_are_left_alone():
@@ -417,6 +419,45 @@ def test_unigram_keeps_the_price_of_the_unknown_token():
     assert tokenizer.convert_ids_to_tokens(keep) == ["</s>", "▁ab", "▁a", "b☃"]
     small = trim_vocabulary(model, tokenizer, keep).tokenizer
     assert small.tokenize("ab☃") == ["▁a", "b☃"]
+
+
+def test_unigram_keeps_its_bytes_and_finds_its_unknown_token_where_it_moved():
+    table = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = ["aa", "bb", "cc", "<unk>", "<pad>", "a", "<0x41>x", *table]
+    backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3, byte_fallback=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>")
+    model = build("BertModel", tokenizer, WIDTHS, pad_token_id=4)
+    small = trim_vocabulary(model, tokenizer, [pieces.index("cc")])
+    state = json.loads(small.tokenizer.backend_tokenizer.to_str())["model"]
+    assert [piece for piece, _ in state["vocab"]] == ["aa", "cc", "<unk>", "<pad>", "a", *table]
+    assert state["vocab"][state["unk_id"]][0] == "<unk>"
+    assert small.tokenizer.tokenize("ccé") == tokenizer.tokenize("ccé") == ["cc", "<0xC3>", "<0xA9>"]
+
+
+def gapped_tokenizer():
+    """Ids 2 to 6 and 9 to 18 have no piece; of these the library gives 7, the number of pieces, to an added token."""
+    vocab = {"[UNK]": 0, "aa": 1, "bb": 8, "[PAD]": 19, "cc": 20, "dd": 21, "ee": 22}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    tokenizer.add_tokens(["<name>"])
+    return tokenizer
+
+
+def test_gaps_among_the_ids_close():
+    tokenizer = gapped_tokenizer()
+    assert tokenizer.convert_tokens_to_ids("<name>") == 7
+    model = build("BertModel", tokenizer, WIDTHS, spare_rows=30)
+    small = trim_vocabulary(model, tokenizer, used_tokens(["bb dd"], tokenizer))
+    assert small.token_ids.tolist() == [0, 8, 21, 7]
+    assert small.tokenizer("dd <name> bb xx")["input_ids"] == [2, 3, 1, 0]
+
+
+def test_positions_cannot_count_from_a_padding_id_above_a_gap():
+    tokenizer = gapped_tokenizer()
+    model = build("RobertaModel", tokenizer, WIDTHS, spare_rows=30, pad_token_id=19, max_position_embeddings=60)
+    with pytest.raises(ValueError, match="counts positions from its padding id 19, which would change"):
+        trim_vocabulary(model, tokenizer, [])
 
 
 def test_sentinels_of_t5_stay():
