@@ -119,9 +119,20 @@ def _is_compiled(report: CompressionReport) -> bool:
     return any(model.role == "compiled" for model in report.models)
 
 
+def _auto_classes() -> dict[str, str]:
+    """Returns the name of the Auto class of every class, stock and pruned, by the class's name."""
+    return {
+        cls.__name__: str(pruned._auto_class)
+        for family in FAMILIES.values()
+        for stock, pruned in family.pruned_classes.items()
+        for cls in (stock, pruned)
+    }
+
+
 def _snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) -> str:
-    head = (config.architectures or [""])[0].partition("For")[2]
-    auto = f"AutoModelFor{head}" if head else "AutoModel"
+    architecture = (config.architectures or [""])[0]
+    head = architecture.partition("For")[2]
+    auto = _auto_classes().get(architecture, f"AutoModelFor{head}" if head else "AutoModel")
     remote = ", trust_remote_code=True" if needs_code(config) else ""
     lines = ["import torch"] if _is_compiled(report) else []
     lines += [
@@ -145,7 +156,7 @@ def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
     notes = []
     if needs_code(config):
         notes.append(
-            "The layers differ in width, which no stock class can hold: `trust_remote_code=True` runs the two Python "
+            "The layers differ in width, which no stock class can hold: `trust_remote_code=True` runs the Python "
             "files of this repository; with `import hf_efficient` beforehand it is not needed."
         )
     else:

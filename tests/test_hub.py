@@ -7,6 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from hf_efficient import CompressionReport, hub
 from hf_efficient.measurement.report import ModelRow, with_ratios
 from hf_efficient.measurement.runtime import Latency
+from hf_efficient.pruning.surgery import cut
 
 
 def row(role, accuracy, milliseconds, size, **changes):
@@ -86,3 +87,13 @@ def test_a_checkpoint_push_takes_what_loading_needs_and_nothing_else(folder, mon
     assert asked["repo_id"] == "me/films"
     assert not {"*.bin", "*.pt", "*.pth", "*"} & set(asked["allow_patterns"])
     assert "step 7" in asked["commit_message"]
+
+
+@pytest.mark.parametrize("shape", ["uneven widths", "a stock shape"])
+def test_the_card_of_a_translator_loads_it_by_its_auto_class(make_model, select, report, tmp_path, shape):
+    head = "T5ForConditionalGeneration"
+    cut(make_model(head), select(shape, head)).save_pretrained(tmp_path)
+    hub.write_documents(report, tmp_path)
+    assert (
+        "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer" in ModelCard.load(tmp_path / "README.md").text
+    )

@@ -115,3 +115,9 @@ def test_unknown_task_head_is_told_which_ones_there_are(make_model):
     family = family_of(make_model())
     with pytest.raises(TypeError, match=r"BertForNextSentencePrediction cannot be pruned: use one of BertModel, "):
         family.class_for(BertForNextSentencePrediction, make_model().config)
+
+
+def test_linear_without_bias_leaves_zeros_and_no_weights():
+    rest = Bias(3, bias=False)
+    assert list(rest.parameters()) == []
+    assert torch.equal(rest(torch.ones(2, 5, 7, dtype=torch.float16)), torch.zeros(2, 5, 3, dtype=torch.float16))
