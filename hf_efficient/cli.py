@@ -1,4 +1,4 @@
-"""The command line: `hf-efficient compress | measure | demo`."""
+"""The command line: `hf-efficient compress | prune | measure | demo`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ from hf_efficient.trainer import NonFiniteLossError
 
 logger = logging.get_logger(__name__)
 
+DESCRIPTIONS = {
+    "compress": "Make a model small and fast, measure it, and save what from_pretrained loads.",
+    "prune": "Remove parts of a model without training it, measure it, and save what from_pretrained loads.",
+}
 USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
 
 
-def parse_job(argv: Sequence[str]) -> Job:
+def parse_job(argv: Sequence[str], command: str = "compress") -> Job:
     """Returns the job that the flags describe; `--config recipe.yaml` gives the same keys, and flags win over it.
 
     Exits with status 2 on unknown or abbreviated flags. Raises ValueError: a value is out of its range.
@@ -41,8 +45,8 @@ def parse_job(argv: Sequence[str]) -> Job:
         flags += ["--use_cpu", "True"]
     parser = HfArgumentParser(
         (ModelConfig, DataConfig, DistillationConfig, PruningConfig, QuantizationConfig, TrainingArguments),
-        prog="hf-efficient compress",
-        description="Make a model small and fast, measure it, and save what from_pretrained loads.",
+        prog=f"hf-efficient {command}",
+        description=DESCRIPTIONS[command],
         epilog="All flags can also be given as keys of a YAML file: --config recipe.yaml",
         allow_abbrev=False,
     )
@@ -79,6 +83,23 @@ def run_compress(argv: Sequence[str]) -> None:
     job = parse_job(argv)
     report = compress(job)
     show(report)
+    Console().print(f"Model, card, report and picture: {job.training.output_dir}")
+
+
+def run_prune(argv: Sequence[str]) -> None:
+    """Runs `hf-efficient prune`, which is `compress` without any training.
+
+    Raises ValueError: nothing is to be pruned, or something besides.
+    """
+    job = parse_job([*argv, "--num_train_epochs", "0", "--distil", "False"], command="prune")
+    if not (job.pruning.active or job.pruning.vocabulary):
+        raise ValueError(
+            "nothing is to be pruned: give --target_speedup 2, --target_flops 2, --heads 0.3, --layers 0.5, "
+            "--weights 0.5, --vocabulary or another flag of pruning (--help)"
+        )
+    if job.quantization.scheme is not None:
+        raise ValueError("prune does not quantize: leave out --scheme, or use `hf-efficient compress`")
+    show(compress(job))
     Console().print(f"Model, card, report and picture: {job.training.output_dir}")
 
 
@@ -120,6 +141,7 @@ def show(report: CompressionReport) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compress": run_compress,
+    "prune": run_prune,
     "measure": run_measure,
     "demo": run_demo,
 }

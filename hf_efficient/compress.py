@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_efficient.data import (
+    Columns,
     DataConfig,
     find_columns,
     label_names,
@@ -34,11 +36,12 @@ from hf_efficient.data import (
 )
 from hf_efficient.distillation.distiller import DistillationConfig
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
-from hf_efficient.models import family_of
 from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.pruning.vocabulary import trim_vocabulary, used_tokens
 from hf_efficient.quantization.int8 import QuantizationConfig
+from hf_efficient.speedup import check_prunable
 from hf_efficient.tasks import Task, infer_task, task_named
-from hf_efficient.trainer import EfficientTrainer
+from hf_efficient.trainer import EfficientTrainer, Original
 
 logger = logging.get_logger(__name__)
 
@@ -79,6 +82,8 @@ class Job:
         """Whether a teacher is learnt from."""
         if self.models.distil is not None:
             return self.models.distil
+        if self.pruning.before_training:
+            return self.models.teacher_name_or_path is not None
         return self.models.teacher_name_or_path is not None or self.pruning.active
 
 
@@ -101,25 +106,24 @@ def compress(job: Job) -> CompressionReport:
 
     set_seed(args.seed)
     splits = load_splits(job.data, args.seed)
-    task, tokenizer, data, model, tuned = _prepare(job, splits)
+    ready = _prepare(job, splits)
+    task, model, pruning = ready.task, ready.model, job.pruning
     if args.train_sampling_strategy == "random":
         # Batches of like lengths waste no time on padding.
         args.train_sampling_strategy = "group_by_length"
-
-    common: dict[str, Any] = {
-        "train_dataset": data["train"],
-        "eval_dataset": data["evaluation"],
-        "processing_class": tokenizer,
-        "data_collator": DataCollatorWithPadding(tokenizer),
-        "compute_metrics": task.compute_metrics,
-    }
-    compresses = job.distils or job.pruning.active or job.quantization.scheme is not None
-    if job.pruning.active:
-        family_of(model)  # before a teacher is trained in vain
+    if pruning.active:
+        check_prunable(model, pruning)  # before a teacher is trained in vain
+    _check_schedule(job, ready)
+    compresses = job.distils or pruning.active or pruning.vocabulary or job.quantization.scheme is not None
     first: tuple[str, ...] = ()
-    if not tuned and compresses and job.models.teacher_name_or_path is None:
+    if not ready.tuned and compresses and not job.models.teacher_name_or_path and not pruning.before_training:
         logger.warning(f"{job.models.model_name_or_path} has no head for {task.name}: it is fine-tuned first")
-        model, first = _fine_tune(model, args, task, common)
+        model, first = _fine_tune(model, args, task, ready.for_trainer())
+    original = None
+    if pruning.vocabulary:
+        data = ready.data["evaluation"]
+        ready, token_ids = _trim(job, splits, dataclasses.replace(ready, model=model))
+        original, model = Original(model, token_ids, data), ready.model
 
     trainer = EfficientTrainer(
         model=model,
@@ -128,7 +132,8 @@ def compress(job: Job) -> CompressionReport:
         distillation=job.distillation if job.distils else None,
         pruning=job.pruning,
         quantization=job.quantization,
-        **common,
+        original=original,
+        **ready.for_trainer(),
     )
     if job.models.overwrite_output_dir and not args.resume_from_checkpoint:
         _clear(output, keep="_teacher" if first else "")
@@ -152,10 +157,31 @@ def compress(job: Job) -> CompressionReport:
     return report
 
 
-def _prepare(
-    job: Job, splits: DatasetDict
-) -> tuple[Task, PreTrainedTokenizerBase, DatasetDict, PreTrainedModel, bool]:
-    """Returns the task, the tokenizer, the tokenized data, the model, and whether it has the task's head yet."""
+@dataclass(frozen=True)
+class _Ready:
+    """What a trainer works on; `tuned` says whether the model has the task's head already."""
+
+    task: Task
+    columns: Columns
+    numbers: Mapping[Any, int] | None
+    tokenizer: PreTrainedTokenizerBase
+    data: DatasetDict
+    model: PreTrainedModel
+    tuned: bool
+
+    def for_trainer(self) -> dict[str, Any]:
+        """Returns what every trainer of the job is given."""
+        return {
+            "train_dataset": self.data["train"],
+            "eval_dataset": self.data["evaluation"],
+            "processing_class": self.tokenizer,
+            "data_collator": DataCollatorWithPadding(self.tokenizer),
+            "compute_metrics": self.task.compute_metrics,
+        }
+
+
+def _prepare(job: Job, splits: DatasetDict) -> _Ready:
+    """Returns the model and the tokenized data, for the task that they are for."""
     name, remote = job.models.model_name_or_path, job.models.trust_remote_code
     config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote)
@@ -179,7 +205,34 @@ def _prepare(
         numbers = label_numbers(splits, columns.label, config)
     model = task.auto_class.from_pretrained(name, config=config, dtype=torch.float32, trust_remote_code=remote)
     data = tokenize(splits, columns, numbers, tokenizer, job.data.max_length)
-    return task, tokenizer, data, model, tuned
+    return _Ready(task, columns, numbers, tokenizer, data, model, tuned)
+
+
+def _trim(job: Job, splits: DatasetDict, ready: _Ready) -> tuple[_Ready, torch.Tensor]:
+    """Returns the model, its tokenizer and the data with only the tokens of the training data, and their old ids."""
+    texts = itertools.chain.from_iterable(splits["train"][name] for name in ready.columns.texts)
+    small = trim_vocabulary(ready.model, ready.tokenizer, used_tokens(texts, ready.tokenizer))
+    data = tokenize(splits, ready.columns, ready.numbers, small.tokenizer, job.data.max_length)
+    return dataclasses.replace(ready, model=small.model, tokenizer=small.tokenizer, data=data), small.token_ids
+
+
+def _check_schedule(job: Job, ready: _Ready) -> None:
+    """Raises ValueError: what is to be pruned before it is trained is trained already, or the other way round."""
+    name, pruning = job.models.model_name_or_path, job.pruning
+    if pruning.before_training and ready.tuned:
+        raise ValueError(
+            f"before_training=True prunes what is not fine-tuned yet, {name} has a head for {ready.task.name}: "
+            "leave it out, or give the pretrained model"
+        )
+    if pruning.before_training and job.models.distil and not job.models.teacher_name_or_path:
+        raise ValueError(
+            "before_training=True leaves no trained model to learn from: name a teacher, or leave out --distil"
+        )
+    if not ready.tuned and not pruning.before_training and job.training.num_train_epochs == 0:
+        raise ValueError(
+            f"{name} has no head for {ready.task.name}, and without training there will be none: fine-tune it first, "
+            "by `hf-efficient compress` with no compression flag"
+        )
 
 
 def _fine_tune(

@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from hf_efficient.distillation.teacher_cache import TEACHER_LOGITS
+from hf_efficient.distillation.distiller import TEACHER_LOGITS
 from hf_efficient.models import family_of
 from hf_efficient.pruning.batches import task_or_sampled_loss
 from hf_efficient.pruning.budget import Scores, Selection
@@ -49,6 +49,8 @@ class PruningRounds(Trainer):
         if not self.pruning.active:
             return
         check_prunable(self.model, self.pruning)
+        if not self.trains and (self.pruning.ramp or self.pruning.rewind):
+            raise ValueError("ramp and rewind happen while training, of which there is none: give num_train_epochs")
         if self.optimizer is not None:
             raise ValueError(
                 "an optimizer that holds the unpruned parameters cannot train the pruned ones: "
@@ -57,8 +59,14 @@ class PruningRounds(Trainer):
         if self.model_init is not None:
             raise ValueError("model_init would undo the pruning at every round: give `model`")
 
-    def train_in_rounds(self, resume: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
+    @property
+    def trains(self) -> bool:
+        """Whether there is any training: with no epochs and no steps, pruning is all that is done."""
+        return self.args.num_train_epochs > 0 or self.args.max_steps > 0
+
+    def train_in_rounds(self, resume: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput | None:
         """Prunes and trains in the phases that the config asks for; `resume` goes on with what is there."""
+        output: TrainOutput | None = None
         folder = Path(self.args.output_dir)
         epochs, steps = self.args.num_train_epochs, self.args.max_steps
         begun = _last_round(folder) if resume else None
@@ -80,7 +88,9 @@ class PruningRounds(Trainer):
                 self.args.max_steps = max(1, round(steps * phase.share)) if steps > 0 else steps
                 with self._acting(phase):
                     self.stages.append(f"{self._said(phase)}: {self._shape()}" if phase.number else self._said(phase))
-                    output: TrainOutput = super().train(checkpoint, *args, **kwargs)
+                    if not self.trains:
+                        continue
+                    output = super().train(checkpoint, *args, **kwargs)
                 self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
         finally:
             self.args.output_dir, self.args.num_train_epochs, self.args.max_steps = str(folder), epochs, steps

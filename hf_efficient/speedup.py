@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 
 import torch
@@ -16,6 +15,7 @@ from transformers.utils import logging
 from hf_efficient.measurement.comparison import model_inputs
 from hf_efficient.measurement.cost import count_flops, count_parameters
 from hf_efficient.measurement.runtime import time_in_turn
+from hf_efficient.measurement.runtimes import check_runtime, prepare
 from hf_efficient.models import family_of
 from hf_efficient.pruning.batches import Batch, Loss, task_or_sampled_loss
 from hf_efficient.pruning.budget import Scores, Selection
@@ -75,10 +75,7 @@ def _latency_ratio(reference: PreTrainedModel, student: PreTrainedModel, config:
 
 def _medians(models: dict[str, PreTrainedModel], config: PruningConfig, seconds: float) -> dict[str, float]:
     """Returns the median latency of each model in milliseconds, taken in turn for about `seconds` in all."""
-    calls = {}
-    for name, model in models.items():
-        model.eval()
-        calls[name] = partial(model, **_inputs(model, config))
+    calls = {name: prepare(config.latency_runtime, model, _inputs(model, config)) for name, model in models.items()}
     once = sum(median(times) for times in time_in_turn(calls, repeats=1, warmup=1).values()) / 1e3
     repeats = min(100, max(5, round(seconds / once)))
     return {name: median(times) for name, times in time_in_turn(calls, repeats, warmup=1).items()}
@@ -194,6 +191,7 @@ def check_prunable(model: PreTrainedModel, config: PruningConfig) -> None:
     family = family_of(model)
     family.class_for(type(model), model.config)
     config.check_stacks(tuple(family.stacks(model)))
+    check_runtime(config.latency_runtime)
 
 
 def select(

@@ -17,8 +17,8 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import PushInProgress, logging
 
 from hf_efficient import hub
-from hf_efficient.distillation.distiller import DistillationConfig, Distiller, check_same_task
-from hf_efficient.distillation.teacher_cache import TEACHER_LOGITS, cache_teacher_logits
+from hf_efficient.distillation.distiller import TEACHER_LOGITS, DistillationConfig, Distiller, check_same_task
+from hf_efficient.distillation.teacher_cache import cache_teacher_logits
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
@@ -37,6 +37,18 @@ class NonFiniteLossError(ArithmeticError):
     """The training loss is not a number or infinite."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """What a model was before rows of its vocabulary went: the teacher, and evaluation data in its own tokens.
+
+    `token_ids` (new size,) holds the teacher's id of each of the model's tokens.
+    """
+
+    model: PreTrainedModel
+    token_ids: torch.Tensor
+    eval_dataset: Any
+
+
 class _Compression(PruningRounds):
     """What both trainers share; see `EfficientTrainer`."""
 
@@ -50,12 +62,14 @@ class _Compression(PruningRounds):
         distillation: DistillationConfig | None = None,
         pruning: PruningConfig | None = None,
         quantization: QuantizationConfig | None = None,
+        original: Original | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.distillation = distillation
         self.pruning = pruning or PruningConfig()
         self.quantization = quantization or QuantizationConfig(scheme=None)
+        self.original = original
         self.report: Any = None
         self.distiller: Distiller | None = None
         self._window: dict[str, torch.Tensor] = {}
@@ -65,7 +79,7 @@ class _Compression(PruningRounds):
         self._check(teacher)
         self.teacher: Any = _load_teacher(teacher, self.model) if isinstance(teacher, str) else teacher
         if self.teacher is not None:
-            check_same_task(self.model, self.teacher)
+            check_same_task(self.original.model if self.original else self.model, self.teacher)
 
     def _check(self, teacher: PreTrainedModel | str | None) -> None:
         """Refuses what cannot work before any of the work is done."""
@@ -87,20 +101,24 @@ class _Compression(PruningRounds):
         """
         if getattr(self.model, "hf_quantizer", None) is not None:
             raise ValueError("the model is quantized already and cannot be trained: build a trainer on its float form")
-        self.stages = []
+        self.stages = (
+            [] if self.original is None else [f"kept {len(self.original.token_ids)} tokens of the vocabulary"]
+        )
         compressed = self.distillation is not None or self.pruning.active or self.quantization.scheme is not None
+        compressed = compressed or self.original is not None
         if compressed and self.teacher is None:
-            self.teacher = copy.deepcopy(self.model)
+            self.teacher = self.original.model if self.original else copy.deepcopy(self.model)
         if self.distillation is not None:
-            self.distiller = Distiller(self.teacher.to(self.args.device), self.distillation)
+            token_ids = self.original.token_ids if self.original else None
+            self.distiller = Distiller(self.teacher.to(self.args.device), self.distillation, token_ids)
             if self.distillation.cache_teacher:
-                self._cache_teacher()
+                self._cache_teacher(self.distiller)
         trains = self.distillation is not None or self.pruning.active or self.quantization.scheme is None
 
         output: TrainOutput | None = None
         if self.pruning.active:
             output = self.train_in_rounds(resume_from_checkpoint, *args, **kwargs)
-        elif trains:
+        elif trains and self.trains:
             checkpoint = _found(resume_from_checkpoint, self.args.output_dir)
             output = super().train(checkpoint, *args, **kwargs)
             self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
@@ -118,7 +136,7 @@ class _Compression(PruningRounds):
         self.report = self._measure(models)
         return output
 
-    def _cache_teacher(self) -> None:
+    def _cache_teacher(self, distiller: Distiller) -> None:
         """Asks the teacher once for every training example; one process does it, the others read the file."""
         if not isinstance(self.train_dataset, Dataset):
             raise ValueError(
@@ -129,7 +147,7 @@ class _Compression(PruningRounds):
             self._set_signature_columns_if_needed()
             with self.args.main_process_first(desc="asking the teacher"):
                 self.train_dataset = cache_teacher_logits(
-                    self.train_dataset, self.teacher, self.data_collator, self._signature_columns
+                    self.train_dataset, distiller, self.data_collator, self._signature_columns
                 )
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -266,20 +284,26 @@ class _Compression(PruningRounds):
 
     def _metrics(self, role: str, model: PreTrainedModel) -> dict[str, float]:
         """Returns the metrics of `model` on the evaluation set, in its order and the weights' precision."""
-        if self.eval_dataset is None:
-            return {}
+        if self.eval_dataset is None or (role == "teacher" and self.pruning.before_training):
+            return {}  # a teacher that was never trained has nothing to compare with
+        data = self.original.eval_dataset if role == "teacher" and self.original else self.eval_dataset
         installed = self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy
         self.model = self.model_wrapped = model
         self.accelerator.native_amp, self.args.train_sampling_strategy = False, "random"
         try:
-            found = self.predict(self.eval_dataset, metric_key_prefix=role).metrics
+            found = self.predict(data, metric_key_prefix=role).metrics
         finally:
             self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy = installed
         named = {name.removeprefix(f"{role}_"): value for name, value in found.items()}
         return {name: value for name, value in named.items() if name not in NOT_METRICS and isinstance(value, float)}
 
     def _configs(self) -> dict[str, Any]:
-        configs = {"distillation": self.distillation, "pruning": self.pruning, "quantization": self.quantization}
+        prunes, quantizes = self.pruning.active or self.pruning.vocabulary, self.quantization.scheme is not None
+        configs = {
+            "distillation": self.distillation,
+            "pruning": self.pruning if prunes else None,
+            "quantization": self.quantization if quantizes else None,
+        }
         names = (
             "learning_rate",
             "num_train_epochs",
@@ -339,6 +363,7 @@ class EfficientTrainer(_Compression):
     | distillation | train towards the teacher's soft labels; None: on the labels alone |
     | pruning | remove heads, neurons and layers, in rounds of pruning and training |
     | quantization | 8 bits at the end; alone, nothing is trained |
+    | original | of a model with a trimmed vocabulary, what it was before; it is the teacher unless another is given |
 
     With all of them None it is `Trainer`, but for gradient accumulation, which is exact: the loss is summed over the
     accumulation window and divided by the window's count. `report` holds what was measured once `train` is done.

@@ -293,14 +293,14 @@ BAD_INPUT = {
     "missing file": (None, {"train_file": "nowhere.csv"}, "'nowhere.csv' does not exist"),
     "unknown kind of file": (None, {"train_file": __file__}, "is of an unknown kind: give one of .csv"),
     "missing model": (None, {"model_name_or_path": "./nowhere"}, "nowhere"),
-    "unknown family": (unknown_family, {}, "model_type 'gpt2' cannot be pruned: known are bert. To add a family"),
+    "unknown family": (unknown_family, {}, "model_type 'gpt2' cannot be pruned: known are bert, roberta, "),
     "other label map": (other_teacher, {}, "give both the same label map"),
     "other vocabulary": (other_vocabulary, {}, "vocabulary of 300 tokens and the student one of 200"),
     "unreachable": (None, {"target_flops": 1e6}, "cannot be reached: the smallest shape"),
     "ratio below one": (None, {"target_flops": 0.5}, "asks for a larger model"),
-    "fraction of all": (None, {"target_flops": None, "heads": 1.2}, "heads=1.2 is not a fraction to remove"),
+    "fraction of all": (None, {"target_flops": None, "heads": 1.2}, "heads='1.2' is no fraction"),
     "two wishes": (None, {"heads": 0.5}, "cannot be asked for together"),
-    "unknown criterion": (None, {"criterion": "luck"}, "criterion='luck' is unknown: give one of fisher, magnitude"),
+    "unknown criterion": (None, {"criterion": "luck"}, "criterion='luck' is unknown: give one of fisher, "),
     "unknown scheme": (None, {"scheme": "int3"}, "scheme='int3' is unknown"),
     "unknown task": (None, {"task": "poetry"}, "task='poetry' is not supported"),
     "no temperature": (None, {"temperature": 0}, "temperature=0.0 must be above 0"),
@@ -351,5 +351,93 @@ def test_flags_win_over_the_recipe(workshop):
 
 def test_an_unknown_command_lists_the_commands(capsys):
     assert main(["squeeze"]) == 2
-    assert "compress,measure,demo" in capsys.readouterr().err
+    assert "compress,prune,measure,demo" in capsys.readouterr().err
     assert main(["--help"]) == 0
+
+
+def test_prune_removes_without_training(workshop, capsys):
+    assert main(["prune", *flags(workshop, target_flops=2, num_train_epochs=None)]) == 0
+    report = CompressionReport.load(workshop / "out")
+    assert [row.role for row in report.models] == ["teacher", "student"]
+    assert report.row("student").ratios.flops >= 2
+    assert not [stage for stage in report.stages if stage.startswith("trained")]
+    assert report.configs["training"]["num_train_epochs"] == 0
+    assert not list((workshop / "out").glob("_*"))
+    assert "PrunedBertForSequenceClassification" in (workshop / "out" / "config.json").read_text()
+
+
+def test_prune_in_rounds_scores_anew_after_each(workshop):
+    assert main(["prune", *flags(workshop, neurons=0.75, rounds=2, num_train_epochs=None)]) == 0
+    stages = CompressionReport.load(workshop / "out").stages
+    assert [stage.split(":")[0] for stage in stages] == [f"pruned by fisher, round {n} of 2" for n in (1, 2)]
+    left = [int(count) for count in stages[-1].partition("heads and ")[2].removesuffix(" neurons").split(", ")]
+    assert sum(left) == pytest.approx(32, abs=8)  # a quarter of 128, rounded up to multiples of four in each round
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "nothing is to be pruned"),
+        ({"heads": 0.5, "scheme": "int8_dynamic"}, "prune does not quantize"),
+        ({"heads": 0.5, "ramp": 0.5}, "happen while training"),
+        ({"heads": 0.5, "before_training": True}, "prunes what is not fine-tuned yet"),
+        ({"n_m": "3:2"}, "is no pattern"),
+        ({"weights": 0.5, "criterion": "activation"}, "does not score single connections"),
+    ],
+    ids=str,
+)
+def test_prune_refuses_what_it_cannot_do(workshop, capsys, changes, sentence):
+    assert main(["prune", *flags(workshop, num_train_epochs=None, **changes)]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not (workshop / "out" / "config.json").exists()
+
+
+def test_connections_stay_zero_in_a_folder_that_any_transformers_loads(workshop):
+    assert main(["compress", *flags(workshop, weights=0.5, criterion="magnitude", rounds=2)]) == 0
+    report = CompressionReport.load(workshop / "out")
+    teacher, student = report.row("teacher"), report.row("student")
+    assert student.parameters == teacher.parameters
+    assert student.nonzero_parameters < teacher.nonzero_parameters
+    assert student.compressed_bytes_on_disk < 0.9 * teacher.compressed_bytes_on_disk
+    model = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+    assert type(model) is BertForSequenceClassification
+    assert "neither faster" in " ".join((workshop / "out" / "README.md").read_text().split())
+
+
+def test_a_trimmed_vocabulary_is_reported_beside_the_whole_teacher(workshop):
+    whole = AutoTokenizer.from_pretrained(workshop / "model")
+    assert main(["compress", *flags(workshop, vocabulary=True, target_flops=1.5, cache_teacher=True)]) == 0
+    report = CompressionReport.load(workshop / "out")
+    tokenizer = AutoTokenizer.from_pretrained(workshop / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+    assert model.config.vocab_size == len(tokenizer) < len(whole)
+    assert report.stages[0] == f"kept {len(tokenizer)} tokens of the vocabulary"
+    teacher = AutoModelForSequenceClassification.from_pretrained(workshop / "model")
+    assert report.row("teacher").parameters == sum(weight.numel() for weight in teacher.parameters())
+    assert report.row("student").metrics["accuracy"] > 0.9
+    assert report.row("teacher").metrics["accuracy"] > 0.9
+
+
+def test_vocabulary_alone_changes_no_prediction(workshop):
+    assert main(["prune", *flags(workshop, vocabulary=True, num_train_epochs=None)]) == 0
+    texts = ["a good film", "the film number 3 was awful"]
+    answers = []
+    for name in ("model", "out"):
+        tokenizer = AutoTokenizer.from_pretrained(workshop / name)
+        model = AutoModelForSequenceClassification.from_pretrained(workshop / name)
+        with torch.no_grad():
+            answers.append(model(**tokenizer(texts, padding=True, return_tensors="pt")).logits)
+    assert torch.equal(*answers)
+
+
+def test_a_model_without_a_head_can_be_pruned_before_it_is_trained(workshop):
+    bare = BertForSequenceClassification.from_pretrained(workshop / "model").bert
+    bare.save_pretrained(workshop / "bare")
+    AutoTokenizer.from_pretrained(workshop / "model").save_pretrained(workshop / "bare")
+    asked = {"model_name_or_path": workshop / "bare", "neurons": 0.5, "criterion": "snip", "before_training": True}
+    assert main(["compress", *flags(workshop, **asked)]) == 0
+    report = CompressionReport.load(workshop / "out")
+    assert report.row("student").metrics["accuracy"] > 0.9
+    assert report.row("teacher").metrics == {}
+    assert report.row("student").ratios.metric_retained is None
+    assert not (workshop / "out" / "_teacher").exists()

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_efficient.distillation.objectives import SumAndCount, soft_label_loss, squared_error
-from hf_efficient.distillation.teacher_cache import TEACHER_LOGITS
+
+TEACHER_LOGITS = "teacher_logits"
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,14 @@ def _named(id2label: Mapping[int, str]) -> dict[int, str] | None:
 class Distiller(nn.Module):
     """Holds a teacher, frozen and in eval mode whatever happens around it, and compares students with it.
 
+    `token_ids` (student's vocabulary,) holds the teacher's id of each of the student's tokens; None: the same.
+
     Raises ValueError: the teacher answers questions or predicts several labels at once.
     """
 
-    def __init__(self, teacher: PreTrainedModel, config: DistillationConfig) -> None:
+    def __init__(
+        self, teacher: PreTrainedModel, config: DistillationConfig, token_ids: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
         if (
             teacher.config.problem_type == "multi_label_classification"
@@ -85,7 +90,8 @@ class Distiller(nn.Module):
             )
         self.teacher = teacher.eval().requires_grad_(False)
         self.config = config
-        self.encodes_labels = bool(teacher.config.is_encoder_decoder)
+        self.token_ids = None if token_ids is None else token_ids.to(teacher.device)
+        self.encodes_labels = bool(teacher.config.is_encoder_decoder and teacher.can_generate())
         self.regression = teacher.config.problem_type == "regression" or teacher.config.num_labels == 1
 
     def train(self, mode: bool = True) -> Distiller:
@@ -100,15 +106,26 @@ class Distiller(nn.Module):
             return labels.ne(-100).sum()
         return torch.tensor(next(iter(inputs.values())).shape[0])
 
+    @torch.no_grad()
+    def ask(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Returns the teacher's logits on `inputs`, in the student's tokens."""
+        # T5 makes its decoder's inputs of the labels, the others take no notice of them here.
+        known = {name: value for name, value in inputs.items() if "label" not in name or self.encodes_labels}
+        if self.token_ids is not None:
+            for name in known.keys() & {"input_ids", "decoder_input_ids", "labels"}:
+                ids = known[name]
+                known[name] = torch.where(ids < 0, ids, self.token_ids[ids.clamp(min=0)])
+        outputs: Any = self.teacher(**known)
+        logits: torch.Tensor = outputs.logits
+        if self.token_ids is not None and logits.shape[-1] == self.teacher.config.vocab_size:
+            logits = logits[..., self.token_ids]
+        return logits
+
     def forward(self, inputs: Mapping[str, torch.Tensor], student_logits: torch.Tensor) -> SumAndCount:
         """Returns the sum of the distances to the teacher's soft labels over the batch, and their `count`."""
         teacher_logits = inputs.get(TEACHER_LOGITS)
         if teacher_logits is None:
-            # T5 makes its decoder's inputs of the labels, the others take no notice of them here.
-            known = {name: value for name, value in inputs.items() if "label" not in name or self.encodes_labels}
-            with torch.no_grad():
-                outputs: Any = self.teacher(**known)
-            teacher_logits = outputs.logits
+            teacher_logits = self.ask(inputs)
         if self.regression:
             return squared_error(student_logits, teacher_logits)
         labels = inputs.get("labels")

@@ -11,13 +11,14 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel
 
-TEACHER_LOGITS = "teacher_logits"
+from hf_efficient.distillation.distiller import TEACHER_LOGITS, Distiller
+
 CHUNK = 2048
 
 
 def cache_teacher_logits(
     dataset: Dataset,
-    teacher: PreTrainedModel,
+    distiller: Distiller,
     collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]],
     columns: list[str],
     batch_size: int = 64,
@@ -32,6 +33,7 @@ def cache_teacher_logits(
 
     Raises ValueError: the teacher answers with logits for every token, which are too large to keep.
     """
+    teacher: PreTrainedModel = distiller.teacher
     known = [name for name in columns if name in dataset.column_names and "label" not in name]
 
     def answer(rows: dict[str, list[Any]]) -> dict[str, list[list[float]]]:
@@ -41,8 +43,7 @@ def cache_teacher_logits(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = {name: value.to(teacher.device) for name, value in collate([examples[i] for i in chosen]).items()}
-            with torch.inference_mode():
-                logits = teacher(**batch).logits.float().cpu()
+            logits = distiller.ask(batch).float().cpu()
             if logits.dim() != 2:
                 raise ValueError(
                     f"cache_teacher keeps one row of logits an example, {type(teacher).__name__} has "
@@ -52,14 +53,10 @@ def cache_teacher_logits(
                 found[index] = row
         return {TEACHER_LOGITS: found}
 
-    training = teacher.training
-    teacher.eval()
-    fingerprint = Hasher.hash([dataset._fingerprint, _digest(teacher), known, TEACHER_LOGITS])
-    cached = dataset.map(
+    fingerprint = Hasher.hash([dataset._fingerprint, _digest(teacher), known, distiller.token_ids])
+    return dataset.map(
         answer, batched=True, batch_size=CHUNK, new_fingerprint=fingerprint, desc="asking the teacher once"
     )
-    teacher.train(training)
-    return cached
 
 
 def _digest(model: PreTrainedModel) -> str:

@@ -53,7 +53,16 @@ def real_tokens(batch: Batch, hidden_states: torch.Tensor, decoding: bool) -> to
 
 def is_labelled(batch: Batch) -> bool:
     """Whether the batch says what the model should answer."""
-    return any(name.startswith("label") or name.endswith("_positions") for name in batch)
+    return any(_is_answer(name) for name in batch)
+
+
+def _is_answer(name: str) -> bool:
+    return name.startswith("label") or name.endswith("_positions")
+
+
+def _judges_tokens(model: PreTrainedModel) -> bool:
+    """Whether `model` says of every token whether it was replaced."""
+    return type(model).__name__.endswith("ForPreTraining")
 
 
 def example_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -68,8 +77,10 @@ def example_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     loss: torch.Tensor = model(**batch).loss
     labels = batch.get("labels")
     if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
-        return loss * labels.ne(-100).sum()  # a loss of tokens is their mean
-    return loss * next(iter(batch.values())).shape[0]
+        # A loss of tokens is their mean.
+        counted = real_tokens(batch, labels[..., None], False) if _judges_tokens(model) else labels.ne(-100)
+        return loss * counted.sum()
+    return loss * example_count(batch)
 
 
 def sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
@@ -84,28 +95,44 @@ def sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
     generator = torch.Generator().manual_seed(seed)
 
     def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        inputs = {name: value for name, value in batch.items() if "label" not in name}
+        inputs = {name: value for name, value in batch.items() if not _is_answer(name)}
+        shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if shifted is not None and "labels" in batch and "decoder_input_ids" not in batch:
+            inputs["decoder_input_ids"] = shifted(batch["labels"])
         outputs: Any = model(**inputs)
-        with torch.no_grad():
-            answers: Any = outputs if teacher is None else teacher(**inputs)
-        classifies = model.config.problem_type != "regression" and model.config.num_labels > 1
-        names = [name for name in ("logits", "start_logits", "end_logits") if name in outputs]
+        answers: Any = outputs
+        if teacher is not None:
+            with torch.no_grad(), in_eval(teacher):
+                answers = teacher(**inputs)
         total = torch.zeros((), device=model.device)
+        names = [name for name in ("logits", "start_logits", "end_logits") if name in outputs]
         for name in names or ["last_hidden_state"]:
-            ours, theirs = outputs[name].float(), answers[name].detach().float()
-            if names and (classifies or ours.dim() > 2):
-                probabilities = theirs.softmax(-1).flatten(0, -2).cpu()
-                drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0].view(theirs.shape[:-1])
-                lost = F.cross_entropy(ours.flatten(0, -2), drawn.flatten().to(ours.device), reduction="none")
-                lost = lost.view(theirs.shape[:-1])
-            else:
-                noise = torch.randn(theirs.shape, generator=generator).to(theirs.device)
-                lost = (ours - theirs - noise).square().sum(-1) / 2
-            mask = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
-            total = total + (lost * mask if mask is not None and mask.shape == lost.shape else lost).sum()
+            lost = _drawn_loss(model, outputs[name].float(), answers[name].detach().float(), name, generator)
+            total = total + lost[real_tokens(batch, lost[..., None], model.config.is_encoder_decoder)].sum()
         return total
 
     return loss
+
+
+def _drawn_loss(
+    model: PreTrainedModel, ours: torch.Tensor, theirs: torch.Tensor, name: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Returns minus the log likelihood by the output `ours` of an answer drawn from `theirs`, without constants.
+
+    Shapes are (..., numbers) and (...); of tokens that are judged one by one all are (...).
+    """
+    config: Any = model.config
+    if _judges_tokens(model) or (name == "logits" and config.problem_type == "multi_label_classification"):
+        drawn = torch.bernoulli(theirs.sigmoid().cpu(), generator=generator).to(ours.device)
+        lost = F.binary_cross_entropy_with_logits(ours, drawn, reduction="none")
+        return lost if _judges_tokens(model) else lost.sum(-1)
+    classifies = config.problem_type != "regression" and config.num_labels > 1
+    if name != "last_hidden_state" and (classifies or ours.dim() > 2):
+        drawn = torch.multinomial(theirs.softmax(-1).flatten(0, -2).cpu(), 1, generator=generator)[:, 0]
+        lost = F.cross_entropy(ours.flatten(0, -2), drawn.to(ours.device), reduction="none")
+        return lost.view(ours.shape[:-1])
+    noise = torch.randn(theirs.shape, generator=generator).to(theirs.device)
+    return (ours - theirs - noise).square().sum(-1) / 2
 
 
 def task_or_sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -199,24 +199,24 @@ def choose_evenly(blocks: Sequence[BlockFacts], scores: Scores, table: CostTable
 
     Raises ValueError: no fraction fits the budget.
     """
-
-    def keeping(fraction: float) -> Selection:
-        units = {}
-        for block in blocks:
-            wanted = max(1, fraction * block.units)
-            units[block.name] = keep_best(scores.units[block.name], min(w for w in block.widths if w >= wanted))
-        return Selection(tuple(_by_layer(blocks)), units)
-
     fractions = sorted(
         {width / block.units for block in blocks for width in block.widths if block.units}, reverse=True
     )
     for fraction in fractions:
-        selection = keeping(fraction)
+        selection = keep_evenly(blocks, scores, fraction)
         if table.total(selection) <= budget:
             return selection
-    raise ValueError(
-        f"no shape with even layers costs {budget:.4g} or less; the smallest costs {table.total(keeping(0)):.4g}"
-    )
+    smallest = table.total(keep_evenly(blocks, scores, 0))
+    raise ValueError(f"no shape with even layers costs {budget:.4g} or less; the smallest costs {smallest:.4g}")
+
+
+def keep_evenly(blocks: Sequence[BlockFacts], scores: Scores, fraction: float) -> Selection:
+    """Returns the selection that keeps `fraction` of every block, up to the next width, and at least one unit."""
+    units = {}
+    for block in blocks:
+        wanted = min(block.units, max(1, math.ceil(fraction * block.units - 1e-9)))
+        units[block.name] = keep_best(scores.units[block.name], min(w for w in block.widths if w >= wanted))
+    return Selection(tuple(_by_layer(blocks)), units)
 
 
 def _by_layer(blocks: Sequence[BlockFacts]) -> dict[str, list[BlockFacts]]:
@@ -285,24 +285,24 @@ def _layer_options(
 
     With `attending`, only ways that leave it a head compete: one that the rest beats may be the only one to attend.
     """
-    ways: list[tuple[float, float, list[tuple[str, int]] | None]] = []
-    if layer in scores.layers and not attending and not any(b.least for b in blocks):
-        ways.append((0.0, scores.layers[layer], None))
-    errors = {b.name: scores.removal_errors(b.name, menu[b.name]) for b in blocks}
-    costs = {b.name: table.block(b.name, menu[b.name]) for b in blocks}
-    heads = {b.name for b in blocks if b.kind == "heads"}
-    for picked in itertools.product(*(range(len(menu[b.name])) for b in blocks)):
-        names = [(b.name, index) for b, index in zip(blocks, picked, strict=True)]
-        if attending and not any(menu[name][index] for name, index in names if name in heads):
-            continue
-        cost = table.layer[layer] + sum(costs[name][index] for name, index in names)
-        if cost <= bin_size * BINS:
-            ways.append((cost, sum(errors[name][index] for name, index in names), names))
+    cost, error, attends = np.asarray(table.layer[layer]), np.zeros(()), np.zeros((), dtype=bool)
+    for block in blocks:  # one axis more for the widths of every block
+        widths = np.asarray(menu[block.name])
+        cost = np.add.outer(cost, table.block(block.name, menu[block.name]))
+        error = np.add.outer(error, scores.removal_errors(block.name, menu[block.name]))
+        attends = np.logical_or.outer(attends, (widths > 0) & (block.kind == "heads"))
+    bins = np.ceil(cost / bin_size - 1e-9).ravel()
+    order = np.lexsort((error.ravel(), bins))
+    order = order[(bins[order] <= BINS) & (attends.ravel()[order] | (not attending))]
+
     frontier: list[_Option] = []
-    for cost, error, left in sorted(ways, key=lambda way: way[:2]):
-        if not frontier or error < frontier[-1].error:
-            widths = None if left is None else {name: menu[name][index] for name, index in left}
-            frontier.append(_Option(widths, int(np.ceil(cost / bin_size - 1e-9)), float(error)))
+    if layer in scores.layers and not attending and not any(block.least for block in blocks):
+        frontier.append(_Option(None, 0, scores.layers[layer]))
+    least = np.minimum.accumulate(np.concatenate([[o.error for o in frontier] or [np.inf], error.ravel()[order]]))
+    for way in order[least[1:] < least[:-1]]:
+        picked = np.unravel_index(way, cost.shape)
+        left = {block.name: menu[block.name][index] for block, index in zip(blocks, picked, strict=True)}
+        frontier.append(_Option(left, int(bins[way]), float(error.flat[way])))
     return frontier
 
 

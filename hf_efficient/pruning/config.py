@@ -65,7 +65,7 @@ class PruningConfig:
         default="global",
         metadata={"help": "Units compete in the whole network (global), or each layer loses the same share (layer)."},
     )
-    keep_at_least: float | str = field(
+    keep_at_least: float | str | None = field(
         default=0.0,
         metadata={"help": "Fraction of the units of every block that stays whatever its score, or by stack."},
     )
@@ -127,7 +127,7 @@ class PruningConfig:
         self._check_contradictions()
 
     def _check_choices(self) -> None:
-        known = CRITERIA if self.removes_units or not self.removes_connections else CONNECTION_CRITERIA
+        known = {**CRITERIA, **CONNECTION_CRITERIA}
         for name, allowed in (("criterion", known), ("scope", SCOPES), ("rewind", (*REWINDS, None))):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(choice for choice in allowed if choice)

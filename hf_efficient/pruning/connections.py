@@ -84,7 +84,7 @@ def taylor(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exampl
     Raises ValueError: there is no batch.
     Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", eq. 8, before squaring.
     """
-    means = _mean_overexample_count(model, batches, loss, torch.abs)
+    means = _mean_over_examples(model, batches, loss, torch.abs)
     return {name: _size(linear) * means[name] for name, linear in block_linears(model).items()}
 
 
@@ -94,7 +94,7 @@ def fisher(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exampl
     Raises ValueError: there is no batch.
     Source: LeCun et al. 1989, "Optimal Brain Damage", eq. 5, with the diagonal Fisher information as the Hessian.
     """
-    means = _mean_overexample_count(model, batches, loss, torch.square)
+    means = _mean_over_examples(model, batches, loss, torch.square)
     return {name: _size(linear).square() * means[name] / 2 for name, linear in block_linears(model).items()}
 
 
@@ -104,7 +104,7 @@ def snip(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = example_
     Raises ValueError: there is no batch.
     Source: Lee et al. 2019, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", eq. 6.
     """
-    means = _mean_overexample_count(model, batches, loss, torch.positive)
+    means = _mean_over_examples(model, batches, loss, torch.positive)
     return {name: _size(linear) * means[name].abs() for name, linear in block_linears(model).items()}
 
 
@@ -184,7 +184,7 @@ def _recorded(linears: Mapping[str, nn.Linear]) -> Iterator[Calls]:
             handle.remove()
 
 
-def _mean_overexample_count(
+def _mean_over_examples(
     model: PreTrainedModel, batches: Iterable[Batch], loss: Loss, of: Callable[[torch.Tensor], torch.Tensor]
 ) -> ConnectionScores:
     """Returns, for every weight, the mean over examples of `of(gradient)`, each example's gradient taken by itself.

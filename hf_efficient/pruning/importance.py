@@ -149,7 +149,7 @@ def movement(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exam
     does not move. Over the weights that read a unit w * dL/dw sums to the gradient of its gate. Scores may be below 0.
     Source: Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning", eq. 3, summed over groups.
     """
-    student = copy.deepcopy(model).train()
+    student = copy.deepcopy(model).requires_grad_(True).train()
     blocks = family_of(student).blocks(student)
     units = {name: torch.zeros(block.units, device=model.device) for name, block in blocks.items()}
     optimizer = torch.optim.SGD(student.parameters(), lr=MOVEMENT_LEARNING_RATE)

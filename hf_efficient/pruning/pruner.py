@@ -20,6 +20,7 @@ from hf_efficient.pruning.budget import (
     choose,
     choose_evenly,
     keep_best,
+    keep_evenly,
     measure_costs,
     smallest_cost,
 )
@@ -72,6 +73,8 @@ class BudgetedChoice:
 
     def smallest(self, scores: Scores) -> float:
         """Returns the cost in the table of the cheapest shape that is considered."""
+        if self.config.scope == "layer":
+            return self.table.total(keep_evenly(self.facts, scores, 0))
         return smallest_cost(self.facts, scores, self.table, self.config.portable)
 
     def within(self, budget: float, scores: Scores) -> Selection:
@@ -117,10 +120,11 @@ def _best_units(blocks: list[BlockFacts], fraction: float, scores: Scores, scope
     groups = [blocks] if scope == "global" else [[block] for block in blocks]
     units = {}
     for group in groups:
-        ranked = torch.cat([scores.units[block.name] for block in group]).sort(descending=True).values
-        lowest = ranked[max(1, round(len(ranked) * (1 - fraction))) - 1]
-        for block in group:
-            width = max(int((scores.units[block.name] >= lowest).sum()), block.least)
+        ranked = torch.cat([scores.units[block.name] for block in group]).argsort(descending=True, stable=True)
+        owners = torch.arange(len(group)).repeat_interleave(torch.tensor([block.units for block in group]))
+        kept = owners[ranked[: max(1, round(len(ranked) * (1 - fraction)))].cpu()]
+        for block, count in zip(group, kept.bincount(minlength=len(group)).tolist(), strict=True):
+            width = max(count, block.least)
             width = min(block.units, -(-width // block.step) * block.step)
             units[block.name] = keep_best(scores.units[block.name], width)
     return units

@@ -104,19 +104,17 @@ def _fit(
         seen.append(stream)
         raise _Reached
 
-    handle = output.register_forward_hook(lambda module, args, written: seen.extend((args[0], written)))
-    with _watching([block], see):
+    with _watching([block], see, writing=lambda module, args, written: seen.extend((args[0], written))):
         for batch, aim in zip(batches, aims, strict=True):
             seen.clear()
             _run(model, batch)
             real = real_tokens(batch, seen[-1], block.layer.startswith("decoder"))
-            read, written, stream = (values[real] for values in seen)
-            lacking = aim - stream + written  # [tokens, size]
+            read, written, stream = (values[real].float() for values in seen)
+            lacking = aim.float() - stream + written  # [tokens, size]
             ones = lacking.new_ones(len(lacking), 0 if output.bias is None else 1)
-            inputs = torch.cat([read[:, : output.in_features], ones], dim=1).float()  # [tokens, inputs (+ 1)]
+            inputs = torch.cat([read[:, : output.in_features], ones], dim=1)  # [tokens, inputs (+ 1)]
             gram += inputs.T @ inputs
-            moments += inputs.T @ lacking.float()
-    handle.remove()
+            moments += inputs.T @ lacking
     damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * max(
         damping * float(gram.diagonal().mean()), torch.finfo(torch.float32).tiny
     )
@@ -142,10 +140,17 @@ def _until_reached() -> Iterator[None]:
 
 
 @contextmanager
-def _watching(blocks: Sequence[Block], see: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """Shows `see` the residual stream after each of `blocks`, (rows, tokens, size), as long as the context lasts."""
+def _watching(
+    blocks: Sequence[Block], see: Callable[[torch.Tensor], None], writing: Callable[..., None] | None = None
+) -> Iterator[None]:
+    """Shows `see` the residual stream after each of `blocks`, (rows, tokens, size), as long as the context lasts.
+
+    `writing` is a forward hook of what reads their units.
+    """
     handles = []
     for block in blocks:
+        if writing is not None:
+            handles.append(block.output.register_forward_hook(writing))
         if block.norm is not None:
             handles.append(block.norm.register_forward_pre_hook(lambda module, args: see(args[0])))
         else:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_efficient.models import FAMILIES
-from hf_efficient.pruning import connections
+from hf_efficient.pruning.batches import real_tokens
 from hf_efficient.pruning.connections import (
     CONNECTION_CRITERIA,
     block_linears,
@@ -170,7 +170,7 @@ def test_scoring_leaves_no_trace(make_model, make_batch, criterion, training):
 
 @pytest.mark.parametrize("criterion", ["fisher", "movement", "snip", "taylor", "wanda"])
 def test_empty_dataloader_is_refused(make_model, criterion):
-    with pytest.raises(ValueError, match="the dataloader is empty: scoring needs at least one batch"):
+    with pytest.raises(ValueError, match="the dataloader is empty: at least one batch is needed"):
         CONNECTION_CRITERIA[criterion](make_model(), [])
 
 
@@ -183,8 +183,8 @@ def test_padding_of_a_decoder_is_read_from_its_own_mask():
     labels = torch.tensor([[5, 6, -100], [7, -100, -100]])
     batch = {"attention_mask": torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]), "labels": labels}
     decoded, encoded = torch.zeros(2, 3, 8), torch.zeros(2, 4, 8)
-    assert connections._real_tokens(batch, decoded, True).tolist() == [[True, True, False], [True, False, False]]
-    assert connections._real_tokens(batch, encoded, True).tolist() == batch["attention_mask"].bool().tolist()
+    assert real_tokens(batch, decoded, True).tolist() == [[True, True, False], [True, False, False]]
+    assert real_tokens(batch, encoded, True).tolist() == batch["attention_mask"].bool().tolist()
     mask = {"decoder_attention_mask": torch.tensor([[1, 0, 0], [1, 1, 1]])}
-    assert connections._real_tokens(batch | mask, decoded, True).tolist() == [[True, False, False], [True] * 3]
-    assert connections._real_tokens({"labels": labels}, decoded, False).all()
+    assert real_tokens(batch | mask, decoded, True).tolist() == [[True, False, False], [True] * 3]
+    assert real_tokens({"labels": labels}, decoded, False).all()

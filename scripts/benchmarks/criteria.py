@@ -1,0 +1,78 @@
+"""Every criterion beside random: accuracy when the lowest scored heads and neurons go, without any training.
+
+    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/criteria.py [--seeds 0 1 2]
+
+Some ten minutes on two cores. Nothing is corrected by least squares here, so that only the choice tells.
+Results in out/criteria/results.json and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+from matplotlib.figure import Figure
+from sst2 import OUT, Results, Sst2
+from transformers import set_seed
+
+from hf_efficient import CRITERIA, PruningConfig
+from hf_efficient.pruning.batches import example_loss
+from hf_efficient.pruning.pruner import select_fractions
+from hf_efficient.pruning.surgery import cut
+
+FRACTIONS = (0.25, 0.5, 0.75)
+SAMPLES = 2048
+
+
+def run(sst2: Sst2, criterion: str, seed: int) -> dict[str, float]:
+    """Returns the accuracy at each fraction of heads and neurons removed."""
+    set_seed(seed)
+    teacher = sst2.teacher()
+    scores = CRITERIA[criterion](teacher, sst2.sample(SAMPLES, seed), example_loss)
+    found = {}
+    for fraction in FRACTIONS:
+        asked = PruningConfig(heads=fraction, neurons=fraction, criterion=criterion)
+        found[f"{fraction:g}"] = sst2.accuracy(cut(teacher, select_fractions(teacher, asked, scores)))
+    return found
+
+
+def draw(results: Results, seeds: list[int]) -> None:
+    """Draws bars of the mean over the seeds, with the lowest and highest, as results.png."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    for index, fraction in enumerate(FRACTIONS):
+        values = [[100 * results[f"{name} seed {seed}"][f"{fraction:g}"] for seed in seeds] for name in CRITERIA]
+        means = [statistics.mean(group) for group in values]
+        spread = [
+            [m - min(g) for m, g in zip(means, values, strict=True)],
+            [max(g) - m for m, g in zip(means, values, strict=True)],
+        ]
+        places = [place + (index - 1) * 0.27 for place in range(len(CRITERIA))]
+        axis.bar(places, means, 0.25, yerr=spread, capsize=2, label=f"{fraction:.0%} removed")
+    axis.axhline(100 * results["teacher"], color="grey", linestyle="--", linewidth=1)
+    axis.set_xticks(range(len(CRITERIA)), CRITERIA)
+    axis.set_ylim(45, 95)
+    axis.set_ylabel("accuracy, %")
+    axis.set_title(f"SST-2 without training, mean of {len(seeds)} seeds; dashed: the teacher")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(OUT / "criteria" / "results.png", dpi=140)
+
+
+def main() -> None:
+    """Runs what has no result yet, then draws."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    args = parser.parse_args()
+    results, sst2 = Results(OUT / "criteria" / "results.json"), Sst2()
+    if "teacher" not in results:
+        results["teacher"] = sst2.accuracy(sst2.teacher())
+    for seed in args.seeds:
+        for criterion in CRITERIA:
+            if f"{criterion} seed {seed}" not in results:
+                results[f"{criterion} seed {seed}"] = run(sst2, criterion, seed)
+    draw(results, args.seeds)
+
+
+if __name__ == "__main__":
+    main()
