@@ -121,6 +121,7 @@ class PruningRounds(Trainer):
             start.to(self.args.device)
             weighed = self._connection_scores(trained if rewinds else start, batches)
             remove_connections(start, weighed, **request.connections())
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             save_whole(start, folder)
             shutil.rmtree(staged)
