@@ -21,7 +21,7 @@ from hf_efficient.models import family_of
 from hf_efficient.pruning.batches import task_or_sampled_loss
 from hf_efficient.pruning.budget import Scores, Selection
 from hf_efficient.pruning.config import PruningConfig
-from hf_efficient.pruning.connections import CONNECTION_CRITERIA, ConnectionScores
+from hf_efficient.pruning.connections import CONNECTION_CRITERIA, CONNECTION_SAMPLES, ConnectionScores
 from hf_efficient.pruning.pruner import sample, score
 from hf_efficient.pruning.schedule import ClosingGates, GrowingZeros, Phase, phases
 from hf_efficient.pruning.sparsity import KeepZeros, remove_connections, zero_fraction
@@ -208,7 +208,8 @@ class PruningRounds(Trainer):
 
     def _connection_scores(self, model: PreTrainedModel, batches: Batches) -> ConnectionScores:
         loss = task_or_sampled_loss(self.teacher, self.args.seed)
-        found = CONNECTION_CRITERIA[self.pruning.criterion](model, batches, loss)
+        few = sample(batches, CONNECTION_SAMPLES, self.args.device)
+        found = CONNECTION_CRITERIA[self.pruning.criterion](model, few, loss)
         return {name: self._mean_over_processes(scores) for name, scores in found.items()}
 
     def _mean_over_processes(self, values: torch.Tensor) -> torch.Tensor:

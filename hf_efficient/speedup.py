@@ -20,6 +20,7 @@ from hf_efficient.models import family_of
 from hf_efficient.pruning.batches import Batch, Loss, task_or_sampled_loss
 from hf_efficient.pruning.budget import Scores, Selection
 from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.pruning.connections import CONNECTION_SAMPLES
 from hf_efficient.pruning.pruner import BudgetedChoice, sample, score, select_fractions
 from hf_efficient.pruning.recovery import CALIBRATION_SAMPLES, correct
 from hf_efficient.pruning.sparsity import sparsify
@@ -241,5 +242,6 @@ def prune(
         if config.recovery and batches:
             correct(student, model, selection, sample(batches, CALIBRATION_SAMPLES, model.device))
     if config.removes_connections:
-        student = sparsify(student, batches, criterion=config.criterion, loss=loss, **config.connections())
+        few = sample(batches, CONNECTION_SAMPLES, model.device)
+        student = sparsify(student, few, criterion=config.criterion, loss=loss, **config.connections())
     return student

@@ -15,6 +15,9 @@ from hf_efficient.models import family_of
 from hf_efficient.pruning.batches import Batch, Loss, at_least_one, example_count, example_loss, in_eval, real_tokens
 
 ConnectionScores = dict[str, torch.Tensor]
+# Gradients of single examples at every weight are slow, and a few hundred rank connections well.
+CONNECTION_SAMPLES = 256
+
 Calls = dict[str, list[tuple[torch.Tensor, torch.Tensor]]]
 
 

@@ -16,7 +16,6 @@ from hf_efficient.pruning.budget import (
     choose,
     keep_best,
     measure_costs,
-    removal_errors,
     smallest_cost,
 )
 
@@ -139,7 +138,7 @@ def test_the_best_units_of_a_block_stay():
 
 
 def test_error_of_a_width_is_what_goes():
-    errors = removal_errors(torch.tensor([3.0, 1.0, 2.0]), [0, 1, 2, 3])
+    errors = Scores({"a": torch.tensor([3.0, 1.0, 2.0])}).removal_errors("a", [0, 1, 2, 3])
     assert errors.tolist() == [6.0, 3.0, 1.0, 0.0]
 
 

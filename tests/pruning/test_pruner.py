@@ -7,7 +7,7 @@ import torch
 
 from hf_efficient import PruningConfig
 from hf_efficient.pruning.budget import Scores, Selection
-from hf_efficient.pruning.pruner import BudgetedChoice, block_facts, score, select_fractions
+from hf_efficient.pruning.pruner import BudgetedChoice, block_facts, sample, score, select_fractions
 from hf_efficient.pruning.surgery import cut
 
 
@@ -20,16 +20,16 @@ from hf_efficient.pruning.surgery import cut
             "target_flops=0 asks for a larger model: give a ratio of at least 1, such as 2 to halve",
         ),
         ({"target_size": -2.0}, "target_size=-2.0 asks for a larger model"),
-        ({"heads": 1.2}, "heads=1.2 is not a fraction to remove: give a number in [0, 1)"),
-        ({"neurons": 1}, "neurons=1 is not a fraction to remove"),
-        ({"layers": -0.1}, "layers=-0.1 is not a fraction to remove"),
-        ({"layers": float("nan")}, "layers=nan is not a fraction to remove"),
+        ({"heads": 1.2}, "heads=1.2 is no fraction: give a number in [0, 1)"),
+        ({"neurons": 1}, "neurons=1 is no fraction"),
+        ({"layers": -0.1}, "layers=-0.1 is no fraction"),
+        ({"layers": float("nan")}, "layers=nan is no fraction"),
         ({"rounds": 0}, "rounds=0 must be at least 1"),
         ({"scoring_samples": 0}, "scoring_samples=0 must be at least 1"),
         ({"multiple_of": 0}, "multiple_of=0 must be at least 1"),
         ({"latency_batch_size": 0}, "latency_batch_size=0 must be at least 1"),
         ({"latency_sequence_length": -1}, "latency_sequence_length=-1 must be at least 1"),
-        ({"criterion": "taylor"}, "criterion='taylor' is unknown: give one of fisher, magnitude"),
+        ({"criterion": "luck"}, "criterion='luck' is unknown: give one of fisher, taylor"),
         (
             {"target_speedup": 2.0, "target_size": 2.0},
             "target_speedup, target_size cannot be asked for together: give one target or fractions",
@@ -107,7 +107,8 @@ def test_scoring_stops_at_the_number_of_samples(make_model, make_batch):
             yield {**make_batch(labelled=True), "text": ["kept", "out", "here"]}
         pytest.fail("more was read than asked for")
 
-    score(make_model(), PruningConfig(scoring_samples=7), batches(), loss)
+    drawn = sample(batches(), 7, torch.device("cpu"))
+    score(make_model(), PruningConfig(), drawn, loss)
     assert seen == [3, 3, 1]
 
 
@@ -174,8 +175,8 @@ def test_choice_under_budgets_asks_for_costs_once(make_model):
         return float(sum(len(units) for units in selection.units.values()))
 
     scores = Scores(ranked_scores(model).units, {})
-    choice = BudgetedChoice(model, PruningConfig(multiple_of=1), scores, cost_of)
+    choice = BudgetedChoice(model, PruningConfig(multiple_of=1), cost_of)
     before = len(asked)
-    widths = [sum(len(units) for units in choice.within(budget).units.values()) for budget in (20, 50, 100)]
+    widths = [sum(len(units) for units in choice.within(budget, scores).units.values()) for budget in (20, 50, 100)]
     assert widths == [20, 50, 100]
     assert len(asked) == before < 20
