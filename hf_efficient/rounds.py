@@ -255,7 +255,9 @@ class PruningRounds(Trainer):
         if not phase.number:
             return "trained before pruning"
         said = f"pruned by {config.criterion}, round {phase.number} of {config.rounds}"
-        return f"{said}, rewound to the weights of the start" if config.rewind == "weights" else said
+        if config.rewind == "weights":
+            return f"{said}, rewound to the weights of the start"
+        return f"{said}, corrected by least squares" if config.recovery and config.removes_units else said
 
     def _shape(self) -> str:
         """Returns what is left of the model, for the report."""

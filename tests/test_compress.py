@@ -369,7 +369,9 @@ def test_prune_removes_without_training(workshop, capsys):
 def test_prune_in_rounds_scores_anew_after_each(workshop):
     assert main(["prune", *flags(workshop, neurons=0.75, rounds=2, num_train_epochs=None)]) == 0
     stages = CompressionReport.load(workshop / "out").stages
-    assert [stage.split(":")[0] for stage in stages] == [f"pruned by fisher, round {n} of 2" for n in (1, 2)]
+    assert [stage.split(":")[0] for stage in stages] == [
+        f"pruned by fisher, round {n} of 2, corrected by least squares" for n in (1, 2)
+    ]
     left = [int(count) for count in stages[-1].partition("heads and ")[2].removesuffix(" neurons").split(", ")]
     assert sum(left) == pytest.approx(32, abs=8)  # a quarter of 128, rounded up to multiples of four in each round
 
