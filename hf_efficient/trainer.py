@@ -277,6 +277,7 @@ class _Compression(PruningRounds):
                 if role in ("teacher", "student") and model.config.model_type.removeprefix("pruned_") in known
             },
             compiled=fast,
+            runtimes=dict.fromkeys(models.keys() & {"teacher", "student"}, self.pruning.latency_runtime),
         )
         return CompressionReport(
             metric=metric, stages=tuple(self.stages), models=rows, environment=environment(), configs=self._configs()

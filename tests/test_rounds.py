@@ -247,3 +247,11 @@ def test_schedules_that_contradict_are_refused(changes, message):
 def test_a_stack_that_is_not_there_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="names decoder: the model has the stacks encoder"):
         build(tmp_path, techniques={"pruning": PruningConfig(layers="decoder=0.5")})
+
+
+def test_the_report_times_in_the_runtime_that_the_target_is_for(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pruning = PruningConfig(heads=0.5, latency_runtime="onnx", **SMALL)
+    trainer = build(tmp_path, techniques={"pruning": pruning})
+    trainer.train()
+    assert {row.latency_ms.runtime for row in trainer.report.models} == {"onnxruntime float32"}

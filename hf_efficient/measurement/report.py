@@ -188,7 +188,7 @@ class CompressionReport:
         from matplotlib.figure import Figure
 
         shapes = [model for model in self.models if model.structure]
-        figure: Any = Figure(figsize=(11, 6.6 if len(shapes) > 1 else 3.6), layout="constrained")
+        figure: Any = Figure(figsize=(11, 6.8 if len(shapes) > 1 else 3.6), layout="constrained")
         top, *below = figure.subfigures(2, 1, height_ratios=(1.15, 1)) if len(shapes) > 1 else (figure,)
         _plot_bars(top, self)
         if below:

@@ -55,7 +55,7 @@ def draw(results: Results, seeds: list[int]) -> None:
     axis.set_ylabel("accuracy, %")
     axis.set_title(f"SST-2 without training, mean of {len(seeds)} seeds; dashed: the teacher")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(FRACTIONS), frameon=False)
     figure.savefig(OUT / "criteria" / "results.png", dpi=140)
 
 
