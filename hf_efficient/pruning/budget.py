@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 BINS = 4000
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -159,39 +160,57 @@ def choose(
 ) -> Selection:
     """Returns the selection with the smallest sum of removed scores among those whose cost is at most `budget`.
 
-    Exact over the table, up to a rounding of each layer's cost by 1/4000 of the budget, by dynamic programming over
-    the layers (the structured search of ZipLM, Kurtic et al. 2023, section 3.2). A layer with a score may go
+    Exact over the table, up to a rounding of each layer's cost by 1/4000 of what may be spent, by dynamic programming
+    over the layers (the structured search of ZipLM, Kurtic et al. 2023, section 3.2). A layer with a score may go
     as a whole. At least one attention head of the network stays. With `uniform`, only shapes that a stock class
     holds are considered: all heads, and one width of the feed-forward blocks for all layers.
 
     Raises ValueError: no selection fits the budget; the message names the smallest cost there is.
     """
-    found = [_search(blocks, scores, table, budget, menu) for menu in _menus(blocks, uniform)]
+    rises = {block.name: scores.removal_errors(block.name, range(block.units + 1)) for block in blocks}
+    found = [_search(blocks, scores, rises, table, budget, menu) for menu in _menus(blocks, uniform)]
     possible = [result for result in found if result is not None]
     if not possible:
         raise ValueError(
             f"no shape of this network costs {budget:.4g} or less; the smallest costs "
             f"{smallest_cost(blocks, scores, table, uniform):.4g}"
         )
-    return min(possible, key=lambda result: result[0])[1]
+    widths = min(possible, key=lambda result: result[0])[1]
+    return Selection(
+        layers=tuple(layer for layer, left in widths.items() if left is not None),
+        units={
+            block.name: keep_best(scores.units[block.name], (widths[block.layer] or {}).get(block.name, 0))
+            for block in blocks
+        },
+    )
 
 
 def smallest_cost(blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, uniform: bool = False) -> float:
     """Returns the cost of the cheapest shape that `choose` considers."""
-
-    def least(layer: str, menu: Menu, heads: int) -> float:
-        """The cost of a layer that stays with as little as it may, but at least so many heads a block."""
-        members = _by_layer(blocks)[layer]
-        widths = {block.name: max(menu[block.name][0], heads * (block.kind == "heads")) for block in members}
-        return table.layer[layer] + sum(float(table.block(name, width)) for name, width in widths.items())
-
-    totals = []
+    members, totals = _by_layer(blocks), []
     for menu in _menus(blocks, uniform):
-        held = {block.layer for block in blocks if block.least} | (_by_layer(blocks).keys() - scores.layers.keys())
-        left = {layer: least(layer, menu, heads=0) if layer in held else 0.0 for layer in _by_layer(blocks)}
-        attending = min(least(layer, menu, heads=1) - cost for layer, cost in left.items())
-        totals.append(sum(left.values()) + attending)
+        left = {
+            layer: 0.0 if _may_go(scores, own) else _least(layer, own, table, menu, 0)
+            for layer, own in members.items()
+        }
+        attending = [
+            _least(layer, own, table, menu, 1) - left[layer]
+            for layer, own in members.items()
+            if any(block.kind == "heads" and block.units for block in own)
+        ]
+        totals.append(sum(left.values()) + min(attending, default=0.0))
     return table.base + min(totals)
+
+
+def _may_go(scores: Scores, blocks: Sequence[BlockFacts]) -> bool:
+    """Whether the layer of these blocks may go as a whole."""
+    return blocks[0].layer in scores.layers and not any(block.least for block in blocks)
+
+
+def _least(layer: str, blocks: Sequence[BlockFacts], table: CostTable, menu: Menu, heads: int) -> float:
+    """Returns the cost of a layer that stays with as little as it may, but at least so many heads a block."""
+    widths = {block.name: max(menu[block.name][0], heads * (block.kind == "heads")) for block in blocks}
+    return table.layer[layer] + sum(float(table.block(name, width)) for name, width in widths.items())
 
 
 def choose_evenly(blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, budget: float) -> Selection:
@@ -214,7 +233,7 @@ def keep_evenly(blocks: Sequence[BlockFacts], scores: Scores, fraction: float) -
     """Returns the selection that keeps `fraction` of every block, up to the next width, and at least one unit."""
     units = {}
     for block in blocks:
-        wanted = min(block.units, max(1, math.ceil(fraction * block.units - 1e-9)))
+        wanted = min(block.units, max(1, math.ceil(fraction * block.units - ROUNDING)))
         units[block.name] = keep_best(scores.units[block.name], min(w for w in block.widths if w >= wanted))
     return Selection(tuple(_by_layer(blocks)), units)
 
@@ -237,16 +256,33 @@ def _menus(blocks: Sequence[BlockFacts], uniform: bool) -> Iterable[Menu]:
 
 
 def _search(
-    blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, budget: float, menu: Menu
-) -> tuple[float, Selection] | None:
-    """Returns (error, selection) of the best shape on `menu` within `budget`, or None when none fits."""
-    room = budget - table.base
-    if room <= 0:
-        return None
+    blocks: Sequence[BlockFacts],
+    scores: Scores,
+    rises: Mapping[str, np.ndarray],
+    table: CostTable,
+    budget: float,
+    menu: Menu,
+) -> tuple[float, dict[str, Mapping[str, int] | None]] | None:
+    """Returns (error, widths by layer) of the best shape on `menu` within `budget`, or None when none fits.
+
+    `rises` are the errors of each block by its width, (units + 1,).
+    """
     members = _by_layer(blocks)
+    unavoidable = {
+        layer: 0.0 if _may_go(scores, members[layer]) else _least(layer, members[layer], table, menu, 0)
+        for layer in members
+    }
+    room = budget - table.base - sum(unavoidable.values())
+    if room < -ROUNDING * budget:
+        return None
+    bin_size = max(room, ROUNDING * budget) / BINS
 
     def ways(layer: str, attending: bool = False) -> list[_Option]:
-        return _layer_options(layer, members[layer], scores, table, room / BINS, menu, attending)
+        found = _layer_options(members[layer], rises, table, bin_size, unavoidable[layer], menu, attending)
+        if attending or not _may_go(scores, members[layer]):
+            return found
+        gone = _Option(None, 0, scores.layers[layer])
+        return [gone, *(option for option in found if option.error < gone.error)]
 
     options = {layer: ways(layer) for layer in members}
     heads = {block.name for block in blocks if block.kind == "heads"}
@@ -262,48 +298,40 @@ def _search(
         return None
 
     error, taken = found
-    widths = {layer: option.widths for layer, option in zip(options, taken, strict=True)}
-    return error, Selection(
-        layers=tuple(layer for layer, left in widths.items() if left is not None),
-        units={
-            block.name: keep_best(scores.units[block.name], (widths[block.layer] or {}).get(block.name, 0))
-            for block in blocks
-        },
-    )
+    return error, {layer: option.widths for layer, option in zip(options, taken, strict=True)}
 
 
 def _layer_options(
-    layer: str,
     blocks: Sequence[BlockFacts],
-    scores: Scores,
+    rises: Mapping[str, np.ndarray],
     table: CostTable,
     bin_size: float,
+    unavoidable: float,
     menu: Menu,
-    attending: bool = False,
+    attending: bool,
 ) -> list[_Option]:
-    """Returns the ways to leave a layer that no other way beats in both cost and error, cheapest first.
+    """Returns the ways to keep a layer that no other way beats in both cost and error, cheapest first.
 
-    With `attending`, only ways that leave it a head compete: one that the rest beats may be the only one to attend.
+    Costs are in bins, without what is `unavoidable`. With `attending`, only ways that leave the layer a head compete:
+    one that the rest beats may be the only one to attend.
     """
-    cost, error, attends = np.asarray(table.layer[layer]), np.zeros(()), np.zeros((), dtype=bool)
+    cost, error = np.asarray(table.layer[blocks[0].layer] - unavoidable), np.zeros(())
+    attends = np.zeros((), dtype=bool)
     for block in blocks:  # one axis more for the widths of every block
         widths = np.asarray(menu[block.name])
         cost = np.add.outer(cost, table.block(block.name, menu[block.name]))
-        error = np.add.outer(error, scores.removal_errors(block.name, menu[block.name]))
+        error = np.add.outer(error, rises[block.name][widths])
         attends = np.logical_or.outer(attends, (widths > 0) & (block.kind == "heads"))
-    bins = np.ceil(cost / bin_size - 1e-9).ravel()
+    bins = np.ceil(cost / bin_size - ROUNDING).clip(0).ravel()
     order = np.lexsort((error.ravel(), bins))
     order = order[(bins[order] <= BINS) & (attends.ravel()[order] | (not attending))]
-
-    frontier: list[_Option] = []
-    if layer in scores.layers and not attending and not any(block.least for block in blocks):
-        frontier.append(_Option(None, 0, scores.layers[layer]))
-    least = np.minimum.accumulate(np.concatenate([[o.error for o in frontier] or [np.inf], error.ravel()[order]]))
+    least = np.minimum.accumulate(np.concatenate([[np.inf], error.ravel()[order]]))
+    options = []
     for way in order[least[1:] < least[:-1]]:
         picked = np.unravel_index(way, cost.shape)
         left = {block.name: menu[block.name][index] for block, index in zip(blocks, picked, strict=True)}
-        frontier.append(_Option(left, int(bins[way]), float(error.flat[way])))
-    return frontier
+        options.append(_Option(left, int(bins[way]), float(error.flat[way])))
+    return options
 
 
 def _knapsack(choices: Sequence[Sequence[_Option]]) -> tuple[float, list[_Option]] | None:

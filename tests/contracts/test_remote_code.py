@@ -98,6 +98,12 @@ def code_in(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.py")}
 
 
+def assert_equal(differences):
+    """Fails unless the weights are equal bit by bit; processes may align them, and so round, otherwise."""
+    assert (differences["names"], differences["weights"]) == ([], [])
+    assert differences["outputs"] <= 1e-6
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_folder_names_the_code_of_every_auto_class(consumer, head):
     auto_map = json.loads((consumer.place / head / "config.json").read_text())["auto_map"]
@@ -122,7 +128,7 @@ def test_loads_where_the_package_is_not_installed(consumer, head):
     assert consumer.facts["package"] is None
     assert facts["class"] == f"Pruned{head}"
     assert facts["module"].startswith("transformers_modules.")
-    assert facts["loaded"] == {"outputs": 0.0, "names": [], "weights": []}
+    assert_equal(facts["loaded"])
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -134,14 +140,14 @@ def test_asks_for_trust_where_the_package_is_not_installed(consumer, head):
 def test_saved_again_without_the_package_is_as_good_as_new(
     consumer, make_batch, outputs, assert_same, assert_same_weights, head
 ):
-    assert consumer.facts[head]["saved_again"] == {"outputs": 0.0, "names": [], "weights": []}
+    assert_equal(consumer.facts[head]["saved_again"])
     first, again = consumer.place / head, consumer.place / f"{head}-again"
     auto_maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (first, again)]
     assert auto_maps[1] == auto_maps[0]
     assert code_in(again) == code_in(first)
     here = getattr(transformers, PRUNED[head]._auto_class)
     assert_same_weights(here.from_pretrained(again), here.from_pretrained(first))
-    assert_same(outputs(here.from_pretrained(again), make_batch(head)), consumer.expected[head]["outputs"], atol=0)
+    assert_same(outputs(here.from_pretrained(again), make_batch(head)), consumer.expected[head]["outputs"], atol=1e-6)
 
 
 @pytest.mark.parametrize("head", CLASSIFIERS)

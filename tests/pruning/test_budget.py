@@ -3,6 +3,7 @@ import random
 import re
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,25 +15,57 @@ from hf_efficient.pruning.budget import (
     Scores,
     Selection,
     choose,
+    choose_evenly,
     keep_best,
+    keep_evenly,
     measure_costs,
     smallest_cost,
 )
 
-# Whole numbers of costs are exact in the search when 4000 is a multiple of the budget.
-ROOMS = [room for room in range(4, 101) if 4000 % room == 0]
+# Costs are whole numbers, so that what rounding loses, a few thousandths, cannot matter half way between them.
+HALF = 0.5
 
 
-def network(layers=2, heads=2, neurons=4, step=1):
+def network(layers=2, heads=2, neurons=4, step=1, stack="encoder"):
     facts = []
     for index in range(layers):
-        layer = f"encoder.{index}"
-        facts.append(BlockFacts(f"{layer}.attention", layer, "heads", heads, 1, "encoder.attention"))
-        facts.append(BlockFacts(f"{layer}.feed_forward", layer, "neurons", neurons, step, "encoder.feed_forward"))
+        layer = f"{stack}.{index}"
+        facts.append(BlockFacts(f"{layer}.attention", layer, "heads", heads, 1, f"{stack}.attention"))
+        if stack == "decoder":
+            facts.append(BlockFacts(f"{layer}.cross_attention", layer, "heads", heads, 1, f"{stack}.cross_attention"))
+        facts.append(BlockFacts(f"{layer}.feed_forward", layer, "neurons", neurons, step, f"{stack}.feed_forward"))
     return facts
 
 
-def random_instance(seed, uniform=False):
+def with_rises(draw, facts, scores):
+    """Units that go together raise the loss by more than the sum of what each does, and by less."""
+    together = {}
+    for name, units in scores.units.items():
+        steps = torch.tensor([0.0, *(draw.choice([0.0, draw.random(), 3 * draw.random()]) for _ in units)])
+        together[name] = steps.cumsum(0)
+    return facts, replace(scores, together=together)
+
+
+def with_signs(draw, facts, scores):
+    """Some units are better gone, and some layers: movement says so."""
+    units = {name: each - 0.5 for name, each in scores.units.items()}
+    return facts, Scores(units, {name: score - 0.5 for name, score in scores.layers.items()})
+
+
+def with_a_floor(draw, facts, scores):
+    """Some blocks must keep some of their units."""
+    return [replace(block, least=min(block.units, draw.choice([0, 0, 1, 2]))) for block in facts], scores
+
+
+PARTICULAR = {
+    "any": lambda draw, facts, scores: (facts, scores),
+    "together": with_rises,
+    "signed": with_signs,
+    "floors": with_a_floor,
+}
+
+
+def random_instance(seed, uniform=False, kind="any"):
     """Returns a small problem whose costs and budget are whole numbers."""
     draw = random.Random(seed)
     facts = network(layers=draw.choice([1, 2, 2, 3]), heads=draw.randint(1, 2), neurons=4, step=draw.choice([1, 2, 3]))
@@ -50,7 +83,8 @@ def random_instance(seed, uniform=False):
         {block.name: torch.tensor([draw.choice([0.0, draw.random()]) for _ in range(block.units)]) for block in facts},
         {layer: draw.choice([0.1, 1.0]) * draw.random() for layer in layers if uniform or draw.random() < 0.8},
     )
-    return facts, scores, table, table.base + draw.choice(ROOMS[: 8 + 2 * len(layers)])
+    facts, scores = PARTICULAR[kind](draw, facts, scores)
+    return facts, scores, table, table.base + draw.randint(2, 10 + 10 * len(layers)) + HALF
 
 
 def every_shape(facts, scores, uniform):
@@ -61,7 +95,8 @@ def every_shape(facts, scores, uniform):
         widths = [
             dict(zip([b.name for b in blocks], w, strict=True)) for w in itertools.product(*(b.widths for b in blocks))
         ]
-        ways.append([*widths, *([None] if layer in scores.layers else [])])
+        may_go = layer in scores.layers and not any(block.least for block in blocks)
+        ways.append([*widths, *([None] if may_go else [])])
     for shape in itertools.product(*ways):
         left = [widths for widths in shape if widths is not None]
         if not any(width for widths in left for name, width in widths.items() if name.endswith("attention")):
@@ -86,7 +121,8 @@ def cost_and_error(shape, scores, table):
         for name, width in widths.items():
             cost += table.costs[name][width]
             ordered = sorted(scores.units[name].tolist())
-            error += sum(ordered[: len(ordered) - width])
+            gone = len(ordered) - width
+            error += float(scores.together[name][gone]) if scores.together else sum(ordered[:gone])
     return cost, error
 
 
@@ -100,9 +136,11 @@ def shape_of(selection, facts):
 
 
 @pytest.mark.parametrize("uniform", [False, True], ids=["any shape", "stock shapes"])
-@pytest.mark.parametrize("seed", range(60))
-def test_choice_is_the_best_of_all(seed, uniform):
-    facts, scores, table, budget = random_instance(seed, uniform)
+@pytest.mark.parametrize(
+    ("kind", "seed"), [(kind, seed) for kind in PARTICULAR for seed in range(60 if kind == "any" else 25)]
+)
+def test_choice_is_the_best_of_all(seed, kind, uniform):
+    facts, scores, table, budget = random_instance(seed, uniform, kind)
     found = [cost_and_error(shape, scores, table) for shape in every_shape(facts, scores, uniform)]
     within = [error for cost, error in found if cost <= budget]
     if not within:
@@ -115,6 +153,10 @@ def test_choice_is_the_best_of_all(seed, uniform):
     assert error == pytest.approx(min(within), abs=1e-6)
     assert table.total(selection) == pytest.approx(cost)
     assert any(selection.units[b.name] for b in facts if b.kind == "heads" and b.layer in selection.layers)
+    for block in facts:
+        kept = selection.units[block.name]
+        assert len(kept) >= block.least
+        assert kept == keep_best(scores.units[block.name], len(kept))
 
 
 def test_the_random_instances_are_of_every_kind():
@@ -142,8 +184,38 @@ def test_error_of_a_width_is_what_goes():
     assert errors.tolist() == [6.0, 3.0, 1.0, 0.0]
 
 
-def test_widths_are_multiples_of_the_step_and_all():
-    assert BlockFacts("b", "l", "neurons", units=10, step=4).widths == (0, 4, 8, 10)
+def test_error_of_a_width_is_that_of_what_goes_together():
+    scores = Scores({"a": torch.tensor([3.0, 1.0, 2.0])}, together={"a": torch.tensor([0.0, 1.0, 9.0, 9.5])})
+    assert scores.removal_errors("a", [0, 1, 2, 3]).tolist() == [9.5, 9.0, 1.0, 0.0]
+
+
+def test_error_of_a_width_falls_below_zero_where_units_are_better_gone():
+    errors = Scores({"a": torch.tensor([3.0, -1.0, -2.0])}).removal_errors("a", [0, 1, 2, 3])
+    assert errors.tolist() == [0.0, -3.0, -2.0, 0.0]
+
+
+def test_a_function_maps_every_tensor_of_scores():
+    scores = Scores({"a": torch.tensor([1.0, 2.0])}, {"l": 3.0}, {"a": torch.tensor([0.0, 1.0, 4.0])})
+    doubled = scores.map(lambda values: 2 * values)
+    assert doubled.units["a"].tolist() == [2, 4]
+    assert doubled.layers == {"l": 6.0}
+    assert doubled.together["a"].tolist() == [0, 2, 8]
+
+
+@pytest.mark.parametrize(
+    ("units", "step", "least", "widths"),
+    [
+        (10, 4, 0, (0, 4, 8, 10)),
+        (8, 4, 0, (0, 4, 8)),
+        (10, 4, 5, (8, 10)),
+        (10, 4, 8, (8, 10)),
+        (10, 4, 9, (10,)),
+        (10, 1, 10, (10,)),
+        (0, 8, 0, (0,)),
+    ],
+)
+def test_widths_are_multiples_of_the_step_and_all(units, step, least, widths):
+    assert BlockFacts("b", "l", "neurons", units=units, step=step, least=least).widths == widths
 
 
 def test_head_is_kept_even_where_giving_it_up_costs_least():
@@ -187,6 +259,19 @@ def test_unreachable_budget_is_told_the_smallest_cost(uniform, smallest):
     assert choose(facts, scores, table, smallest, uniform).layers
 
 
+def test_a_layer_that_lost_its_heads_cannot_be_the_one_that_attends():
+    facts = [replace(block, units=0) if block.name == "encoder.1.attention" else block for block in network(layers=2)]
+    scores = Scores({block.name: torch.ones(block.units) for block in facts}, {"encoder.0": 1.0, "encoder.1": 1.0})
+    table = CostTable(
+        base=1.0,
+        layer={"encoder.0": 3.0, "encoder.1": 1.0},
+        widths={block.name: [0, block.units or 1] for block in facts},
+        costs={block.name: [0.0, float(block.units)] for block in facts},
+    )
+    assert smallest_cost(facts, scores, table) == 1 + 3 + 1
+    assert choose(facts, scores, table, 5.0).layers == ("encoder.0",)
+
+
 def test_layers_without_a_score_count_in_the_smallest_cost():
     facts = network(layers=2)
     scores = Scores({block.name: torch.ones(block.units) for block in facts})
@@ -197,9 +282,10 @@ def test_layers_without_a_score_count_in_the_smallest_cost():
         choose(facts, scores, table, 20.5)
 
 
+@pytest.mark.parametrize("kind", PARTICULAR)
 @pytest.mark.parametrize("seed", range(20))
-def test_smallest_cost_can_be_chosen(seed):
-    facts, scores, table, _ = random_instance(seed)
+def test_smallest_cost_can_be_chosen(seed, kind):
+    facts, scores, table, _ = random_instance(seed, kind=kind)
     scores.layers.update({block.layer: 0.01 for block in facts})
     least = min(cost_and_error(shape, scores, table)[0] for shape in every_shape(facts, scores, False))
     assert smallest_cost(facts, scores, table) == least
@@ -240,19 +326,105 @@ def test_noise_does_not_make_a_wider_block_cheaper():
         assert np.diff(costs).min() >= 0
 
 
-def test_a_large_encoder_takes_moments():
+def test_what_must_stay_keeps_its_layer_however_little_it_matters():
+    facts = [replace(block, least=1 if block.name == "encoder.1.feed_forward" else 0) for block in network(layers=3)]
+    scores = Scores({block.name: torch.ones(block.units) for block in facts}, {f"encoder.{i}": 0.0 for i in range(3)})
+    table = measure_costs(facts, lambda s: 5.0 * len(s.layers) + sum(len(keep) for keep in s.units.values()))
+    assert smallest_cost(facts, scores, table) == 5 + 1 + 1
+    selection = choose(facts, scores, table, 7.0)
+    assert selection.layers == ("encoder.1",)
+    assert [len(selection.units[f"encoder.1.{block}"]) for block in ("attention", "feed_forward")] == [1, 1]
+
+
+def test_units_that_go_together_are_told_from_units_that_go_alone():
+    """Two layers alike but for what their neurons do together: alone each is worth little, in one layer all are."""
+    facts = network(layers=2, heads=1, neurons=4)
+    units = {block.name: torch.ones(block.units) * (9.0 if block.kind == "heads" else 0.1) for block in facts}
+    together = {name: torch.arange(len(scores) + 1) * scores[0] for name, scores in units.items()}
+    together["encoder.0.feed_forward"] = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])
+    table = measure_costs(facts, lambda s: float(sum(len(keep) for keep in s.units.values())))
+    selection = choose(facts, Scores(units, together=together), table, budget=2 + 4 + HALF)
+    assert [len(selection.units[f"encoder.{i}.feed_forward"]) for i in range(2)] == [4, 0]
+    selection = choose(facts, Scores(units, together=together), table, budget=2 + 3 + HALF)
+    assert [len(selection.units[f"encoder.{i}.feed_forward"]) for i in range(2)] == [3, 0]
+
+
+# ---- the same share of every block ----
+
+
+def uneven(least=0):
+    """Blocks of 4 heads and of 39 neurons, and one that is empty already."""
+    facts = [replace(block, least=least) for block in network(layers=2, heads=4, neurons=39)]
+    return [*facts, BlockFacts("encoder.2.attention", "encoder.2", "heads", 0, 1, "encoder.attention")]
+
+
+def even_instance(least=0):
+    facts = uneven(least)
     generator = torch.Generator().manual_seed(0)
-    facts = network(layers=12, heads=12, neurons=3072, step=32)
+    scores = Scores({block.name: torch.rand(block.units, generator=generator) for block in facts})
+    return facts, scores, measure_costs(facts, lambda s: float(sum(len(keep) for keep in s.units.values())))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "widths"), [(1.0, [4, 39]), (0.5, [2, 20]), (0.25, [1, 10]), (25 / 39, [3, 25]), (0.0, [1, 1])]
+)
+def test_every_block_keeps_the_same_share(fraction, widths):
+    facts, scores, _ = even_instance()
+    selection = keep_evenly(facts, scores, fraction)
+    assert selection.layers == ("encoder.0", "encoder.1", "encoder.2")
+    assert [len(selection.units[block.name]) for block in facts] == [*widths, *widths, 0]
+    for name, kept in selection.units.items():
+        assert kept == keep_best(scores.units[name], len(kept))
+
+
+def test_every_share_that_there_is_is_found_in_spite_of_rounding():
+    for units in range(1, 130):
+        block = BlockFacts("e.0.f", "e.0", "neurons", units)
+        scores = Scores({block.name: torch.zeros(units)})
+        widths = [len(keep_evenly([block], scores, width / units).units[block.name]) for width in range(1, units + 1)]
+        assert widths == list(range(1, units + 1))
+
+
+@pytest.mark.parametrize("budget", [4, 5, 21, 22, 43, 56, 85.9, 86, 1000])
+def test_even_choice_is_the_largest_that_fits(budget):
+    facts, scores, table = even_instance()
+    selection = choose_evenly(facts, scores, table, budget)
+    shares = {width / block.units for block in facts for width in block.widths if block.units}
+    costs = [table.total(keep_evenly(facts, scores, share)) for share in shares]
+    assert table.total(selection) == max(cost for cost in costs if cost <= budget)
+
+
+def test_even_choice_keeps_what_must_stay():
+    facts, scores, table = even_instance(least=3)
+    selection = choose_evenly(facts, scores, table, budget=13)
+    assert [len(selection.units[block.name]) for block in facts] == [3, 3, 3, 3, 0]
+
+
+def test_even_choice_out_of_reach_is_told_the_smallest_cost():
+    facts, scores, table = even_instance()
+    message = "no shape with even layers costs 3.5 or less; the smallest costs 4"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        choose_evenly(facts, scores, table, 3.5)
+
+
+# ---- time ----
+
+
+@pytest.mark.parametrize("uniform", [False, True], ids=["any shape", "stock shapes"])
+@pytest.mark.parametrize("stacks", [["encoder"], ["encoder", "decoder"]], ids=["BERT", "T5"])
+def test_a_search_over_twelve_layers_takes_under_a_second(stacks, uniform):
+    generator = torch.Generator().manual_seed(0)
+    facts = [block for stack in stacks for block in network(12, heads=12, neurons=3072, step=8, stack=stack)]
     scores = Scores(
         {b.name: torch.rand(b.units, generator=generator) * (256 if b.kind == "heads" else 1) for b in facts},
-        {f"encoder.{index}": 2000.0 for index in range(12)},
+        {block.layer: 2000.0 for block in facts},
     )
     table = measure_costs(
         facts, lambda s: float(sum(len(u) * (256 if "attention" in n else 1) for n, u in s.units.items()))
     )
     full = table.total(Selection(tuple(table.layer), {b.name: tuple(range(b.units)) for b in facts}))
     start = time.process_time()
-    selection = choose(facts, scores, table, full / 2)
+    selection = choose(facts, scores, table, full / 2, uniform)
     seconds = time.process_time() - start
-    assert full * 0.49 < table.total(selection) <= full / 2
-    assert seconds < 2
+    assert full * (0.4 if uniform else 0.49) < table.total(selection) <= full / 2
+    assert seconds < 1
