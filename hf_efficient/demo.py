@@ -25,6 +25,7 @@ from hf_efficient.quantization.int8 import QuantizationConfig
 
 SPEEDUP = 2.0
 RECOVERY_EPOCHS = 2
+TIES = 0.002
 RECOVERY_LEARNING_RATE = 2e-4
 
 RELOAD_CHECK = """
@@ -160,7 +161,10 @@ def _arguments(folder: Path, epochs: int, learning_rate: float) -> TrainingArgum
 
 
 def _check_reload(folder: Path, validation: Path, report: CompressionReport, console: Console) -> None:
-    """Raises RuntimeError: a process without this package finds another accuracy than the report."""
+    """Raises RuntimeError: a process without this package finds another accuracy than the report.
+
+    Eight bits round, and other batches may move a prediction that is almost a tie: `TIES` of them may differ.
+    """
     arguments = [str(folder / "student"), str(validation), str(demo_corpus.TEACHER_MAX_LENGTH)]
     done = subprocess.run(
         [sys.executable, "-c", RELOAD_CHECK, *arguments], check=False, capture_output=True, text=True
@@ -168,6 +172,6 @@ def _check_reload(folder: Path, validation: Path, report: CompressionReport, con
     if done.returncode:
         raise RuntimeError(f"the student does not load in a fresh process:\n{done.stderr}")
     found, expected = json.loads(done.stdout.strip().splitlines()[-1]), report.models[-1].metrics["accuracy"]
-    if found != expected:
+    if abs(found - expected) > TIES:
         raise RuntimeError(f"a fresh process finds an accuracy of {found}, the report says {expected}")
-    console.print(f"reload check: a fresh process without this package finds {found:.4f}, as the report does")
+    console.print(f"reload check: a fresh process without this package finds {found:.4f}, the report {expected:.4f}")
