@@ -132,11 +132,14 @@ class PruningConfig:
             if getattr(self, name) not in allowed:
                 choices = ", ".join(choice for choice in allowed if choice)
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: give one of {choices}")
-        if self.removes_connections and self.criterion not in CONNECTION_CRITERIA:
-            raise ValueError(
-                f"criterion={self.criterion!r} does not score single connections: give one of "
-                f"{', '.join(CONNECTION_CRITERIA)}"
-            )
+        for wanted, scored, criteria in (
+            (self.removes_units, "units", tuple(CRITERIA)),
+            (self.removes_connections, "single connections", tuple(CONNECTION_CRITERIA)),
+        ):
+            if wanted and self.criterion not in criteria:
+                raise ValueError(
+                    f"criterion={self.criterion!r} does not score {scored}: give one of {', '.join(criteria)}"
+                )
 
     def _check_contradictions(self) -> None:
         targets = [name for name in TARGETS if getattr(self, name) is not None]
@@ -147,7 +150,7 @@ class PruningConfig:
             )
         if self.weights is not None and self.n_m is not None:
             raise ValueError(f"weights={self.weights} and n_m={self.n_m!r} cannot be asked for together: give one")
-        if self.portable and (self.heads or self.neurons or self.blocks):
+        if self.portable and any(any(_by_stack(n, getattr(self, n)).values()) for n in FRACTIONS[:-1]):
             raise ValueError(
                 "portable=True keeps shapes that a stock class holds, which fractions of heads, neurons or blocks are "
                 "not: give a target, or only layers"
@@ -249,7 +252,7 @@ def _by_stack(name: str, value: float | str | None) -> dict[str, float]:
             share = float(number)
         except ValueError:
             share = -1.0
-        if not 0 <= share < 1:
+        if not 0 <= share < 1 or stack in shares:
             raise ValueError(
                 f"{name}={value!r} is no fraction: give a number in [0, 1), or one for each stack, such as "
                 "'encoder=0.25,decoder=0.5'"
