@@ -4,14 +4,15 @@ from hf_efficient.quiet import quiet_torchao
 
 with quiet_torchao():
     from hf_efficient.models import FAMILIES, Structure
-from hf_efficient.distillation.distiller import DistillationConfig
+from hf_efficient.distillation.config import DistillationConfig
+from hf_efficient.distilling import NonFiniteLossError
 from hf_efficient.measurement.comparison import measure
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.importance import CRITERIA
 from hf_efficient.quantization.int8 import QuantizationConfig, quantize
 from hf_efficient.speedup import prune
-from hf_efficient.trainer import EfficientSeq2SeqTrainer, EfficientTrainer, NonFiniteLossError
+from hf_efficient.trainer import EfficientSeq2SeqTrainer, EfficientTrainer
 
 __version__ = "0.1.0"
 

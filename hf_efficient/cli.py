@@ -16,12 +16,12 @@ from transformers.utils import logging
 from hf_efficient.compress import Job, ModelConfig, compress
 from hf_efficient.data import DataConfig
 from hf_efficient.demo import run_demo
-from hf_efficient.distillation.distiller import DistillationConfig
+from hf_efficient.distillation.config import DistillationConfig
+from hf_efficient.distilling import NonFiniteLossError
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.int8 import QuantizationConfig
 from hf_efficient.side_by_side import measure_models
-from hf_efficient.trainer import NonFiniteLossError
 
 logger = logging.get_logger(__name__)
 

@@ -34,7 +34,7 @@ from hf_efficient.data import (
     load_splits,
     tokenize,
 )
-from hf_efficient.distillation.distiller import DistillationConfig
+from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.vocabulary import trim_vocabulary, used_tokens

@@ -18,7 +18,7 @@ from transformers import BertForSequenceClassification, TrainingArguments, set_s
 from hf_efficient import demo_corpus
 from hf_efficient.compress import Job, ModelConfig, compress
 from hf_efficient.data import DataConfig
-from hf_efficient.distillation.distiller import DistillationConfig
+from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.int8 import QuantizationConfig

@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from hf_efficient.distillation.distiller import TEACHER_LOGITS
+from hf_efficient.distillation.teacher_cache import without_answers
 from hf_efficient.models import family_of
 from hf_efficient.pruning.batches import task_or_sampled_loss
 from hf_efficient.pruning.budget import Scores, Selection
@@ -192,8 +192,7 @@ class PruningRounds(Trainer):
         else:
             count = -(-self.pruning.scoring_samples // self.args.per_device_train_batch_size)
             batches = itertools.islice(self.get_train_dataloader(), count)
-        known = ({name: value for name, value in batch.items() if name != TEACHER_LOGITS} for batch in batches)
-        return sample(known, self.pruning.scoring_samples, self.args.device)
+        return sample(map(without_answers, batches), self.pruning.scoring_samples, self.args.device)
 
     def _final_scores(self, request: PruningConfig, batches: Batches) -> Scores:
         """Returns the scores to prune by: those that the gates found while they closed, if there were any."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
-from datasets import Dataset
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from transformers.utils import PushInProgress, logging
 
 from hf_efficient import hub
-from hf_efficient.distillation.distiller import TEACHER_LOGITS, DistillationConfig, Distiller, check_same_task
-from hf_efficient.distillation.teacher_cache import cache_teacher_logits
+from hf_efficient.distillation.config import DistillationConfig
+from hf_efficient.distillation.distiller import check_same_task
+from hf_efficient.distilling import Distilling
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
@@ -29,12 +29,8 @@ from hf_efficient.rounds import PruningRounds, save_whole
 
 logger = logging.get_logger(__name__)
 
-Inputs = dict[str, torch.Tensor | Any]
+Teachers: TypeAlias = PreTrainedModel | str | Sequence[PreTrainedModel | str] | None
 NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The training loss is not a number or infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +45,13 @@ class Original:
     eval_dataset: Any
 
 
-class _Compression(PruningRounds):
+class _Compression(PruningRounds, Distilling):
     """What both trainers share; see `EfficientTrainer`."""
-
-    # Our losses are already divided by the number of items in the whole accumulation window.
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
         *args: Any,
-        teacher: PreTrainedModel | str | None = None,
+        teacher: Teachers = None,
         distillation: DistillationConfig | None = None,
         pruning: PruningConfig | None = None,
         quantization: QuantizationConfig | None = None,
@@ -71,22 +64,25 @@ class _Compression(PruningRounds):
         self.quantization = quantization or QuantizationConfig(scheme=None)
         self.original = original
         self.report: Any = None
-        self.distiller: Distiller | None = None
-        self._window: dict[str, torch.Tensor] = {}
-        self._parts: dict[str, list[torch.Tensor]] = {}
         self.stages: list[str] = []
         self.base_model: str = self.model.config._name_or_path
-        self._check(teacher)
-        self.teacher: Any = _load_teacher(teacher, self.model) if isinstance(teacher, str) else teacher
-        if self.teacher is not None:
-            check_same_task(self.original.model if self.original else self.model, self.teacher)
+        named: list[Any] = [teacher] if isinstance(teacher, (str, PreTrainedModel)) else list(teacher or ())
+        self._check(named)
+        self.teachers = [_load_teacher(each, self.model) if isinstance(each, str) else each for each in named]
+        for each in self.teachers:
+            check_same_task(self.original.model if self.original else self.model, each)
 
-    def _check(self, teacher: PreTrainedModel | str | None) -> None:
+    @property
+    def teacher(self) -> Any:
+        """The teacher that the student is measured against, the first of several; None before there is one."""
+        return self.teachers[0] if self.teachers else None
+
+    def _check(self, teachers: Sequence[PreTrainedModel | str]) -> None:
         """Refuses what cannot work before any of the work is done."""
         self.check_pruning()
         if self.distillation is not None and self.compute_loss_func is not None:
             raise ValueError("compute_loss_func would replace the distillation loss: give one of the two")
-        if teacher is not None and self.distillation is None:
+        if teachers and self.distillation is None:
             raise ValueError("a teacher without distillation teaches nothing: add distillation=DistillationConfig()")
 
     # ---- the run ---------------------------------------------------------------------------------------------------
@@ -106,13 +102,10 @@ class _Compression(PruningRounds):
         )
         compressed = self.distillation is not None or self.pruning.active or self.quantization.scheme is not None
         compressed = compressed or self.original is not None
-        if compressed and self.teacher is None:
-            self.teacher = self.original.model if self.original else copy.deepcopy(self.model)
+        if compressed and not self.teachers:
+            self.teachers = [self.original.model if self.original else copy.deepcopy(self.model)]
         if self.distillation is not None:
-            token_ids = self.original.token_ids if self.original else None
-            self.distiller = Distiller(self.teacher.to(self.args.device), self.distillation, token_ids)
-            if self.distillation.cache_teacher:
-                self._cache_teacher(self.distiller)
+            self.begin_distilling(self.teachers, self.distillation, self.original.token_ids if self.original else None)
         trains = self.distillation is not None or self.pruning.active or self.quantization.scheme is None
 
         output: TrainOutput | None = None
@@ -123,8 +116,11 @@ class _Compression(PruningRounds):
             output = super().train(checkpoint, *args, **kwargs)
             self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
         self._restore_forward(self.model)
+        self.distiller = None  # nothing more is learned
 
-        models: dict[str, PreTrainedModel] = {"teacher": self.teacher} if compressed else {}
+        models: dict[str, PreTrainedModel] = {}
+        for number, each in enumerate(self.teachers if compressed else [], start=1):
+            models["teacher" if number == 1 else f"teacher {number}"] = each
         if trains:
             models["student" if compressed else "model"] = self.model
         if self.quantization.scheme is not None:
@@ -136,117 +132,16 @@ class _Compression(PruningRounds):
         self.report = self._measure(models)
         return output
 
-    def _cache_teacher(self, distiller: Distiller) -> None:
-        """Asks the teacher once for every training example; one process does it, the others read the file."""
-        if not isinstance(self.train_dataset, Dataset):
-            raise ValueError(
-                f"cache_teacher keeps what the teacher says in a datasets.Dataset, the training data is a "
-                f"{type(self.train_dataset).__name__}: leave it out, or load the data with `datasets`"
-            )
-        if TEACHER_LOGITS not in self.train_dataset.column_names:
-            self._set_signature_columns_if_needed()
-            with self.args.main_process_first(desc="asking the teacher"):
-                self.train_dataset = cache_teacher_logits(
-                    self.train_dataset, distiller, self.data_collator, self._signature_columns
-                )
-
-    def _set_signature_columns_if_needed(self) -> None:
-        """Lets the teacher's cached logits through to the loss."""
-        super()._set_signature_columns_if_needed()
-        if TEACHER_LOGITS not in self._signature_columns:
-            self._signature_columns += [TEACHER_LOGITS]
+    def _install(self, model: PreTrainedModel) -> None:
+        """Also maps the new model's layers to the teacher's."""
+        super()._install(model)
+        if self.distiller is not None:
+            self.distiller.prepare(model)
 
     def _from_teacher(self) -> str:
         return (
             "" if self.distillation is None else f" on the teacher's soft labels (T={self.distillation.temperature:g})"
         )
-
-    # ---- the loss --------------------------------------------------------------------------------------------------
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """Also counts what the losses of the whole accumulation window, on all processes, are divided by."""
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches:
-            counts = torch.stack([self._counts(batch) for batch in batches]).sum(0).to(device)
-            if self.args.world_size > 1:
-                counts = self.accelerator.gather(counts[None]).sum(0)
-            self._window = dict(zip(("hard", "soft"), counts, strict=True))
-        return batches, num_items
-
-    @staticmethod
-    def _counts(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the number of labels that the task's loss averages over, and of positions that soft labels do."""
-        labels = inputs.get("labels")
-        if labels is None or labels.is_floating_point():
-            hard = torch.tensor(next(iter(inputs.values())).shape[0])
-        else:
-            hard = labels.ne(-100).sum()
-        return torch.stack([hard.cpu(), Distiller.count(inputs).cpu()])
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Inputs,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Returns the weighted sum of the task's loss and the distance to the teacher.
-
-        While training, each is its sum over the batch divided by its count over the whole accumulation window, so the
-        gradient of several batches is that of one large batch, whatever their lengths. Evaluation is the parent's.
-        """
-        if self.compute_loss_func is not None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        known = {name: value for name, value in inputs.items() if name != TEACHER_LOGITS}
-        here = dict(zip(("hard", "soft"), self._counts(known).to(self.args.device), strict=True))
-        window = self._window or here
-        # DDP averages gradients over the processes, the window counts all of them.
-        scale = {name: here[name] * self.accelerator.num_processes / window[name] for name in here}
-
-        config = self.distillation if self.distiller is not None else None
-        if config is not None and not config.hard_label_weight:
-            outputs = model(**{name: value for name, value in known.items() if "label" not in name})
-            loss = torch.zeros((), device=self.args.device)
-        else:
-            if not here["hard"]:
-                raise ValueError("a batch has no labels that count: drop such examples, or all of them are -100")
-            hard, outputs = super().compute_loss(model, known, return_outputs=True)
-            loss = hard * scale["hard"]
-            self._note("hard_label_loss", loss)
-        if config is not None and self.distiller is not None:
-            with self.accelerator.autocast():
-                total, _ = self.distiller(inputs, outputs["logits"])
-            soft = total * self.accelerator.num_processes / window["soft"]
-            self._note("soft_label_loss", soft)
-            loss = config.hard_label_weight * loss + config.logits_weight * soft
-        return (loss, outputs) if return_outputs else loss
-
-    def training_step(
-        self, model: torch.nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """Stops at a loss that is not finite, which the parent may hide from the log."""
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: the weights are not updated and the "
-                f"last checkpoint in {self.args.output_dir} is kept. Try a smaller learning rate (now "
-                f"{self.args.learning_rate:g}), or train without mixed precision"
-            )
-        return loss
-
-    def _note(self, name: str, value: torch.Tensor) -> None:
-        if self.distiller is not None:
-            self._parts.setdefault(name, []).append(value.detach())
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the parts of the distillation loss, averaged over the steps since the last log."""
-        if "loss" in logs and self._parts:
-            steps = len(next(iter(self._parts.values()))) / self.args.gradient_accumulation_steps
-            logs |= {name: float(torch.stack(values).sum() / max(steps, 1)) for name, values in self._parts.items()}
-            self._parts.clear()
-        super().log(logs, start_time)
 
     # ---- what is measured and what leaves the machine --------------------------------------------------------------
 
@@ -285,9 +180,10 @@ class _Compression(PruningRounds):
 
     def _metrics(self, role: str, model: PreTrainedModel) -> dict[str, float]:
         """Returns the metrics of `model` on the evaluation set, in its order and the weights' precision."""
-        if self.eval_dataset is None or (role == "teacher" and self.pruning.before_training):
+        teaches = role.startswith("teacher")
+        if self.eval_dataset is None or (teaches and self.pruning.before_training):
             return {}  # a teacher that was never trained has nothing to compare with
-        data = self.original.eval_dataset if role == "teacher" and self.original else self.eval_dataset
+        data = self.original.eval_dataset if teaches and self.original else self.eval_dataset
         installed = self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy
         self.model = self.model_wrapped = model
         self.accelerator.native_amp, self.args.train_sampling_strategy = False, "random"

@@ -22,6 +22,7 @@ LEVELS = {
     "demo_corpus": 1,
     "speedup": 2,
     "rounds": 2,
+    "distilling": 2,
     "hub": 2,
     "trainer": 2,
     "compress": 3,
@@ -31,7 +32,12 @@ LEVELS = {
     "__init__": 6,
 }
 # Rooms import what lies on levels below, and of their own level only this.
-NEIGHBOURS = {"tasks": {"measurement"}, "data": {"tasks"}, "trainer": {"rounds", "hub"}, "rounds": {"speedup"}}
+NEIGHBOURS = {
+    "tasks": {"measurement"},
+    "data": {"tasks"},
+    "trainer": {"distilling", "rounds", "hub"},
+    "rounds": {"speedup"},
+}
 KNOWS_NOTHING_OF_OURS = {"measurement"}
 HEAVY = {"torchao", "matplotlib", "rich", "onnxruntime"}
 PRINTS = {"cli", "demo"}

@@ -57,9 +57,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path, dist
     def gradient(**changes):
         trainer = build(tmp_path, techniques=copy.deepcopy(techniques), max_steps=1, seed=3, **changes)
         if distils:
-            from hf_efficient.distillation.distiller import Distiller
-
-            trainer.distiller = Distiller(trainer.teacher, trainer.distillation)
+            trainer.begin_distilling(trainer.teachers, trainer.distillation, None)
         return first_gradient(trainer)
 
     large = gradient(per_device_train_batch_size=32)

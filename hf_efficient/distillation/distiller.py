@@ -1,49 +1,52 @@
-"""A frozen teacher and what the student learns from it."""
+"""The distance of a student to its teacher, in the parts that a config gives a weight."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_efficient.distillation.objectives import SumAndCount, soft_label_loss, squared_error
+from hf_efficient.distillation.config import HIDDEN_DISTANCES, DistillationConfig
+from hf_efficient.distillation.layers import map_layers
+from hf_efficient.distillation.objectives import attention_loss, relation_loss, squared_error
+from hf_efficient.distillation.signals import (
+    EMBEDDINGS,
+    HIDDEN,
+    KEYS,
+    QUERIES,
+    Signal,
+    Signals,
+    attention_blocks,
+    token_masks,
+    watching,
+)
+from hf_efficient.distillation.teacher import Teacher
+from hf_efficient.distillation.teacher_cache import cached_answers
+from hf_efficient.models import family_of
 
-TEACHER_LOGITS = "teacher_logits"
+Inputs = Mapping[str, torch.Tensor]
+Pair = tuple[str, str]
+SOFT = "soft"
 
 
 @dataclass(frozen=True)
-class DistillationConfig:
-    """How much of the loss comes from the teacher, and how soft its labels are.
+class Part:
+    """A term of the loss.
 
-    Raises ValueError: a field is out of its range.
+    `total` () is a sum over positions, to be divided by the `unit`'s count over the whole accumulation window: "soft"
+    for what is answered, or the name of a stack for its tokens.
     """
 
-    temperature: float = field(
-        default=2.0,
-        metadata={"help": "Divides the logits of teacher and student; larger shows more of the dark knowledge."},
-    )
-    hard_label_weight: float = field(default=0.5, metadata={"help": "Weight of the task's own loss on the labels."})
-    logits_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the distance to the teacher's soft labels."}
-    )
-    cache_teacher: bool = field(
-        default=False, metadata={"help": "Ask the teacher once for every example, before training."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0; usual values lie between 1 and 10")
-        for name in ("hard_label_weight", "logits_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        if not self.hard_label_weight and not self.logits_weight:
-            raise ValueError(
-                "hard_label_weight and logits_weight are both 0: nothing would be learned; give one a weight"
-            )
+    name: str
+    weight: float
+    total: torch.Tensor
+    unit: str
 
 
 def check_same_task(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -69,65 +72,225 @@ def _named(id2label: Mapping[int, str]) -> dict[int, str] | None:
 
 
 class Distiller(nn.Module):
-    """Holds a teacher, frozen and in eval mode whatever happens around it, and compares students with it.
+    """Compares a student with its teacher, by the signals that `config` gives a weight.
 
-    `token_ids` (student's vocabulary,) holds the teacher's id of each of the student's tokens; None: the same.
+    `prepare` it for a student, run the student within `watch`, then call it. Learned projections, one for the hidden
+    states and one for the embeddings of each stack, are made where the widths differ; they are parameters of this
+    module and no part of the student.
 
-    Raises ValueError: the teacher answers questions or predicts several labels at once.
+    Raises ValueError: the config asks for answers of a teacher that has no task head, or looks into several teachers.
     """
 
-    def __init__(
-        self, teacher: PreTrainedModel, config: DistillationConfig, token_ids: torch.Tensor | None = None
-    ) -> None:
+    def __init__(self, teacher: Teacher, config: DistillationConfig) -> None:
         super().__init__()
-        if (
-            teacher.config.problem_type == "multi_label_classification"
-            or "QuestionAnswering" in type(teacher).__name__
-        ):
+        self.teacher, self.config = teacher, config
+        self.projections = nn.ModuleDict()
+        self.student: PreTrainedModel
+        self.pairs: list[Pair] = []
+        self._heads: dict[Pair, tuple[list[int] | None, list[int] | None]] = {}
+        if config.uses_logits and teacher.answers is None:
             raise ValueError(
-                f"soft labels of {type(teacher).__name__} are not one distribution a row or token, which is what is "
-                "compared: train without distillation"
+                f"{type(teacher.model).__name__} has no task head and answers nothing: set logits_weight=0 and give "
+                "hidden_weight or relation_weight one"
             )
-        self.teacher = teacher.eval().requires_grad_(False)
-        self.config = config
-        self.token_ids = None if token_ids is None else token_ids.to(teacher.device)
-        self.encodes_labels = bool(teacher.config.is_encoder_decoder and teacher.can_generate())
-        self.regression = teacher.config.problem_type == "regression" or teacher.config.num_labels == 1
+        if config.looks_inside and len(teacher.models) > 1:
+            raise ValueError(
+                f"{len(teacher.models)} teachers answer together, but hidden states, embeddings, attention and "
+                "relations compare with one: give one teacher, or soft labels alone"
+            )
 
-    def train(self, mode: bool = True) -> Distiller:
-        """Leaves the teacher in eval mode."""
-        return self
+    def prepare(self, student: PreTrainedModel) -> None:
+        """Maps the layers of `student` to the teacher's, and makes the projections that are missing.
 
-    @staticmethod
-    def count(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns how many positions of a batch are compared, shape (): tokens with a label, or else examples."""
-        labels = inputs.get("labels")
-        if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
-            return labels.ne(-100).sum()
-        return torch.tensor(next(iter(inputs.values())).shape[0])
+        Raises ValueError: the layers cannot be mapped, or none that compare attend.
+        """
+        self.__dict__["student"] = student  # watched, not owned: its weights are not this module's
+        if not self.config.looks_inside:
+            return
+        teacher, config = self.teacher.model, self.config
+        self.pairs = map_layers(student, teacher, config.layer_map)
+        widths = _width(student), _width(teacher)
+        if config.hidden_distance == "cosine" and config.hidden_weight and widths[0] != widths[1]:
+            raise ValueError(
+                f"hidden_distance='cosine' compares directions of one space, the student's has {widths[0]} dimensions "
+                f"and the teacher's {widths[1]}: use mse, which learns a projection"
+            )
+        if widths[0] != widths[1]:
+            for weight, kind in ((config.hidden_weight, "hidden"), (config.embedding_weight, "embeddings")):
+                for stack in self.stacks if weight else ():
+                    name = f"{kind}_{stack}"
+                    if name not in self.projections:
+                        self.projections[name] = nn.Linear(*widths, bias=False).to(student.device)
+        self._prepare_attention(student, teacher)
 
-    @torch.no_grad()
-    def ask(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the teacher's logits on `inputs`, in the student's tokens."""
-        # T5 makes its decoder's inputs of the labels, the others take no notice of them here.
-        known = {name: value for name, value in inputs.items() if "label" not in name or self.encodes_labels}
-        if self.token_ids is not None:
-            for name in known.keys() & {"input_ids", "decoder_input_ids", "labels"}:
-                ids = known[name]
-                known[name] = torch.where(ids < 0, ids, self.token_ids[ids.clamp(min=0)])
-        outputs: Any = self.teacher(**known)
-        logits: torch.Tensor = outputs.logits
-        if self.token_ids is not None and logits.shape[-1] == self.teacher.config.vocab_size:
-            logits = logits[..., self.token_ids]
-        return logits
+    def _prepare_attention(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Finds the pairs in which both layers attend, and which of their heads are the same."""
+        if not (self.config.attention_weight or self.config.relation_weight):
+            return
+        ours, theirs = attention_blocks(student), attention_blocks(teacher)
+        self._heads = {}
+        for mine, its in self.pairs:
+            if mine in ours and its in theirs:
+                kept = _kept_heads(student, mine), _kept_heads(teacher, its)
+                alike = ours[mine].unit_size == theirs[its].unit_size and set(kept[0]) <= set(kept[1])
+                if alike:
+                    self._heads[mine, its] = None, [kept[1].index(head) for head in kept[0]]
+                else:
+                    self._heads[mine, its] = ours[mine].units, theirs[its].units  # type: ignore[assignment]
+        for stack in self.stacks:
+            if not any(mine.startswith(f"{stack}.") for mine, _ in self._heads):
+                raise ValueError(
+                    f"no layer of the student's {stack} that the layer_map names attends any more: leave out "
+                    "attention_weight and relation_weight, or keep heads (keep_at_least)"
+                )
 
-    def forward(self, inputs: Mapping[str, torch.Tensor], student_logits: torch.Tensor) -> SumAndCount:
-        """Returns the sum of the distances to the teacher's soft labels over the batch, and their `count`."""
-        teacher_logits = inputs.get(TEACHER_LOGITS)
-        if teacher_logits is None:
-            teacher_logits = self.ask(inputs)
-        if self.regression:
-            return squared_error(student_logits, teacher_logits)
-        labels = inputs.get("labels")
-        mask = labels.ne(-100) if labels is not None and student_logits.dim() == 3 else None
-        return soft_label_loss(student_logits, teacher_logits, self.config.temperature, mask)
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """The stacks of layers that are looked into."""
+        return tuple(dict.fromkeys(mine.partition(".")[0] for mine, _ in self.pairs))
+
+    @property
+    def related_pairs(self) -> list[Pair]:
+        """The last pair of attending layers of every stack: relations of these are compared."""
+        return list({mine.partition(".")[0]: (mine, its) for mine, its in self._heads}.values())
+
+    def counts(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """Returns what the sums over a batch are divided by, by unit, each of shape ()."""
+        found = {}
+        if self.config.uses_logits and self.teacher.answers is not None:
+            found[SOFT] = self.teacher.answers.count(inputs)
+        return found | {stack: mask.sum() for stack, mask in token_masks(inputs, self.stacks).items()}
+
+    def watch(self) -> AbstractContextManager[Signals]:
+        """Gives the student's signals, of one run of it within the context."""
+        wanted = self._wanted(0)
+        return watching(self.student, wanted) if wanted else nullcontext({})
+
+    def _wanted(self, side: int) -> list[Signal]:
+        """Returns the signals that are compared, of the student (0) or the teacher (1)."""
+        config = self.config
+        wanted: list[Signal] = []
+        if config.hidden_weight:
+            wanted += [(HIDDEN, pair[side]) for pair in self.pairs]
+        if config.embedding_weight:
+            wanted += [(EMBEDDINGS, stack) for stack in self.stacks]
+        if config.attention_weight:
+            wanted += [(what, pair[side]) for pair in self._heads for what in (QUERIES, KEYS)]
+        if config.relation_weight:
+            wanted += [(what, pair[side]) for pair in self.related_pairs for what in config.related]
+        return list(dict.fromkeys(wanted))
+
+    def forward(self, inputs: Inputs, outputs: Any, signals: Signals, progress: float = 0.0) -> list[Part]:
+        """Returns the parts of the distance to the teacher on a batch.
+
+        | argument | meaning |
+        | --- | --- |
+        | inputs | the batch, with the teacher's answers where they are cached |
+        | outputs, signals | what the student answered to it, and what `watch` saw |
+        | progress | how much of the training is done, in [0, 1] |
+
+        Raises ValueError: student and teacher see other tokens, or know other labels.
+        """
+        config, answers = self.config, self.teacher.answers
+        wanted = self._wanted(1)
+        temperature = config.at("temperature", progress)
+        cached = None if wanted or answers is None else cached_answers(inputs, outputs, answers.outputs, temperature)
+        if cached is not None:
+            ours, theirs = cached
+        else:
+            ours, (theirs, its_signals) = outputs, self.teacher.ask(inputs, wanted)
+        parts = []
+        weight = config.at("logits_weight", progress)
+        if weight and answers is not None:
+            total = answers.distance(ours, theirs, temperature, inputs)
+            parts.append(Part("soft_label_loss", weight, total, SOFT))
+        if wanted:
+            masks = token_masks(inputs, self.stacks)
+            for stack in self.stacks:
+                parts += self._inside(stack, masks[stack], signals, its_signals)
+        return parts
+
+    def _inside(self, stack: str, mask: torch.Tensor, ours: Signals, theirs: Signals) -> Iterable[Part]:
+        """Yields what is compared inside one stack of layers: means over its pairs, sums over tokens."""
+        config = self.config
+        pairs = [pair for pair in self.pairs if pair[0].startswith(f"{stack}.")]
+        if config.hidden_weight:
+            distance = HIDDEN_DISTANCES[config.hidden_distance]
+            totals = [
+                distance(self._projected("hidden", stack, ours[HIDDEN, mine]), _like(theirs[HIDDEN, its], mask), mask)[
+                    0
+                ]
+                for mine, its in pairs
+            ]
+            yield Part("hidden_loss", config.hidden_weight, torch.stack(totals).mean(), stack)
+        if config.embedding_weight:
+            projected = self._projected("embeddings", stack, ours[EMBEDDINGS, stack])
+            total, _ = squared_error(projected, _like(theirs[EMBEDDINGS, stack], mask), mask)
+            yield Part("embedding_loss", config.embedding_weight, total, stack)
+        attending = [pair for pair in self._heads if pair in pairs]
+        if config.attention_weight:
+            totals = [attention_loss(*self._scores(pair, ours, theirs), mask)[0] for pair in attending]
+            yield Part("attention_loss", config.attention_weight, torch.stack(totals).mean(), stack)
+        if config.relation_weight:
+            mine, its = attending[-1]
+            totals = []
+            for what in config.related:
+                student, teacher = ours[what, mine], _like(theirs[what, its], mask)
+                heads = config.relation_heads or _relation_heads(student.shape[-1], teacher.shape[-1])
+                if student.shape[-1] % heads or teacher.shape[-1] % heads:
+                    raise ValueError(
+                        f"relation_heads={heads} does not divide the widths of the {what}, {student.shape[-1]} of the "
+                        f"student and {teacher.shape[-1]} of the teacher: leave it out, or give a divisor of both"
+                    )
+                totals.append(relation_loss(student, teacher, heads, mask)[0])
+            yield Part("relation_loss", config.relation_weight, torch.stack(totals).mean(), stack)
+
+    def _projected(self, kind: str, stack: str, states: torch.Tensor) -> torch.Tensor:
+        name = f"{kind}_{stack}"
+        return self.projections[name](states.float()) if name in self.projections else states
+
+    def _scores(self, pair: Pair, ours: Signals, theirs: Signals) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the attention scores of both, (batch, heads, tokens, tokens), of the same heads or their mean."""
+        found = []
+        for side, signals in enumerate((ours, theirs)):
+            block = attention_blocks(self.student if side == 0 else self.teacher.model)[pair[side]]
+            queries, keys = (_by_head(signals[what, pair[side]], block.unit_size) for what in (QUERIES, KEYS))
+            found.append(queries @ keys.transpose(-1, -2) / math.sqrt(block.unit_size))
+        _, same = self._heads[pair]
+        if isinstance(same, list):
+            return found[0], found[1][:, same]
+        return found[0].mean(1, keepdim=True), found[1].mean(1, keepdim=True)
+
+
+def _by_head(states: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns (batch, tokens, heads * size) as (batch, heads, tokens, size), in single precision."""
+    return states.float().view(*states.shape[:-1], -1, size).transpose(1, 2)
+
+
+def _like(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the teacher's states. Raises ValueError: they are not one for each of the student's tokens."""
+    if states.shape[:2] != mask.shape:
+        raise ValueError(
+            f"the teacher's states are of {tuple(states.shape[:2])} rows and tokens, the student's of "
+            f"{tuple(mask.shape)}: both must see the same tokens"
+        )
+    return states
+
+
+def _width(model: PreTrainedModel) -> int:
+    """Returns the size of the hidden states of `model`."""
+    block = next(iter(family_of(model).blocks(model).values()))
+    return int(block.output.out_features)
+
+
+def _kept_heads(model: PreTrainedModel, layer: str) -> tuple[int, ...]:
+    """Returns the indices, in the unpruned network, of the heads of a layer's self attention."""
+    stack, _, index = layer.partition(".")
+    short = attention_blocks(model)[layer].name.rpartition(".")[2]
+    return family_of(model).structure(model.config).stacks[stack][int(index)].heads[short]
+
+
+def _relation_heads(student: int, teacher: int, most: int = 12) -> int:
+    """Returns the largest number of relation heads, 12 at most, that divides both widths."""
+    common = math.gcd(student, teacher)
+    return max(heads for heads in range(1, most + 1) if common % heads == 0)

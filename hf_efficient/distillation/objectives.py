@@ -1,11 +1,19 @@
-"""What a student is asked to match: pure functions that return (sum, count), so that accumulation can be exact."""
+"""What a student is asked to match: pure functions that return (sum, count), so that accumulation can be exact.
+
+Equal student and teacher give exactly zero, and positions outside the mask give nothing, whatever they hold.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch.nn import functional as F
 
 SumAndCount = tuple[torch.Tensor, torch.Tensor]
+
+
+# ---- answers ----
 
 
 def soft_label_loss(
@@ -28,20 +36,108 @@ def soft_label_loss(
     return _masked_sum(divergence * temperature**2, mask)
 
 
+def independent_soft_label_loss(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, mask: torch.Tensor | None = None
+) -> SumAndCount:
+    """Kullback-Leibler divergence for labels that hold independently of each other (multi-label heads).
+
+    Each label is a distribution of its own over yes and no, sigmoid(logit / T); the divergences are averaged over the
+    labels as the task's own loss is. Shapes and source as for `soft_label_loss`.
+    """
+    student, teacher = student_logits.float() / temperature, teacher_logits.float() / temperature
+    yes, no = teacher.sigmoid(), (-teacher).sigmoid()
+    divergence = yes * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    divergence = divergence + no * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return _masked_sum(divergence.mean(-1) * temperature**2, mask)
+
+
 def squared_error(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, mask: torch.Tensor | None = None
 ) -> SumAndCount:
-    """Squared difference of student and teacher, for regression heads.
+    """Squared difference of student and teacher, the mean over the last dimension: outputs, or hidden states.
 
     | argument | shape | meaning |
     | --- | --- | --- |
-    | student_logits, teacher_logits | (..., outputs) | predicted values; their mean over outputs is taken |
+    | student_logits, teacher_logits | (..., numbers) | predicted values, or hidden states |
     | mask | (...) or None | positions that count; None: all |
     | returns | (), () | sum over the positions that count, and their number |
 
-    Source: Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?", eq. 1.
+    Source: Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?", eq. 1, for outputs; Jiao et al. 2020,
+    "TinyBERT", eq. 8 and 9, for hidden states and embeddings.
     """
     return _masked_sum((student_logits.float() - teacher_logits.float()).square().mean(-1), mask)
+
+
+# ---- what is inside ----
+
+
+def cosine_distance(
+    student_states: torch.Tensor, teacher_states: torch.Tensor, mask: torch.Tensor | None = None
+) -> SumAndCount:
+    """One minus the cosine of the angle between hidden states; their lengths do not matter.
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | student_states, teacher_states | (..., size) | hidden states |
+    | mask | (...) or None | positions that count; None: all |
+    | returns | (), () | sum over the positions that count, and their number |
+
+    Computed as half the squared distance of the directions, which is the same number without rounding at zero.
+    Source: Sanh et al. 2019, "DistilBERT", section 3 (cosine embedding loss).
+    """
+    student, teacher = F.normalize(student_states.float(), dim=-1), F.normalize(teacher_states.float(), dim=-1)
+    return _masked_sum((student - teacher).square().sum(-1) / 2, mask)
+
+
+def attention_loss(
+    student_scores: torch.Tensor, teacher_scores: torch.Tensor, mask: torch.Tensor | None = None
+) -> SumAndCount:
+    """Squared difference of attention scores before the softmax, the mean over heads and over the keys that count.
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | student_scores, teacher_scores | (batch, heads, tokens, tokens) | scaled products of queries and keys |
+    | mask | (batch, tokens) or None | tokens that count, as queries and as keys; None: all |
+    | returns | (), () | sum over the tokens that count, and their number |
+
+    Source: Jiao et al. 2020, "TinyBERT: Distilling BERT for Natural Language Understanding", eq. 7.
+    """
+    squares = (student_scores.float() - teacher_scores.float()).square().mean(1)  # [batch, queries, keys]
+    if mask is None:
+        return _masked_sum(squares.mean(-1), None)
+    keys = mask.bool()[:, None, :]
+    return _masked_sum(squares.masked_fill(~keys, 0.0).sum(-1) / keys.sum(-1).clamp(min=1), mask)
+
+
+def relation_loss(
+    student_states: torch.Tensor, teacher_states: torch.Tensor, heads: int, mask: torch.Tensor | None = None
+) -> SumAndCount:
+    """Kullback-Leibler divergence of the relations between tokens: softmax of their scaled products with each other.
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | student_states | (batch, tokens, size) | queries, keys or values of one layer, all heads side by side |
+    | teacher_states | (batch, tokens, another size) | the same of the teacher |
+    | heads | | relation heads that each size is divided into; the mean over them is taken |
+    | mask | (batch, tokens) or None | tokens that count; None: all |
+    | returns | (), () | sum over the tokens that count, and their number |
+
+    What is compared is (tokens, tokens), so that sizes and numbers of attention heads may differ.
+    Source: Wang et al. 2020, "MiniLM", eq. 7 (values), and Wang et al. 2021, "MiniLMv2", eq. 2 to 6 (relation heads).
+    """
+
+    def log_relations(states: torch.Tensor) -> torch.Tensor:
+        split = states.float().view(*states.shape[:-1], heads, -1).transpose(1, 2)  # [batch, heads, tokens, own]
+        products = split @ split.transpose(-1, -2) / math.sqrt(split.shape[-1])  # [batch, heads, tokens, tokens]
+        if mask is not None:
+            products = products.masked_fill(~mask.bool()[:, None, None, :], torch.finfo(products.dtype).min)
+        return F.log_softmax(products, dim=-1)
+
+    student, teacher = log_relations(student_states), log_relations(teacher_states)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True)  # [batch, heads, tokens, tokens]
+    if mask is not None:
+        divergence = divergence.masked_fill(~mask.bool()[:, None, None, :], 0.0)
+    return _masked_sum(divergence.sum(-1).mean(1), mask)
 
 
 def _masked_sum(values: torch.Tensor, mask: torch.Tensor | None) -> SumAndCount:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,52 +11,186 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel
 
-from hf_efficient.distillation.distiller import TEACHER_LOGITS, Distiller
+from hf_efficient.distillation.answers import Answers
+from hf_efficient.distillation.teacher import Teacher
 
+PREFIX = "teacher_"
+TOP_TOKENS = "teacher_top_tokens"
+MANY_CLASSES = 1000
 CHUNK = 2048
 
+Collate = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
 
-def cache_teacher_logits(
+
+def cache_teacher_answers(
     dataset: Dataset,
-    distiller: Distiller,
-    collate: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]],
-    columns: list[str],
+    teacher: Teacher,
+    collate: Collate,
+    columns: Sequence[str],
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    left: bool = False,
     batch_size: int = 64,
 ) -> Dataset:
-    """Returns `dataset` with the column "teacher_logits", which training then needs no teacher for.
+    """Returns `dataset` with the teacher's answers to every example, which training then needs no teacher for.
 
     | argument | meaning |
     | --- | --- |
     | collate | makes a batch of tensors of examples, as for training |
-    | columns | those that the teacher reads |
-    | returns | the logits of each example, (classes,), on disk, found again by a fingerprint of teacher and data |
+    | columns | those that a batch is made of |
+    | top_k | keep so many of the most likely answers a token; None: all |
+    | left | texts are padded on the left |
+    | returns | columns "teacher_logits" and the like, (classes,) an example, or a row a token |
 
-    Raises ValueError: the teacher answers with logits for every token, which are too large to keep.
+    With `top_k` a row is the logits of the most likely answers, in descending order, and one more for all the others,
+    whose share of the softened distribution it has: both distributions keep their sum of 1, so that the divergence
+    from a student, whose others are summed up likewise, is exact for those k + 1 events. The answers lie on disk, are
+    mapped into memory, and are found again by a fingerprint of teacher, data and settings.
+
+    Raises ValueError: the teacher answers nothing, masks are drawn anew in every epoch, or there is too much to keep.
     """
-    teacher: PreTrainedModel = distiller.teacher
-    known = [name for name in columns if name in dataset.column_names and "label" not in name]
+    answers = _check(teacher, collate, top_k)
+    known = [name for name in columns if name in dataset.column_names]
 
-    def answer(rows: dict[str, list[Any]]) -> dict[str, list[list[float]]]:
+    def answer(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         examples = [{name: rows[name][index] for name in known} for index in range(len(rows[known[0]]))]
-        order = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]))
-        found: list[list[float]] = [[]] * len(examples)
+        order = sorted(range(len(examples)), key=lambda index: len(examples[index].get("input_ids", ())))
+        found: dict[str, list[Any]] = {}
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = {name: value.to(teacher.device) for name, value in collate([examples[i] for i in chosen]).items()}
-            logits = distiller.ask(batch).float().cpu()
-            if logits.dim() != 2:
-                raise ValueError(
-                    f"cache_teacher keeps one row of logits an example, {type(teacher).__name__} has "
-                    f"{logits.dim() - 1} dimensions of them: leave it out"
-                )
-            for index, row in zip(chosen, logits.tolist(), strict=True):
-                found[index] = row
-        return {TEACHER_LOGITS: found}
+            batch = {
+                name: value.to(teacher.model.device)
+                for name, value in collate([examples[index] for index in chosen]).items()
+                if torch.is_tensor(value)
+            }
+            for name, values in _kept(teacher, answers, batch, top_k, temperature, left).items():
+                rows_of = found.setdefault(name, [None] * len(examples))
+                for index, row in zip(chosen, values, strict=True):
+                    rows_of[index] = row.cpu().numpy()
+        return found
 
-    fingerprint = Hasher.hash([dataset._fingerprint, _digest(teacher), known, distiller.token_ids])
+    settings = (known, teacher.token_ids, teacher.shares, top_k, temperature if top_k else None)
+    weights = [_digest(model) for model in teacher.models]
+    fingerprint = Hasher.hash([dataset._fingerprint, weights, *settings])
     return dataset.map(
         answer, batched=True, batch_size=CHUNK, new_fingerprint=fingerprint, desc="asking the teacher once"
     )
+
+
+def _check(teacher: Teacher, collate: Collate, top_k: int | None) -> Answers:
+    answers = teacher.answers
+    if answers is None:
+        raise ValueError(f"{type(teacher.model).__name__} has no task head: there are no answers to keep")
+    if getattr(collate, "mlm", False):
+        raise ValueError(
+            "cache_teacher keeps one answer an example, but the tokens to guess are drawn anew in every epoch: leave "
+            "it out"
+        )
+    classes = teacher.model.config.vocab_size if _over_vocabulary(teacher) else teacher.model.config.num_labels
+    if top_k is None and answers.of_tokens and classes > MANY_CLASSES:
+        raise ValueError(
+            f"cache_teacher would keep {classes} numbers for every token: give cache_top_k=64 to keep the most likely "
+            "answers and the sum of the rest"
+        )
+    if top_k is not None and (not answers.of_tokens or top_k >= classes - 1):
+        raise ValueError(
+            f"cache_top_k={top_k} keeps the most likely of many answers a token, {type(teacher.model).__name__} has "
+            f"{classes} answers{'' if answers.of_tokens else ' an example'}: leave it out"
+        )
+    return answers
+
+
+def _over_vocabulary(teacher: Teacher) -> bool:
+    return type(teacher.model).__name__.endswith(("ForMaskedLM", "ForConditionalGeneration"))
+
+
+def _kept(
+    teacher: Teacher,
+    answers: Answers,
+    batch: Mapping[str, torch.Tensor],
+    top_k: int | None,
+    temperature: float,
+    left: bool,
+) -> dict[str, list[torch.Tensor]]:
+    """Returns, by column, a tensor for each example: one row, or as many as it has tokens that may count."""
+    found, _ = teacher.ask(batch)
+    if top_k is not None:
+        logits = found.pop("logits").float()
+        found[TOP_TOKENS] = logits.topk(top_k).indices
+        found["logits"] = with_rest(logits, found[TOP_TOKENS], temperature)
+    columns = {name if name == TOP_TOKENS else PREFIX + name: value for name, value in found.items()}
+    columns = {name: value if name == TOP_TOKENS else value.float() for name, value in columns.items()}
+    if not answers.have_length:
+        return {name: list(value) for name, value in columns.items()}
+    there = answers.padding_mask(batch)
+    if left:
+        there = there.flip(-1)
+    lengths = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in there]  # padding at the end is not kept
+    return {
+        name: [row[len(row) - length :] if left else row[:length] for row, length in zip(value, lengths, strict=True)]
+        for name, value in columns.items()
+    }
+
+
+def with_rest(logits: torch.Tensor, top: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Returns the logits of the classes `top`, and one for all others together at that temperature.
+
+    | argument | shape |
+    | --- | --- |
+    | logits | (..., classes) |
+    | top | (..., k) |
+    | returns | (..., k + 1), whose softmax at the temperature is that of all classes, the others summed up |
+    """
+    others = logits.float().scatter(-1, top, float("-inf"))
+    rest = temperature * (others / temperature).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.float().gather(-1, top), rest], dim=-1)
+
+
+def cached_answers(
+    inputs: Mapping[str, torch.Tensor], student: Mapping[str, torch.Tensor], names: Sequence[str], temperature: float
+) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]] | None:
+    """Returns what to compare of student and teacher when the batch holds the teacher's answers; else None."""
+    if any(PREFIX + name not in inputs for name in names):
+        return None
+    theirs = {name: inputs[PREFIX + name] for name in names}
+    if TOP_TOKENS not in inputs:
+        return student, theirs
+    return {"logits": with_rest(student["logits"], inputs[TOP_TOKENS], temperature)}, theirs
+
+
+def without_answers(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a batch without the teacher's cached answers, as a model takes it."""
+    return {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
+
+
+class AnswersCollator:
+    """Makes batches as `collate` does, with the teacher's cached answers beside.
+
+    | argument | meaning |
+    | --- | --- |
+    | have_length | answers have a row a token, and are padded to as many as the batch has |
+    | of_labels | those tokens are the labels, not the inputs |
+    | left | texts are padded on the left |
+    """
+
+    def __init__(self, collate: Collate, have_length: bool, of_labels: bool = False, left: bool = False) -> None:
+        self.collate, self.have_length, self.left = collate, have_length, left
+        self.tokens = "labels" if of_labels else "input_ids"
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Returns the batch; answers are (rows, classes), or (rows, tokens) and (rows, tokens, classes)."""
+        names = [name for name in examples[0] if name.startswith(PREFIX)]
+        batch = dict(self.collate([without_answers(example) for example in examples]))
+        for name in names:
+            rows = [torch.as_tensor(example[name]) for example in examples]
+            batch[name] = self._padded(rows, batch[self.tokens].shape[-1]) if self.have_length else torch.stack(rows)
+        return batch
+
+    def _padded(self, rows: list[torch.Tensor], length: int) -> torch.Tensor:
+        padded = rows[0].new_zeros(len(rows), length, *rows[0].shape[1:])
+        for index, row in enumerate(rows):
+            padded[index, length - len(row) if self.left else 0 :][: len(row)] = row
+        return padded
 
 
 def _digest(model: PreTrainedModel) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,12 @@ class Sst2:
         return AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=torch.float32).eval()
 
     def sample(self, count: int, seed: int, batch_size: int = 32) -> list[dict[str, torch.Tensor]]:
-        """Returns batches of `count` training examples drawn with `seed`, those of like lengths together."""
+        """Returns batches of `count` training examples drawn with `seed`, those of like lengths together, shuffled."""
         rows = list(self.data["train"].shuffle(seed=seed).select(range(count)))
         rows.sort(key=lambda row: len(row["input_ids"]))
-        return [dict(self.collate(rows[start : start + batch_size])) for start in range(0, count, batch_size)]
+        batches = [dict(self.collate(rows[start : start + batch_size])) for start in range(0, count, batch_size)]
+        random.Random(seed).shuffle(batches)  # the first of them are as good a sample as any
+        return batches
 
     def accuracy(self, model: PreTrainedModel) -> float:
         """Returns the fraction of the evaluation rows that `model` gets right."""

@@ -1,0 +1,98 @@
+"""Frozen teachers: one, or several that answer together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_efficient.distillation.answers import answers_of
+from hf_efficient.distillation.signals import Signal, Signals, watching
+
+Answered = dict[str, torch.Tensor]
+
+
+class Teacher(nn.Module):
+    """Models that are asked and never trained: in eval mode and without gradients whatever happens around them.
+
+    | argument | meaning |
+    | --- | --- |
+    | models | with the same task head and labels; they are frozen in place, or copied where `dtype` is another |
+    | shares | weights of their answers, which sum to 1 |
+    | dtype | what they compute in; None: each in its own |
+    | token_ids | (student's vocabulary,) the teachers' id of each of the student's tokens; None: the same |
+
+    Answers of several are weighted means of logits: the geometric mean of their distributions.
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2.
+
+    Raises ValueError: the teachers answer different things.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[PreTrainedModel],
+        shares: Sequence[float] = (1.0,),
+        dtype: torch.dtype | None = None,
+        token_ids: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        answers = [answers_of(model) for model in models]
+        if any(other != answers[0] for other in answers):
+            raise ValueError(
+                f"teachers that answer together need one kind of task head, these are "
+                f"{', '.join(type(model).__name__ for model in models)}"
+            )
+        self.answers, self.shares = answers[0], tuple(shares)
+        self.models = nn.ModuleList(_frozen(model, dtype) for model in models)
+        self.token_ids = None if token_ids is None else token_ids.to(self.model.device)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The first teacher, which is the only one that is looked into."""
+        first: Any = self.models[0]
+        return first
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Leaves the teachers in eval mode."""
+        return self
+
+    @torch.no_grad()
+    def ask(self, inputs: Mapping[str, torch.Tensor], wanted: Collection[Signal] = ()) -> tuple[Answered, Signals]:
+        """Returns the teachers' answers by the name of the output, in the student's tokens, and the wanted signals."""
+        # What a decoder reads is made of the labels; other heads would compute a loss that nobody wants.
+        encodes = self.answers is not None and self.answers.encodes_labels
+        known = {name: value for name, value in inputs.items() if encodes or not is_answer(name)}
+        if self.token_ids is not None:
+            for name in known.keys() & {"input_ids", "decoder_input_ids", "labels"}:
+                ids = known[name]
+                known[name] = torch.where(ids < 0, ids, self.token_ids[ids.clamp(min=0)])
+        found: Answered = {}
+        signals: Signals = {}
+        for model, share in zip(self.models, self.shares, strict=True):
+            if wanted:
+                with watching(self.model, wanted) as signals:
+                    outputs: Any = model(**known)
+            else:
+                outputs = model(**known)
+            for name in self.answers.outputs if self.answers is not None else ():
+                answer = outputs[name]
+                if self.token_ids is not None and answer.shape[-1] == self.model.config.vocab_size:
+                    answer = answer[..., self.token_ids]
+                weighed = answer if len(self.shares) == 1 else share * answer.float()
+                found[name] = found[name] + weighed if name in found else weighed
+        return found, signals
+
+
+def is_answer(name: str) -> bool:
+    """Whether an input of a model says what it should answer."""
+    return "label" in name or name.endswith("_positions")
+
+
+def _frozen(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    if dtype is not None and dtype != model.dtype:
+        model = copy.deepcopy(model).to(dtype)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,256 @@
+"""Training towards labels and a teacher, by a loss that is exact over accumulated batches and over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_efficient.distillation.config import DistillationConfig
+from hf_efficient.distillation.distiller import Distiller, Part
+from hf_efficient.distillation.teacher import Teacher, is_answer
+from hf_efficient.distillation.teacher_cache import (
+    PREFIX,
+    TOP_TOKENS,
+    AnswersCollator,
+    cache_teacher_answers,
+    without_answers,
+)
+
+PROJECTIONS_NAME = "projections.safetensors"
+HARD = "hard"
+Inputs = dict[str, torch.Tensor | Any]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The training loss is not a number or infinite."""
+
+
+class Distilling(Trainer):
+    """A trainer whose loss may have parts that a `Distiller` finds, and is exact however it is accumulated.
+
+    Each part is its sum over the batch divided by its count over the whole accumulation window and all processes, so
+    the gradient of several batches is that of one large batch, whatever their lengths. Evaluation is the parent's.
+    """
+
+    # Our losses are already divided by the number of items in the whole accumulation window.
+    loss_is_scaled_for_ga = True
+
+    distillation: DistillationConfig | None
+    distiller: Distiller | None = None
+    train_dataset: Any
+    data_collator: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._window: dict[str, torch.Tensor] = {}
+        self._logged: dict[str, torch.Tensor] = {}
+        self._batches_logged = 0
+        self.add_callback(_MeanOfProjections(self))
+
+    # ---- the teacher -----------------------------------------------------------------------------------------------
+
+    def begin_distilling(
+        self, teachers: list[PreTrainedModel], config: DistillationConfig, token_ids: torch.Tensor | None
+    ) -> None:
+        """Sets up `distiller`, and asks the teachers for all answers at once if they are to be cached."""
+        dtype = {"auto": torch.bfloat16 if self.args.bf16 else None}.get(
+            config.teacher_dtype, getattr(torch, config.teacher_dtype, None)
+        )
+        models = [model.to(self.args.device) for model in teachers]
+        self.distiller = Distiller(Teacher(models, config.shares(len(models)), dtype, token_ids), config)
+        self.distiller.prepare(self.model)
+        if config.cache_teacher:
+            self._cache_teacher(self.distiller)
+
+    def _cache_teacher(self, distiller: Distiller) -> None:
+        """Asks the teacher once for every training example; one process does it, the others read the file."""
+        config, answers = distiller.config, distiller.teacher.answers
+        if not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                f"cache_teacher keeps what the teacher says in a datasets.Dataset, the training data is a "
+                f"{type(self.train_dataset).__name__}: leave it out, or load the data with `datasets`"
+            )
+        if answers is None or any(name.startswith(PREFIX) for name in self.train_dataset.column_names):
+            return
+        left = getattr(self.processing_class, "padding_side", "right") == "left"
+        self._set_signature_columns_if_needed()
+        with self.args.main_process_first(desc="asking the teacher"):
+            self.train_dataset = cache_teacher_answers(
+                self.train_dataset,
+                distiller.teacher,
+                self.data_collator,
+                self._signature_columns,
+                top_k=config.cache_top_k,
+                temperature=config.temperature,
+                left=left,
+            )
+        self.data_collator = AnswersCollator(
+            self.data_collator, answers.have_length, of_labels=answers.encodes_labels, left=left
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Lets the teacher's cached answers through to the loss."""
+        super()._set_signature_columns_if_needed()
+        answers = None if self.distiller is None else self.distiller.teacher.answers
+        if answers is not None:
+            cached = [PREFIX + name for name in answers.outputs] + [TOP_TOKENS]
+            self._signature_columns += [name for name in cached if name not in self._signature_columns]
+
+    # ---- the loss --------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Also counts what the losses of the whole accumulation window, on all processes, are divided by."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            counts = [self._counts(batch) for batch in batches]
+            total = torch.stack([torch.stack(list(count.values())) for count in counts]).sum(0).to(device)
+            if self.args.world_size > 1:
+                total = self.accelerator.gather(total[None]).sum(0)
+            self._window = dict(zip(counts[0], total, strict=True))
+        return batches, num_items
+
+    def _counts(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns, by unit, the number of labels that the task's loss averages over, and what the distiller counts."""
+        known = without_answers(inputs)
+        labels = known.get("labels")
+        if labels is None or labels.is_floating_point():
+            hard = torch.tensor(next(iter(known.values())).shape[0])
+        else:
+            hard = labels.ne(-100).sum()
+        counts = {HARD: hard, **(self.distiller.counts(known) if self.distiller is not None else {})}
+        return {unit: count.cpu() for unit, count in counts.items()}
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Inputs,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Returns the weighted sum of the task's loss and, with a distiller, the distances to the teacher."""
+        if self.compute_loss_func is not None or not model.training:
+            return super().compute_loss(model, without_answers(inputs), return_outputs, num_items_in_batch)
+        known = without_answers(inputs)
+        window = self._window or {u: n.to(self.args.device) for u, n in self._counts(known).items()}
+        if self.distiller is None:
+            hard, outputs = self._hard(model, known, 1.0)
+            parts = [hard]
+        else:
+            parts, outputs = self._distilled(self.distiller, model, inputs, known)
+        # DDP averages gradients over the processes, the window counts all of them.
+        loss = torch.zeros((), device=self.args.device)
+        for part in parts:
+            value = part.total * self.accelerator.num_processes / window[part.unit].clamp(min=1)
+            loss = loss + part.weight * value
+            if self.distiller is not None:
+                self._logged[part.name] = self._logged.get(part.name, 0) + value.detach()
+        self._batches_logged += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def _distilled(
+        self, distiller: Distiller, model: torch.nn.Module, inputs: Inputs, known: Inputs
+    ) -> tuple[list[Part], Any]:
+        """Returns the parts of the loss under a teacher, and what the student answered."""
+        config, progress = distiller.config, self._progress()
+        weight = config.at("hard_label_weight", progress)
+        parts: list[Part] = []
+        with distiller.watch() as signals:
+            if weight:
+                hard, outputs = self._hard(model, known, weight)
+                parts.append(hard)
+            else:
+                # What a decoder reads is made of the labels; other heads would compute a loss that nobody wants.
+                answers = distiller.teacher.answers
+                reads_labels = answers is not None and answers.encodes_labels
+                outputs = model(**{n: v for n, v in known.items() if reads_labels or not is_answer(n)})
+        return [*parts, *distiller(inputs, outputs, signals, progress)], outputs
+
+    def _hard(self, model: torch.nn.Module, inputs: Inputs, weight: float) -> tuple[Part, Any]:
+        """Returns the task's own loss, as a sum over what it is the mean of."""
+        if not any(is_answer(name) for name in inputs):
+            raise ValueError(
+                f"the batches have no labels, only {', '.join(inputs)}: give labels, or learn from a teacher alone "
+                "(hard_label_weight=0)"
+            )
+        here = self._counts(inputs)[HARD]
+        if not here:
+            raise ValueError("a batch has no labels that count: drop such examples, or all of them are -100")
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        return Part("hard_label_loss", weight, loss * here.to(loss.device), HARD), outputs
+
+    def _progress(self) -> float:
+        return self.state.global_step / max(1, self.state.max_steps)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Inputs, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Stops at a loss that is not finite, which the parent may hide from the log."""
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {self.state.global_step}: the weights are not updated and the "
+                f"last checkpoint in {self.args.output_dir} is kept. Try a smaller learning rate (now "
+                f"{self.args.learning_rate:g}), or train without mixed precision"
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts of the distillation loss, averaged over the steps since the last log."""
+        if "loss" in logs and self._logged:
+            steps = max(self._batches_logged / self.args.gradient_accumulation_steps, 1)
+            logs |= {name: float(total) / steps for name, total in self._logged.items()}
+            self._logged, self._batches_logged = {}, 0
+        super().log(logs, start_time)
+
+    # ---- learned projections, which are no part of the model -------------------------------------------------------
+
+    @property
+    def _projections(self) -> list[torch.nn.Parameter]:
+        return [] if self.distiller is None else list(self.distiller.projections.parameters())
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Also trains the projections of the distiller."""
+        fresh = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if fresh and self._projections:
+            optimizer.add_param_group({"params": self._projections, "weight_decay": 0.0})
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Also saves the projections, into checkpoints alone: who loads the model has no use for them."""
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if self._projections and folder.name.startswith(PREFIX_CHECKPOINT_DIR) and self.distiller is not None:
+            tensors = {name: value.contiguous() for name, value in self.distiller.projections.state_dict().items()}
+            save_file(tensors, folder / PROJECTIONS_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Also loads the projections."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._projections and self.distiller is not None:
+            self.distiller.projections.load_state_dict(load_file(Path(resume_from_checkpoint) / PROJECTIONS_NAME))
+
+
+class _MeanOfProjections(TrainerCallback):
+    """Averages the gradients of the projections over the processes: DDP, which wraps the model, does not see them."""
+
+    def __init__(self, trainer: Distilling) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Averages, before the step."""
+        if args.world_size > 1:
+            for parameter in self.trainer._projections:
+                if parameter.grad is not None:
+                    parameter.grad = self.trainer.accelerator.reduce(parameter.grad, reduction="mean")
