@@ -1,4 +1,4 @@
-"""The command line: `hf-efficient compress | prune | measure | demo`."""
+"""The command line: `hf-efficient compress | prune | distill | measure | demo`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ logger = logging.get_logger(__name__)
 
 DESCRIPTIONS = {
     "compress": "Make a model small and fast, measure it, and save what from_pretrained loads.",
+    "distill": "Train a student towards a teacher, measure it, and save what from_pretrained loads.",
     "prune": "Remove parts of a model without training it, measure it, and save what from_pretrained loads.",
 }
 USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
@@ -103,6 +104,23 @@ def run_prune(argv: Sequence[str]) -> None:
     Console().print(f"Model, card, report and picture: {job.training.output_dir}")
 
 
+def run_distill(argv: Sequence[str]) -> None:
+    """Runs `hf-efficient distill`, which is `compress` with a teacher and nothing besides.
+
+    Raises ValueError: something else is asked for, or the student would be its own teacher.
+    """
+    job = parse_job([*argv, "--distil", "True"], command="distill")
+    if job.pruning.active or job.pruning.vocabulary or job.quantization.scheme is not None:
+        raise ValueError("distill neither prunes nor quantizes: use `hf-efficient compress`, which distils besides")
+    if not (job.models.makes_student or job.models.teacher_name_or_path):
+        raise ValueError(
+            "there is nothing to learn from: name a teacher (--teacher_name_or_path), or make a student of the model "
+            "(--student_layers 3, --student_config hidden_size=128,...)"
+        )
+    show(compress(job))
+    Console().print(f"Model, card, report and picture: {job.training.output_dir}")
+
+
 def run_measure(argv: Sequence[str]) -> None:
     """Runs `hf-efficient measure`."""
     parser = argparse.ArgumentParser(
@@ -142,6 +160,7 @@ def show(report: CompressionReport) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compress": run_compress,
     "prune": run_prune,
+    "distill": run_distill,
     "measure": run_measure,
     "demo": run_demo,
 }

@@ -16,7 +16,6 @@ from datasets import DatasetDict
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -35,12 +34,14 @@ from hf_efficient.data import (
     tokenize,
 )
 from hf_efficient.distillation.config import DistillationConfig
+from hf_efficient.distillation.layers import student_of_config, student_of_layers
+from hf_efficient.masking import masked_once
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.vocabulary import trim_vocabulary, used_tokens
 from hf_efficient.quantization.int8 import QuantizationConfig
 from hf_efficient.speedup import check_prunable
-from hf_efficient.tasks import Task, infer_task, task_named
+from hf_efficient.tasks import TASKS, Task, infer_task, task_named
 from hf_efficient.trainer import EfficientTrainer, Original
 
 logger = logging.get_logger(__name__)
@@ -51,12 +52,22 @@ class ModelConfig:
     """Which models the job is about."""
 
     model_name_or_path: str = field(metadata={"help": "The model to make small: a folder, or a name on the Hub."})
-    teacher_name_or_path: str | None = field(
-        default=None, metadata={"help": "The model to learn from; the unpruned model itself when left out."}
+    teacher_name_or_path: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The model to learn from, or several that answer together; the model itself when left out.",
+            "nargs": "+",
+        },
     )
-    task: str | None = field(
-        default=None, metadata={"help": "text-classification or regression; inferred when left out."}
+    student_layers: str | None = field(
+        default=None,
+        metadata={"help": "Keep this many layers, or these: 3, or 0,2,5, or encoder=4,decoder=1; then distil."},
     )
+    student_config: str | None = field(
+        default=None,
+        metadata={"help": "Distil into a new model: hidden_size=128,num_hidden_layers=4,num_attention_heads=4."},
+    )
+    task: str | None = field(default=None, metadata={"help": f"One of {', '.join(TASKS)}; inferred when left out."})
     distil: bool | None = field(
         default=None, metadata={"help": "Learn from a teacher; on when one is named or pruning is asked for."}
     )
@@ -64,6 +75,17 @@ class ModelConfig:
         default=False, metadata={"help": "Replace a model that output_dir already holds."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
+
+    def __post_init__(self) -> None:
+        if self.student_layers and self.student_config:
+            raise ValueError("student_layers and student_config each make the student: give one")
+        if self.makes_student and self.distil is False:
+            raise ValueError("a student that is made of a model learns from a teacher: leave out --distil False")
+
+    @property
+    def makes_student(self) -> bool:
+        """Whether the student is a new model rather than the named one."""
+        return bool(self.student_layers or self.student_config)
 
 
 @dataclass(frozen=True)
@@ -82,6 +104,8 @@ class Job:
         """Whether a teacher is learnt from."""
         if self.models.distil is not None:
             return self.models.distil
+        if self.models.makes_student:
+            return True
         if self.pruning.before_training:
             return self.models.teacher_name_or_path is not None
         return self.models.teacher_name_or_path is not None or self.pruning.active
@@ -125,10 +149,17 @@ def compress(job: Job) -> CompressionReport:
         ready, token_ids = _trim(job, splits, dataclasses.replace(ready, model=model))
         original, model = Original(model, token_ids, data), ready.model
 
+    teachers: Any = job.models.teacher_name_or_path
+    if job.models.makes_student:
+        teachers = teachers or (None if original else [model])
+        set_seed(args.seed)  # the same student after an interruption
+        model, said = _student(job.models, model)
+        first = (*first, said)
+
     trainer = EfficientTrainer(
         model=model,
         args=args,
-        teacher=job.models.teacher_name_or_path,
+        teacher=teachers,
         distillation=job.distillation if job.distils else None,
         pruning=job.pruning,
         quantization=job.quantization,
@@ -175,8 +206,9 @@ class _Ready:
             "train_dataset": self.data["train"],
             "eval_dataset": self.data["evaluation"],
             "processing_class": self.tokenizer,
-            "data_collator": DataCollatorWithPadding(self.tokenizer),
+            "data_collator": self.task.collator(self.tokenizer),
             "compute_metrics": self.task.compute_metrics,
+            "preprocess_logits_for_metrics": self.task.reduce_logits,
         }
 
 
@@ -185,18 +217,22 @@ def _prepare(job: Job, splits: DatasetDict) -> _Ready:
     name, remote = job.models.model_name_or_path, job.models.trust_remote_code
     config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote)
-    if job.models.task:
-        task = task_named(job.models.task)
-        columns = find_columns(splits, task, job.data)
-    else:
-        columns = find_columns(splits, task_named("text-classification"), job.data)
-        task = infer_task(config, labels_are_numbers(splits, columns.label))
+    needs_labels = not job.distils or job.distillation.uses_labels
+    task = task_named(job.models.task or "text-classification")
+    columns = find_columns(splits, task, job.data, needs_labels)
+    if not job.models.task:
+        task = infer_task(config, columns.label is not None and labels_are_numbers(splits, columns.label))
     tuned = (config.architectures or [""])[0].endswith(task.head)
+    if columns.label is None and task.labelled and not tuned:
+        raise ValueError(
+            f"{name} has no head for {task.name} and the data has no labels to make one: give a fine-tuned model, or "
+            "--label_column"
+        )
+    numbers = None
     if task.name == "regression":
-        numbers = None
         if not tuned:
             config.num_labels, config.problem_type = 1, "regression"
-    else:
+    elif columns.label is not None:
         if not tuned:
             names = label_names(splits, columns.label)
             config.id2label = dict(enumerate(names))
@@ -205,7 +241,16 @@ def _prepare(job: Job, splits: DatasetDict) -> _Ready:
         numbers = label_numbers(splits, columns.label, config)
     model = task.auto_class.from_pretrained(name, config=config, dtype=torch.float32, trust_remote_code=remote)
     data = tokenize(splits, columns, numbers, tokenizer, job.data.max_length)
+    if not task.labelled:
+        data["evaluation"] = masked_once(data["evaluation"], tokenizer, job.training.seed)
     return _Ready(task, columns, numbers, tokenizer, data, model, tuned)
+
+
+def _student(models: ModelConfig, teacher: PreTrainedModel) -> tuple[PreTrainedModel, str]:
+    """Returns the student that the flags make of `teacher`, and what it is in words."""
+    if models.student_layers:
+        return student_of_layers(teacher, models.student_layers), f"student: layers {models.student_layers} of it"
+    return student_of_config(teacher, str(models.student_config)), f"student: new, with {models.student_config}"
 
 
 def _trim(job: Job, splits: DatasetDict, ready: _Ready) -> tuple[_Ready, torch.Tensor]:

@@ -61,10 +61,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that a task reads."""
+    """The columns that a task reads; `label` is None where there are no labels to learn from."""
 
     texts: tuple[str, ...]
-    label: str
+    label: str | None
 
 
 def load_splits(config: DataConfig, seed: int) -> DatasetDict:
@@ -121,25 +121,33 @@ def _load_files(config: DataConfig) -> DatasetDict:
     return DatasetDict(loaded)
 
 
-def find_columns(splits: DatasetDict, task: Task, config: DataConfig) -> Columns:
+def find_columns(splits: DatasetDict, task: Task, config: DataConfig, needs_labels: bool = True) -> Columns:
     """Returns the columns that the flags name, or that have usual names.
+
+    Without `needs_labels` the training data may have none: only the evaluation data is read for them then.
 
     Raises ValueError: a column is missing; the message lists those that are there and the flags that name one.
     """
     there = splits["train"].column_names
     for flag in ("text_column", "text_pair_column", "label_column"):
         column = getattr(config, flag)
-        if column is not None and column not in there:
+        known = (
+            there if column != config.label_column or needs_labels else [*there, *splits["evaluation"].column_names]
+        )
+        if column is not None and column not in known:
             raise ValueError(f"{flag}={column!r} is no column of the data, which has {', '.join(there)}")
     if config.text_column:
         texts: tuple[str, ...] | None = tuple(c for c in (config.text_column, config.text_pair_column) if c)
     else:
         texts = next((names for names in task.text_columns if set(names) <= set(there)), None)
-    label = config.label_column or next((name for name in task.label_columns if name in there), None)
-    if texts is None or label is None:
+    labelled = splits["train"] if needs_labels else splits["evaluation"]
+    label = config.label_column or next((name for name in task.label_columns if name in labelled.column_names), None)
+    needs_labels = needs_labels and task.labelled
+    label = label if task.labelled else None
+    if texts is None or (label is None and needs_labels):
         missing = "--text_column (and --text_pair_column)" if texts is None else "--label_column"
         raise ValueError(f"cannot tell which of the columns {', '.join(there)} is which: give {missing}")
-    absent = [c for c in (*texts, label) if c not in splits["evaluation"].column_names]
+    absent = [c for c in (*texts, label) if c is not None and c not in splits["evaluation"].column_names]
     if absent:
         raise ValueError(f"the evaluation data lacks the column {', '.join(absent)} of the training data")
     return Columns(texts, label)
@@ -147,7 +155,12 @@ def find_columns(splits: DatasetDict, task: Task, config: DataConfig) -> Columns
 
 def labels_are_numbers(splits: DatasetDict, label: str) -> bool:
     """Whether the label column holds real numbers, as for regression."""
-    return str(getattr(splits["train"].features[label], "dtype", "")).startswith("float")
+    return str(getattr(_labelled(splits, label)["evaluation"].features[label], "dtype", "")).startswith("float")
+
+
+def _labelled(splits: DatasetDict, label: str) -> DatasetDict:
+    """Returns the splits that have the column."""
+    return DatasetDict({name: split for name, split in splits.items() if label in split.column_names})
 
 
 def label_names(splits: DatasetDict, label: str) -> list[str]:
@@ -155,7 +168,8 @@ def label_names(splits: DatasetDict, label: str) -> list[str]:
 
     Raises ValueError: rows are without a label.
     """
-    feature = splits["train"].features[label]
+    splits = _labelled(splits, label)
+    feature = splits["evaluation"].features[label]
     _check_labelled(splits, label)
     if isinstance(feature, ClassLabel):
         return list(feature.names)
@@ -170,7 +184,8 @@ def label_numbers(splits: DatasetDict, label: str, config: PreTrainedConfig) -> 
 
     Raises ValueError: rows are without a label, or the data has labels that the model does not.
     """
-    feature = splits["train"].features[label]
+    splits = _labelled(splits, label)
+    feature = splits["evaluation"].features[label]
     _check_labelled(splits, label)
     known = {name.lower(): index for name, index in config.label2id.items()}
     values = sorted({value for split in splits.values() for value in split.unique(label)})
@@ -216,12 +231,13 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> DatasetDict:
-    """Returns the splits as token ids, not padded yet, with `labels`."""
+    """Returns the splits as token ids, not padded yet, with `labels` where there are any."""
 
     def convert(batch: dict[str, list[Any]]) -> dict[str, Any]:
         encoded = tokenizer(*(batch[name] for name in columns.texts), truncation=True, max_length=max_length)
-        labels = batch[columns.label]
-        encoded["labels"] = labels if numbers is None else [numbers[value] for value in labels]
+        if columns.label in batch:
+            labels = batch[columns.label]
+            encoded["labels"] = labels if numbers is None else [numbers[value] for value in labels]
         return dict(encoded)
 
     def apply(split: Dataset, name: str) -> Dataset:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from optimum.exporters.tasks import TasksManager
-from transformers import EvalPrediction, PreTrainedConfig
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
 
-from hf_efficient.measurement.metrics import classification_metrics, regression_metrics
+from hf_efficient.masking import MaskingCollator, judge_guesses
+from hf_efficient.measurement.metrics import classification_metrics, guessing_metrics, regression_metrics
 
 TEXT_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -28,7 +29,15 @@ LABEL_COLUMNS = ("label", "labels", "target", "score")
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of job: `name` is what Transformers calls it, `metric` the number that counts."""
+    """A kind of job: `name` is what Transformers calls it, `metric` the number that counts.
+
+    | field | meaning |
+    | --- | --- |
+    | metrics | from what the model answers and the labels to numbers by name |
+    | collator | makes the data collator of a tokenizer |
+    | reduce_logits | makes of (logits, labels) what `metrics` is given, where the logits are too many to keep |
+    | labelled | the data has a column of labels; otherwise labels are made of the text |
+    """
 
     name: str
     pipeline: str
@@ -36,6 +45,9 @@ class Task:
     metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]]
     text_columns: Sequence[tuple[str, ...]] = TEXT_COLUMNS
     label_columns: Sequence[str] = LABEL_COLUMNS
+    collator: Callable[[PreTrainedTokenizerBase], Any] = DataCollatorWithPadding
+    reduce_logits: Callable[[Any, Any], Any] | None = None
+    labelled: bool = True
 
     @property
     def auto_class(self) -> Any:
@@ -58,6 +70,16 @@ TASKS = {
     for task in (
         Task("text-classification", "text-classification", "accuracy", classification_metrics),
         Task("regression", "text-classification", "spearman", regression_metrics),
+        Task(
+            "fill-mask",
+            "fill-mask",
+            "accuracy",
+            guessing_metrics,
+            text_columns=tuple(columns for columns in TEXT_COLUMNS if len(columns) == 1),
+            collator=MaskingCollator,
+            reduce_logits=judge_guesses,
+            labelled=False,
+        ),
     )
 }
 

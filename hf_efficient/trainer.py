@@ -139,9 +139,7 @@ class _Compression(PruningRounds, Distilling):
             self.distiller.prepare(model)
 
     def _from_teacher(self) -> str:
-        return (
-            "" if self.distillation is None else f" on the teacher's soft labels (T={self.distillation.temperature:g})"
-        )
+        return "" if self.distillation is None else f" on {self.distillation.describe()}"
 
     # ---- what is measured and what leaves the machine --------------------------------------------------------------
 

@@ -17,6 +17,7 @@ LEVELS = {
     "pruning": 1,
     "quantization": 1,
     "measurement": 1,
+    "masking": 1,
     "tasks": 1,
     "data": 1,
     "demo_corpus": 1,
@@ -33,7 +34,7 @@ LEVELS = {
 }
 # Rooms import what lies on levels below, and of their own level only this.
 NEIGHBOURS = {
-    "tasks": {"measurement"},
+    "tasks": {"measurement", "masking"},
     "data": {"tasks"},
     "trainer": {"distilling", "rounds", "hub"},
     "rounds": {"speedup"},
@@ -141,7 +142,8 @@ def test_only_heavy_optional_dependencies_are_imported_late(module):
 
 
 @pytest.mark.parametrize(
-    "module", [name for name in MODULES if room(name) == "models" and name not in ("models.__init__", "models.surgery")]
+    "module",
+    [name for name in MODULES if room(name) == "models" and name not in ("models.__init__", "models.surgery")],
 )
 def test_remote_code_stands_on_its_own(module):
     tree = MODULES[module]

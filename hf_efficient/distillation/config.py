@@ -134,6 +134,28 @@ class DistillationConfig:
         """The kinds of relations that are compared."""
         return tuple(part.strip() for part in self.relations.split(","))
 
+    def describe(self) -> str:
+        """Returns what is learned from, for a report."""
+        soft = (
+            f"{self.temperature:g}"
+            if self.temperature_end is None
+            else f"{self.temperature:g} to {self.temperature_end:g}"
+        )
+        named = {
+            "labels": self.uses_labels,
+            f"the teacher's soft labels (T={soft})": self.uses_logits,
+            "its hidden states": self.hidden_weight,
+            "its embeddings": self.embedding_weight,
+            "its attention": self.attention_weight,
+            f"its relations of {self.relations.replace(',', ', ')}": self.relation_weight,
+        }
+        return ", ".join(name for name, counts in named.items() if counts)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the task's own loss counts at any time."""
+        return bool(self.hard_label_weight or self.hard_label_weight_end)
+
     @property
     def uses_logits(self) -> bool:
         """Whether the teacher's answers count at any time."""

@@ -64,6 +64,18 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     return result
 
 
+def guessing_metrics(judged: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Returns accuracy and perplexity of guesses at masked tokens.
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | judged | (rows, tokens, 2) | minus the log probability of the token that was there, and whether it was guessed |
+    | labels | (rows, tokens) | the tokens that were there, -100 where none was masked |
+    """
+    lost, right = judged[labels != -100].astype(np.float64).T
+    return {"accuracy": float(right.mean()), "perplexity": float(np.exp(lost.mean()))}
+
+
 def regression_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Returns Pearson's and Spearman's correlation of `logits` (examples, 1) with `labels` (examples,)."""
     metrics = evaluate.combine([Pearson(), Spearman()])

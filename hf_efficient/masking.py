@@ -1,0 +1,57 @@
+"""Masked language modelling: text whose labels are its own hidden tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenClassification, PreTrainedTokenizerBase
+
+MASKED = 0.15
+
+
+class MaskingCollator:
+    """Hides 15% of the tokens of each example, anew in every epoch; examples with labels keep the ones they have.
+
+    Source: Devlin et al. 2019, "BERT", section 3.1 (task 1).
+
+    Raises ValueError: the tokenizer has no mask token.
+    """
+
+    mlm = True
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.mask_token is None:
+            raise ValueError(f"{type(tokenizer).__name__} has no mask token: fill-mask needs a model that has one")
+        self._mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED)
+        self._pad = DataCollatorForTokenClassification(tokenizer)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Returns the batch, with labels of -100 where nothing was hidden."""
+        return dict((self._pad if "labels" in examples[0] else self._mask)(examples))
+
+
+def masked_once(data: Dataset, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
+    """Returns `data` with tokens hidden for good, so that all models guess at the same ones."""
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED, seed=seed)
+
+    def hide(example: dict[str, Any]) -> dict[str, Any]:
+        return {name: value[0].tolist() for name, value in collator([example]).items()}
+
+    return data.map(hide, desc="hiding tokens")
+
+
+def judge_guesses(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Returns, for each token, minus the log probability of its label and whether it is the likeliest.
+
+    | argument | shape |
+    | --- | --- |
+    | logits | (rows, tokens, vocabulary) |
+    | labels | (rows, tokens) |
+    | returns | (rows, tokens, 2) |
+    """
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    lost = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+    return torch.stack([lost, (logits.argmax(-1) == labels).float()], dim=-1)
