@@ -153,8 +153,8 @@ def compress(job: Job) -> CompressionReport:
     if job.models.makes_student:
         teachers = teachers or (None if original else [model])
         set_seed(args.seed)  # the same student after an interruption
-        model, said = _student(job.models, model)
-        first = (*first, said)
+        model, made = _student(job.models, model)
+        first = (*first, made)
 
     trainer = EfficientTrainer(
         model=model,

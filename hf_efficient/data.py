@@ -129,12 +129,10 @@ def find_columns(splits: DatasetDict, task: Task, config: DataConfig, needs_labe
     Raises ValueError: a column is missing; the message lists those that are there and the flags that name one.
     """
     there = splits["train"].column_names
+    everywhere = [*there, *(() if needs_labels else splits["evaluation"].column_names)]
     for flag in ("text_column", "text_pair_column", "label_column"):
         column = getattr(config, flag)
-        known = (
-            there if column != config.label_column or needs_labels else [*there, *splits["evaluation"].column_names]
-        )
-        if column is not None and column not in known:
+        if column is not None and column not in (everywhere if flag == "label_column" else there):
             raise ValueError(f"{flag}={column!r} is no column of the data, which has {', '.join(there)}")
     if config.text_column:
         texts: tuple[str, ...] | None = tuple(c for c in (config.text_column, config.text_pair_column) if c)

@@ -49,7 +49,9 @@ def measure_models(
         models[role] = task.auto_class.from_pretrained(name, trust_remote_code=trust_remote_code).eval()
         if has_data:
             tokenizer = AutoTokenizer.from_pretrained(name)
-            numbers = label_numbers(splits, columns.label, config) if task.name != "regression" else None
+            numbers = (
+                label_numbers(splits, columns.label, config) if columns.label and task.name != "regression" else None
+            )
             ready = tokenize(
                 DatasetDict(evaluation=splits["evaluation"]), columns, numbers, tokenizer, data.max_length
             )

@@ -136,11 +136,9 @@ class DistillationConfig:
 
     def describe(self) -> str:
         """Returns what is learned from, for a report."""
-        soft = (
-            f"{self.temperature:g}"
-            if self.temperature_end is None
-            else f"{self.temperature:g} to {self.temperature_end:g}"
-        )
+        soft = f"{self.temperature:g}"
+        if self.temperature_end is not None:
+            soft += f" to {self.temperature_end:g}"
         named = {
             "labels": self.uses_labels,
             f"the teacher's soft labels (T={soft})": self.uses_logits,

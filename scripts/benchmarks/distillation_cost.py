@@ -1,0 +1,113 @@
+"""What distillation costs: its step beside the arithmetic that it is made of, taken in turn in one run.
+
+    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/distillation_cost.py [--repeats 15]
+
+Some five minutes on two cores. A whole training step of 64 sentences of SST-2 is timed (zero, forward, backward, clip,
+optimizer step) of `transformers.Trainer`, of `EfficientTrainer` with each kind of signal and with cached answers, and
+a forward pass of the teacher. Results in out/distillation_cost/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from sst2 import OUT, Results, Sst2
+from transformers import Trainer, TrainingArguments
+
+from hf_efficient import DistillationConfig, EfficientTrainer
+from hf_efficient.distillation.layers import student_of_layers
+
+ROWS = 64
+CONFIGS = {
+    "logits": DistillationConfig(),
+    "logits + hidden states": DistillationConfig(hidden_weight=1.0),
+    "logits + relations": DistillationConfig(relation_weight=1.0),
+    "cached logits": DistillationConfig(cache_teacher=True),
+}
+
+
+def stepper(trainer: Trainer) -> Callable[[], None]:
+    """Returns a function that makes one training step of `trainer`, as its own loop does."""
+    trainer.create_optimizer()
+    trainer.state.max_steps = 1000
+    trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    trainer.model_wrapped = trainer.model
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    (batch,) = list(trainer.get_train_dataloader())
+
+    def step() -> None:
+        batches, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+        trainer.training_step(trainer.model, dict(batches[0]), count)
+        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+
+    return step
+
+
+def build(sst2: Sst2, name: str, data: Any) -> Trainer:
+    """Returns the trainer called `name`, ready to step."""
+    args = TrainingArguments(
+        str(OUT / "distillation_cost"),
+        per_device_train_batch_size=ROWS,
+        use_cpu=not torch.accelerator.is_available(),
+        report_to="none",
+        seed=0,
+    )
+    teacher = sst2.teacher()
+    student = student_of_layers(teacher, 3)
+    common = {"model": student, "args": args, "train_dataset": data, "processing_class": sst2.tokenizer}
+    if name not in CONFIGS:
+        return Trainer(**common)
+    trainer = EfficientTrainer(**common, teacher=teacher, distillation=CONFIGS[name])
+    trainer.begin_distilling(trainer.teachers, CONFIGS[name], None)
+    return trainer
+
+
+def main() -> None:
+    """Times all in turn, and prints medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    sst2, results = Sst2(), Results(OUT / "distillation_cost" / "results.json")
+    rows = sst2.data["train"].filter(lambda row: len(row["input_ids"]) == 32).select(range(ROWS))
+    calls = {name: stepper(build(sst2, name, rows)) for name in ("Trainer", *CONFIGS)}
+    teacher = sst2.teacher().requires_grad_(False)
+    inputs = {name: value for name, value in sst2.collate(list(rows)).items() if name != "labels"}
+
+    def ask() -> None:
+        with torch.no_grad():
+            teacher(**inputs)
+
+    calls["teacher"] = ask
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(args.repeats + 3):
+        for name, call in calls.items():
+            begun = time.perf_counter()
+            call()
+            if number >= 3:
+                times[name].append(1e3 * (time.perf_counter() - begun))
+    console = Console()
+    for name, found in times.items():
+        plain = times["Trainer"]
+        parts = plain if name in ("Trainer", "cached logits") else [a + b for a, b in zip(plain, times["teacher"])]
+        ratio = statistics.median(a / b for a, b in zip(found, parts, strict=True))
+        results[name] = {
+            "step_ms": statistics.median(found),
+            "ratio": None if name == "teacher" else ratio,
+            "ratio_to": "a step of Trainer"
+            if parts is plain
+            else "a step of Trainer and a forward pass of the teacher",
+        }
+        console.print(f"{name}: {results[name]}")
+
+
+if __name__ == "__main__":
+    main()
