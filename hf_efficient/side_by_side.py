@@ -49,9 +49,8 @@ def measure_models(
         models[role] = task.auto_class.from_pretrained(name, trust_remote_code=trust_remote_code).eval()
         if has_data:
             tokenizer = AutoTokenizer.from_pretrained(name)
-            numbers = (
-                label_numbers(splits, columns.label, config) if columns.label and task.name != "regression" else None
-            )
+            classifies = columns.label is not None and task.name != "regression"
+            numbers = label_numbers(splits, str(columns.label), config) if classifies else None
             ready = tokenize(
                 DatasetDict(evaluation=splits["evaluation"]), columns, numbers, tokenizer, data.max_length
             )

@@ -351,7 +351,7 @@ def test_flags_win_over_the_recipe(workshop):
 
 def test_an_unknown_command_lists_the_commands(capsys):
     assert main(["squeeze"]) == 2
-    assert "compress,prune,measure,demo" in capsys.readouterr().err
+    assert "compress,prune,distill,measure,demo" in capsys.readouterr().err
     assert main(["--help"]) == 0
 
 
