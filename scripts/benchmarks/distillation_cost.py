@@ -96,15 +96,15 @@ def main() -> None:
                 times[name].append(1e3 * (time.perf_counter() - begun))
     console = Console()
     for name, found in times.items():
-        plain = times["Trainer"]
-        parts = plain if name in ("Trainer", "cached logits") else [a + b for a, b in zip(plain, times["teacher"])]
-        ratio = statistics.median(a / b for a, b in zip(found, parts, strict=True))
+        plain, asked = times["Trainer"], times["teacher"]
+        alone = name in ("Trainer", "cached logits")
+        parts = plain if alone else [a + b for a, b in zip(plain, asked, strict=True)]
         results[name] = {
             "step_ms": statistics.median(found),
-            "ratio": None if name == "teacher" else ratio,
-            "ratio_to": "a step of Trainer"
-            if parts is plain
-            else "a step of Trainer and a forward pass of the teacher",
+            "ratio": None
+            if name == "teacher"
+            else statistics.median(a / b for a, b in zip(found, parts, strict=True)),
+            "ratio_to": "a step of Trainer" + ("" if alone else " and a forward pass of the teacher"),
         }
         console.print(f"{name}: {results[name]}")
 

@@ -76,6 +76,8 @@ class Results:
         return self.found[key]
 
     def __setitem__(self, key: str, value: Mapping[str, Any] | float | None) -> None:
+        if self.path.exists():  # another process may have added its own
+            self.found = json.loads(self.path.read_text(encoding="utf-8"))
         self.found[key] = value
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_suffix(".partial")
