@@ -26,13 +26,13 @@ METHODS: dict[str, DistillationConfig | None] = {
     "no teacher": None,
     "logits": DistillationConfig(),
     "cached logits": DistillationConfig(cache_teacher=True),
-    "logits + hidden states": DistillationConfig(hidden_weight=1.0),
-    "logits + relations": DistillationConfig(relation_weight=1.0),
+    "logits + hidden states": DistillationConfig(hidden_weight=10.0),
+    "logits + relations": DistillationConfig(relation_weight=10.0),
 }
 NARROW = "hidden_size=128,num_hidden_layers=4,num_attention_heads=4,intermediate_size=512"
 NARROW_METHODS: dict[str, DistillationConfig | None] = {
     "no teacher, width 128": None,
-    "logits + relations, width 128": DistillationConfig(relation_weight=1.0),
+    "logits + relations, width 128": DistillationConfig(relation_weight=10.0),
 }
 
 

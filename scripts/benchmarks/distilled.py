@@ -25,7 +25,7 @@ from hf_efficient.pruning.surgery import cut
 from hf_efficient.tasks import TASKS
 
 METHODS = ("pruned", "even layers")
-LEARNING_RATES = {2: 5e-5, 4: 1e-4, 8: 1e-4}
+LEARNING_RATES = {2: 1e-4, 4: 2e-4, 8: 5e-4}
 SAMPLES = 2048
 
 
@@ -66,7 +66,7 @@ def run(sst2: Sst2, method: str, ratio: float, seed: int, epochs: float) -> dict
             disable_tqdm=True,
         ),
         teacher=teacher,
-        distillation=DistillationConfig(temperature=2.0, cache_teacher=True),
+        distillation=DistillationConfig(temperature=2.0, hard_label_weight=0.1, hidden_weight=10.0),
         train_dataset=sst2.data["train"],
         eval_dataset=sst2.data["evaluation"],
         processing_class=sst2.tokenizer,

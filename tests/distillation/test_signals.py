@@ -153,7 +153,7 @@ def test_checkpointing_changes_no_gradient_and_shows_each_signal_once(make_model
     assert calls == [1, 2]  # the second, in the backward pass, did happen, and is not seen
     assert gradients[0].keys() == gradients[1].keys()
     for name, expected in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-6, atol=1e-7, msg=name)
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
     queries = [name for name in gradients[0] if re.search(r"0.*(query|q_lin|\.q)\.weight", name)]
     assert queries
     assert all(float(gradients[0][name].abs().sum()) > 0 for name in queries)
