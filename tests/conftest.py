@@ -11,6 +11,7 @@ from functools import cache
 
 import pytest
 import torch
+from reviews import reviewer, workshop  # noqa: F401 (fixtures)
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging

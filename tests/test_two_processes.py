@@ -17,10 +17,16 @@ SCRIPT = Path(__file__).parent / "two_processes.py"
         {"target_flops": 2.0, "ramp": 0.5},
         {"target_speedup": 1.2, "ramp": 0.5, "criterion": "movement"},
         {"weights": 0.5, "rewind": "weights"},
+        {
+            "narrow": "hidden_size=16",
+            "teaching": {"hidden_weight": 1.0, "embedding_weight": 1.0, "relation_weight": 1.0},
+        },
+        {"target_flops": 2.0, "teaching": {"hidden_weight": 1.0, "attention_weight": 1.0}},
+        {"layers": 0.5, "teaching": {"cache_teacher": True}},
     ],
     ids=str,
 )
-def test_two_processes_cut_the_same_units_and_end_with_the_same_weights(tmp_path, changes):
+def test_two_processes_cut_the_same_units_and_learn_the_same_weights(tmp_path, changes):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     run = subprocess.run(
         [*command, str(SCRIPT), str(tmp_path), json.dumps(changes)],
@@ -34,3 +40,4 @@ def test_two_processes_cut_the_same_units_and_end_with_the_same_weights(tmp_path
     assert first.pop("rank") == 0
     assert second.pop("rank") == 1
     assert first == second
+    assert first["projections"][0] == (2 * 16 * 32 if "narrow" in changes else 0)

@@ -109,6 +109,10 @@ class DistillationConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         parse_layer_map(self.layer_map)
+        if self.layer_map != "auto" and not self.looks_inside:
+            raise ValueError(
+                f"layer_map={self.layer_map!r} maps what is not compared: give one of {', '.join(INSIDE)} a weight"
+            )
         if self.teacher_weights is not None:
             self.shares(len(self.teacher_weights.split(",")))
         self._check_cache()
