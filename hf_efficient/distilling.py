@@ -59,7 +59,17 @@ class Distilling(Trainer):
     def begin_distilling(
         self, teachers: list[PreTrainedModel], config: DistillationConfig, token_ids: torch.Tensor | None
     ) -> None:
-        """Sets up `distiller`, and asks the teachers for all answers at once if they are to be cached."""
+        """Sets up `distiller`, and asks the teachers for all answers at once if they are to be cached.
+
+        Raises ValueError: what is to be compared cannot be seen, or be cached.
+        """
+        kinds = ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+        reentrant = any((getattr(self.args, kind, None) or {}).get("use_reentrant") for kind in kinds)
+        if reentrant and (config.attention_weight or config.relation_weight):
+            raise ValueError(
+                "reentrant checkpointing hides queries, keys and values from the loss: give "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}, or leave out attention_weight and relation_weight"
+            )
         dtype = {"auto": torch.bfloat16 if self.args.bf16 else None}.get(
             config.teacher_dtype, getattr(torch, config.teacher_dtype, None)
         )

@@ -305,3 +305,11 @@ def test_a_report_without_evaluation_says_not_measured(tmp_path):
     assert data["models"][0]["metrics"] == {}
     assert data["models"][0]["energy_joules_per_sample"] is None
     assert "not measured" in trainer.report.markdown()
+
+
+def test_reentrant_checkpointing_would_hide_what_is_inside(tmp_path):
+    techniques = {"distillation": DistillationConfig(relation_weight=1.0)}
+    changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    trainer = build(tmp_path, techniques=techniques, **changes)
+    with pytest.raises(ValueError, match="reentrant checkpointing hides queries, keys and values"):
+        trainer.train()
