@@ -68,7 +68,7 @@ class Distilling(Trainer):
         if reentrant and (config.attention_weight or config.relation_weight):
             raise ValueError(
                 "reentrant checkpointing hides queries, keys and values from the loss: give "
-                "gradient_checkpointing_kwargs={'use_reentrant': False}, or leave out attention_weight and relation_weight"
+                "gradient_checkpointing_kwargs={'use_reentrant': False}, or leave out those weights"
             )
         dtype = {"auto": torch.bfloat16 if self.args.bf16 else None}.get(
             config.teacher_dtype, getattr(torch, config.teacher_dtype, None)

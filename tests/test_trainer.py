@@ -309,7 +309,7 @@ def test_a_report_without_evaluation_says_not_measured(tmp_path):
 
 def test_reentrant_checkpointing_would_hide_what_is_inside(tmp_path):
     techniques = {"distillation": DistillationConfig(relation_weight=1.0)}
-    changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    changes = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
     trainer = build(tmp_path, techniques=techniques, **changes)
     with pytest.raises(ValueError, match="reentrant checkpointing hides queries, keys and values"):
         trainer.train()

@@ -77,11 +77,9 @@ def test_what_is_counted_is_labelled_tokens_or_examples(make_model, make_batch, 
     assert int(answers.count(batch)) == expected.get(head.partition("For")[2], 3)
 
 
-@pytest.mark.parametrize("head", TOKEN_TASKS)
+@pytest.mark.parametrize("head", [head for head in TOKEN_TASKS if not head.endswith("PreTraining")])
 def test_only_labelled_tokens_are_compared(make_model, make_batch, head):
     student, teacher, batch = make_model(head, seed=1), make_model(head), make_batch(head, labelled=True)
-    if head.endswith("PreTraining"):
-        pytest.skip("every token is judged")
     ours, theirs = asked(student, batch).logits, asked(teacher, batch).logits
     labels = batch["labels"].clone()
     labels[0, ::2] = -100

@@ -93,11 +93,9 @@ def test_queries_keys_and_values_make_the_attention_of_the_model(make_model, mak
         answer = model(**batch, output_attentions=True)
     given = answer.get("attentions") or answer["encoder_attentions"]
     queries, keys = (seen[signal].view(3, 9, 4, 8).transpose(1, 2) for signal in wanted)
-    scores = queries @ keys.transpose(-1, -2)
-    if "T5" in head:  # which does not scale, and adds where tokens are
-        scores = scores + getattr(block.owner, block.compute).compute_bias(9, 9)
-    else:
-        scores = scores / 8**0.5
+    scores, attention = queries @ keys.transpose(-1, -2), getattr(block.owner, block.compute)
+    # T5 does not scale, and adds where tokens are.
+    scores = scores + attention.compute_bias(9, 9) if "T5" in head else scores / 8**0.5
     scores = scores.masked_fill(~batch["attention_mask"].bool()[:, None, None, :], torch.finfo(torch.float32).min)
     torch.testing.assert_close(scores.softmax(-1), given[0], atol=1e-5, rtol=1e-5)
 
@@ -153,7 +151,7 @@ def test_checkpointing_changes_no_gradient_and_shows_each_signal_once(make_model
     assert calls == [1, 2]  # the second, in the backward pass, did happen, and is not seen
     assert gradients[0].keys() == gradients[1].keys()
     for name, expected in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-6, atol=1e-5 * float(expected.abs().max()))
     queries = [name for name in gradients[0] if re.search(r"0.*(query|q_lin|\.q)\.weight", name)]
     assert queries
     assert all(float(gradients[0][name].abs().sum()) > 0 for name in queries)
