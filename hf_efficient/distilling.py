@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_efficient.distillation.answers import answers_of
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import Distiller, Part
 from hf_efficient.distillation.teacher import Teacher, is_answer
@@ -23,7 +23,6 @@ from hf_efficient.distillation.teacher_cache import (
     without_answers,
 )
 
-PROJECTIONS_NAME = "projections.safetensors"
 HARD = "hard"
 Inputs = dict[str, torch.Tensor | Any]
 
@@ -51,8 +50,8 @@ class Distilling(Trainer):
         super().__init__(*args, **kwargs)
         self._window: dict[str, torch.Tensor] = {}
         self._logged: dict[str, torch.Tensor] = {}
-        self._batches_logged = 0
-        self.add_callback(_MeanOfProjections(self))
+        self._step_logged = 0
+        self.add_callback(_GradientsOfProjections(self))
 
     # ---- the teacher -----------------------------------------------------------------------------------------------
 
@@ -87,7 +86,7 @@ class Distilling(Trainer):
                 f"cache_teacher keeps what the teacher says in a datasets.Dataset, the training data is a "
                 f"{type(self.train_dataset).__name__}: leave it out, or load the data with `datasets`"
             )
-        if answers is None or any(name.startswith(PREFIX) for name in self.train_dataset.column_names):
+        if answers is None or isinstance(self.data_collator, AnswersCollator):
             return
         left = getattr(self.processing_class, "padding_side", "right") == "left"
         self._set_signature_columns_if_needed()
@@ -132,7 +131,10 @@ class Distilling(Trainer):
         """Returns, by unit, the number of labels that the task's loss averages over, and what the distiller counts."""
         known = without_answers(inputs)
         labels = known.get("labels")
-        if labels is None or labels.is_floating_point():
+        answers = answers_of(self.model)
+        if answers is not None and answers.judges:  # whose loss is the mean over what is no padding
+            hard = answers.count(known)
+        elif labels is None or labels.is_floating_point():
             hard = torch.tensor(next(iter(known.values())).shape[0])
         else:
             hard = labels.ne(-100).sum()
@@ -163,7 +165,6 @@ class Distilling(Trainer):
             loss = loss + part.weight * value
             if self.distiller is not None:
                 self._logged[part.name] = self._logged.get(part.name, 0) + value.detach()
-        self._batches_logged += 1
         return (loss, outputs) if return_outputs else loss
 
     def _distilled(
@@ -216,9 +217,9 @@ class Distilling(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the distillation loss, averaged over the steps since the last log."""
         if "loss" in logs and self._logged:
-            steps = max(self._batches_logged / self.args.gradient_accumulation_steps, 1)
+            steps = max(self.state.global_step - self._step_logged, 1)
             logs |= {name: float(total) / steps for name, total in self._logged.items()}
-            self._logged, self._batches_logged = {}, 0
+            self._logged, self._step_logged = {}, self.state.global_step
         super().log(logs, start_time)
 
     # ---- learned projections, which are no part of the model -------------------------------------------------------
@@ -240,18 +241,20 @@ class Distilling(Trainer):
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
         if self._projections and folder.name.startswith(PREFIX_CHECKPOINT_DIR) and self.distiller is not None:
-            tensors = {name: value.contiguous() for name, value in self.distiller.projections.state_dict().items()}
-            save_file(tensors, folder / PROJECTIONS_NAME)
+            self.distiller.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Also loads the projections."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._projections and self.distiller is not None:
-            self.distiller.projections.load_state_dict(load_file(Path(resume_from_checkpoint) / PROJECTIONS_NAME))
+        if self.distiller is not None:
+            self.distiller.load_projections(resume_from_checkpoint)
 
 
-class _MeanOfProjections(TrainerCallback):
-    """Averages the gradients of the projections over the processes: DDP, which wraps the model, does not see them."""
+class _GradientsOfProjections(TrainerCallback):
+    """Does for the projections, which are no part of the model, what others do for the model's gradients.
+
+    DDP averages over the processes those of the model that it wraps, and `Trainer` zeroes those of its model.
+    """
 
     def __init__(self, trainer: Distilling) -> None:
         self.trainer = trainer
@@ -264,3 +267,17 @@ class _MeanOfProjections(TrainerCallback):
             for parameter in self.trainer._projections:
                 if parameter.grad is not None:
                     parameter.grad = self.trainer.accelerator.reduce(parameter.grad, reduction="mean")
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Zeroes, after the step."""
+        for parameter in self.trainer._projections:
+            parameter.grad = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begins, or goes on from a checkpoint, with nothing logged and no gradient."""
+        self.trainer._logged, self.trainer._step_logged = {}, state.global_step
+        self.on_optimizer_step(args, state, control)

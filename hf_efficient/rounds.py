@@ -82,6 +82,8 @@ class PruningRounds(Trainer):
                 if begun is None or phase.number > begun:
                     self._prepare(phase, round_folder)
                 self._install(self._load_pruned(round_folder))
+                if phase.number == begun:
+                    self._load_beside(round_folder)
                 checkpoint = get_last_checkpoint(str(round_folder)) if phase.number == begun else None
                 self.args.output_dir = str(round_folder)
                 self.args.num_train_epochs = epochs * phase.share
@@ -123,7 +125,7 @@ class PruningRounds(Trainer):
             remove_connections(start, weighed, **request.connections())
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            save_whole(start, folder)
+            save_whole(start, folder, self._beside())
             shutil.rmtree(staged)
         self.accelerator.wait_for_everyone()
 
@@ -243,6 +245,12 @@ class PruningRounds(Trainer):
     def _restore_forward(self, model: PreTrainedModel) -> None:
         """Takes off what mixed precision put around `forward`, so that copies and measurements see the bare model."""
         self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+    def _beside(self) -> Any:
+        """Returns what is trained beside the model and saved with it by `save_pretrained`, or None."""
+
+    def _load_beside(self, folder: Path) -> None:
+        """Loads what `_beside` saved."""
 
     # ---- words -----------------------------------------------------------------------------------------------------
 

@@ -138,6 +138,13 @@ class _Compression(PruningRounds, Distilling):
         if self.distiller is not None:
             self.distiller.prepare(model)
 
+    def _beside(self) -> Any:
+        return self.distiller if self._projections else None
+
+    def _load_beside(self, folder: Path) -> None:
+        if self.distiller is not None:
+            self.distiller.load_projections(folder)
+
     def _from_teacher(self) -> str:
         return "" if self.distillation is None else f" on {self.distillation.describe()}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from hf_efficient.distillation.layers import LAYER_MAPS, parse_layer_map
@@ -185,7 +186,7 @@ class DistillationConfig:
             weights = [float(part) for part in self.teacher_weights.split(",")]
         except ValueError:
             weights = []
-        if not weights or min(weights) < 0 or not sum(weights) > 0:
+        if not weights or min(weights) < 0 or not 0 < sum(weights) < math.inf:
             raise ValueError(f"teacher_weights={self.teacher_weights!r} are no weights: give numbers such as 0.7,0.3")
         if len(weights) != teachers:
             raise ValueError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -29,10 +32,12 @@ from hf_efficient.distillation.signals import (
 from hf_efficient.distillation.teacher import Teacher
 from hf_efficient.distillation.teacher_cache import cached_answers
 from hf_efficient.models import family_of
+from hf_efficient.models.structure import PrunedConfig
 
 Inputs = Mapping[str, torch.Tensor]
 Pair = tuple[str, str]
 SOFT = "soft"
+PROJECTIONS_NAME = "projections.safetensors"
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,9 @@ class Distiller(nn.Module):
         for mine, its in self.pairs:
             if mine in ours and its in theirs:
                 kept = _kept_heads(student, mine), _kept_heads(teacher, its)
-                alike = ours[mine].unit_size == theirs[its].unit_size and set(kept[0]) <= set(kept[1])
+                # A stock network of fewer heads does not say which of the teacher's they were, if any.
+                known = len(kept[0]) == len(kept[1]) or isinstance(student.config, PrunedConfig)
+                alike = known and ours[mine].unit_size == theirs[its].unit_size and set(kept[0]) <= set(kept[1])
                 if alike:
                     self._heads[mine, its] = None, [kept[1].index(head) for head in kept[0]]
                 else:
@@ -143,6 +150,17 @@ class Distiller(nn.Module):
                     f"no layer of the student's {stack} that the layer_map names attends any more: leave out "
                     "attention_weight and relation_weight, or keep heads (keep_at_least)"
                 )
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the projections into `folder`: training goes on with them, the student does without."""
+        state = self.projections.state_dict()
+        if state:
+            save_file({name: value.contiguous() for name, value in state.items()}, Path(folder) / PROJECTIONS_NAME)
+
+    def load_projections(self, folder: str | os.PathLike[str]) -> None:
+        """Reads what `save_pretrained` wrote, for the same student and teacher."""
+        if len(self.projections):
+            self.projections.load_state_dict(load_file(Path(folder) / PROJECTIONS_NAME))
 
     @property
     def stacks(self) -> tuple[str, ...]:

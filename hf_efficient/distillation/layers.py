@@ -18,7 +18,7 @@ def uniform(student: int, teacher: int) -> Pairs:
 
     Source: Jiao et al. 2020, "TinyBERT", section 4.2 (uniform strategy).
     """
-    return [(index, max(0, round((index + 1) * teacher / student) - 1)) for index in range(student)]
+    return [(index, -(-(index + 1) * teacher // student) - 1) for index in range(student)]
 
 
 def last(student: int, teacher: int) -> Pairs:
@@ -143,6 +143,7 @@ def student_of_layers(teacher: PreTrainedModel, kept: str | int | Sequence[int])
 
 def _parse_kept(kept: str | int | Sequence[int], counts: dict[str, int]) -> dict[str, list[int]]:
     text = kept if isinstance(kept, str) else str(kept) if isinstance(kept, int) else ",".join(map(str, kept))
+    names_layers = not isinstance(kept, (str, int)) or "," in text
     wrong = ValueError(
         f"student_layers={text!r} keeps no layers: give a number such as 3, layers counted from 0 such as 0,2,5, or a "
         f"number for each stack such as encoder=4,decoder=1; there are "
@@ -156,7 +157,7 @@ def _parse_kept(kept: str | int | Sequence[int], counts: dict[str, int]) -> dict
         numbers = {stack: int(by_stack.get(stack, count)) for stack, count in counts.items()}
     elif not all(part.isdigit() for part in parts):
         raise wrong
-    elif len(parts) > 1:
+    elif names_layers:
         indices = sorted({int(part) for part in parts})
         if any(indices[-1] >= count for count in counts.values()):
             raise wrong
@@ -184,7 +185,7 @@ def student_of_config(teacher: PreTrainedModel, changes: str) -> PreTrainedModel
             )
         setattr(config, name, type(getattr(config, name))(float(value)))
     size, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
-    if size % heads and not teacher.config.is_encoder_decoder:
+    if not heads or (size % heads and not teacher.config.is_encoder_decoder):
         raise ValueError(f"student_config: hidden_size={size} is no multiple of num_attention_heads={heads}")
     return family.class_for(type(teacher), config)._from_config(
         config, attn_implementation=teacher.config._attn_implementation

@@ -80,11 +80,16 @@ class Teacher(nn.Module):
                 outputs = model(**known)
             for name in self.answers.outputs if self.answers is not None else ():
                 answer = outputs[name]
-                if self.token_ids is not None and answer.shape[-1] == self.model.config.vocab_size:
+                if self.token_ids is not None and answers_tokens(model):
                     answer = answer[..., self.token_ids]
                 weighed = answer if len(self.shares) == 1 else share * answer.float()
                 found[name] = found[name] + weighed if name in found else weighed
         return found, signals
+
+
+def answers_tokens(model: PreTrainedModel) -> bool:
+    """Whether the answers are distributions over the vocabulary."""
+    return type(model).__name__.endswith(("ForMaskedLM", "ForConditionalGeneration"))
 
 
 def is_answer(name: str) -> bool:

@@ -12,7 +12,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel
 
 from hf_efficient.distillation.answers import Answers
-from hf_efficient.distillation.teacher import Teacher
+from hf_efficient.distillation.teacher import Teacher, answers_tokens
 
 PREFIX = "teacher_"
 TOP_TOKENS = "teacher_top_tokens"
@@ -69,7 +69,7 @@ def cache_teacher_answers(
                     rows_of[index] = row.cpu().numpy()
         return found
 
-    settings = (known, teacher.token_ids, teacher.shares, top_k, temperature if top_k else None)
+    settings = (known, teacher.token_ids, teacher.shares, top_k, temperature if top_k else None, left)
     weights = [_digest(model) for model in teacher.models]
     fingerprint = Hasher.hash([dataset._fingerprint, weights, *settings])
     return dataset.map(
@@ -86,22 +86,18 @@ def _check(teacher: Teacher, collate: Collate, top_k: int | None) -> Answers:
             "cache_teacher keeps one answer an example, but the tokens to guess are drawn anew in every epoch: leave "
             "it out"
         )
-    classes = teacher.model.config.vocab_size if _over_vocabulary(teacher) else teacher.model.config.num_labels
+    classes = teacher.model.config.vocab_size if answers_tokens(teacher.model) else teacher.model.config.num_labels
     if top_k is None and answers.of_tokens and classes > MANY_CLASSES:
         raise ValueError(
             f"cache_teacher would keep {classes} numbers for every token: give cache_top_k=64 to keep the most likely "
             "answers and the sum of the rest"
         )
-    if top_k is not None and (not answers.of_tokens or top_k >= classes - 1):
+    if top_k is not None and (not answers.of_tokens or answers.judges or top_k >= classes - 1):
         raise ValueError(
             f"cache_top_k={top_k} keeps the most likely of many answers a token, {type(teacher.model).__name__} has "
             f"{classes} answers{'' if answers.of_tokens else ' an example'}: leave it out"
         )
     return answers
-
-
-def _over_vocabulary(teacher: Teacher) -> bool:
-    return type(teacher.model).__name__.endswith(("ForMaskedLM", "ForConditionalGeneration"))
 
 
 def _kept(

@@ -66,7 +66,7 @@ def test_rows_add_up_to_the_batch(make_model, make_batch, head):
     student, teacher, batch = make_model(head, seed=1), make_model(head), make_batch(head, labelled=True)
     parts = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(3)]
     answers, whole = answers_of(teacher), distance(student, teacher, batch)
-    assert sum(distance(student, teacher, part) for part in parts) == pytest.approx(whole, rel=1e-5)
+    assert sum(distance(student, teacher, part) for part in parts) == pytest.approx(whole, rel=1e-4)
     assert sum(int(answers.count(part)) for part in parts) == int(answers.count(batch))
 
 
