@@ -27,12 +27,12 @@ METHODS: dict[str, DistillationConfig | None] = {
     "logits": DistillationConfig(),
     "cached logits": DistillationConfig(cache_teacher=True),
     "logits + hidden states": DistillationConfig(hidden_weight=10.0),
-    "logits + relations": DistillationConfig(relation_weight=10.0),
+    "logits + relations": DistillationConfig(relation_weight=1.0),
 }
 NARROW = "hidden_size=128,num_hidden_layers=4,num_attention_heads=4,intermediate_size=512"
 NARROW_METHODS: dict[str, DistillationConfig | None] = {
     "no teacher, width 128": None,
-    "logits + relations, width 128": DistillationConfig(relation_weight=10.0),
+    "logits + relations, width 128": DistillationConfig(relation_weight=1.0),
 }
 
 
@@ -50,7 +50,7 @@ def run(sst2: Sst2, method: str, seed: int, steps: int) -> dict[str, float | Non
             str(folder),
             max_steps=steps,
             per_device_train_batch_size=64,
-            learning_rate=5e-4 if narrow else 5e-5,
+            learning_rate=5e-4 if narrow else 3e-4,
             warmup_steps=50,
             train_sampling_strategy="group_by_length",
             bf16=True,
