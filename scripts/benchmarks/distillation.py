@@ -102,7 +102,7 @@ def draw(results: Results, seeds: list[int]) -> None:
         axis.plot(statistics.mean(found), height, "C0D")
     axis.axvline(100 * results["teacher"], color="grey", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(names)), names)
-    axis.set_xlabel("accuracy on SST-2, %; diamonds: mean of the seeds; dashed: the teacher")
+    axis.set_xlabel("accuracy on SST-2, %; dashed: the teacher")
     figure.savefig(OUT / "distillation" / "results.png", dpi=140)
 
 
