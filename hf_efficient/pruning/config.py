@@ -159,7 +159,7 @@ class PruningConfig:
             raise ValueError("portable=True keeps every head, scope='layer' removes some of each layer: give one")
         if self.ramp and (self.rounds > 1 or self.rewind):
             raise ValueError("ramp closes gates within one run of training: leave out rounds and rewind")
-        if self.ramp and not self.removes_units and not self.weights:
+        if self.ramp and self.target is None and all(getattr(self, n) is None for n in (*FRACTIONS, "weights")):
             raise ValueError(f"ramp={self.ramp} has nothing to grow: give a target, a fraction, or weights")
         if self.rewind == "weights" and self.removes_units and self.removes_connections:
             raise ValueError("rewind='weights' goes back with units or with single connections: ask for one of them")
