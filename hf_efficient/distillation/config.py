@@ -69,7 +69,7 @@ class DistillationConfig:
         default="auto",
         metadata={
             "help": f"Which layers compare: {', '.join(LAYER_MAPS)}, or pairs student:teacher such as 0:1,1:3,2:5. "
-            "auto: the layers that a pruned student is made of, otherwise uniform."
+            "auto: what stays of a pruned student with the layers whose work it does, otherwise uniform."
         },
     )
     teacher_weights: str | None = field(

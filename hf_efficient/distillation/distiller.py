@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_efficient.distillation.config import HIDDEN_DISTANCES, DistillationConfig
-from hf_efficient.distillation.layers import map_layers
+from hf_efficient.distillation.layers import layer_sources, map_layers
 from hf_efficient.distillation.objectives import attention_loss, relation_loss, squared_error
 from hf_efficient.distillation.signals import (
     EMBEDDINGS,
@@ -92,6 +92,7 @@ class Distiller(nn.Module):
         self.projections = nn.ModuleDict()
         self.student: PreTrainedModel
         self.pairs: list[Pair] = []
+        self._counted_in: dict[str, list[int]] | None = None
         self._heads: dict[Pair, tuple[list[int] | None, list[int] | None]] = {}
         if config.uses_logits and teacher.answers is None:
             raise ValueError(
@@ -107,13 +108,16 @@ class Distiller(nn.Module):
     def prepare(self, student: PreTrainedModel) -> None:
         """Maps the layers of `student` to the teacher's, and makes the projections that are missing.
 
+        An explicit layer map counts the layers of the first student that it is called with.
+
         Raises ValueError: the layers cannot be mapped, or none that compare attend.
         """
         self.__dict__["student"] = student  # watched, not owned: its weights are not this module's
         if not self.config.looks_inside:
             return
         teacher, config = self.teacher.model, self.config
-        self.pairs = map_layers(student, teacher, config.layer_map)
+        self._counted_in = self._counted_in or layer_sources(student)
+        self.pairs = map_layers(student, teacher, config.layer_map, self._counted_in)
         widths = _width(student), _width(teacher)
         if config.hidden_distance == "cosine" and config.hidden_weight and widths[0] != widths[1]:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -67,12 +67,28 @@ def parse_layer_map(layer_map: str) -> dict[str, Pairs] | None:
     return pairs
 
 
-def map_layers(student: PreTrainedModel, teacher: PreTrainedModel, layer_map: str) -> list[tuple[str, str]]:
+def layer_sources(model: PreTrainedModel) -> dict[str, list[int]]:
+    """Returns, by stack, the index that each layer of `model` has in the network that it was cut from."""
+    stacks = family_of(model).structure(model.config).stacks
+    return {stack: [layer.source for layer in layers] for stack, layers in stacks.items()}
+
+
+def map_layers(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    layer_map: str,
+    counted_in: Mapping[str, Sequence[int]] | None = None,
+) -> list[tuple[str, str]]:
     """Returns the names of the layers to compare, ("encoder.0", "encoder.1") and so on, by stack.
 
-    With "auto" a layer of a pruned student is compared with the one that it is made of, if the teacher has it.
+    With "auto", of a student that was cut from the teacher, a layer is compared with the last of the teacher's before
+    the next one that was kept: the next layer goes on reading what it is used to. Otherwise it is "uniform".
 
-    Raises ValueError: the models have other stacks of layers, or the map names a layer that is not there.
+    `counted_in` holds the `layer_sources` of the student that explicit pairs count in, before more of its layers went;
+    None: those of `student`. Pairs of layers that are gone are left out.
+
+    Raises ValueError: the models have other stacks of layers, the map names a layer that is not there, or none of
+    those that it names is left.
     """
     ours, theirs = family_of(student).stacks(student), family_of(teacher).stacks(teacher)
     if ours.keys() != theirs.keys():
@@ -87,28 +103,51 @@ def map_layers(student: PreTrainedModel, teacher: PreTrainedModel, layer_map: st
     for stack in ours:
         counts = len(ours[stack]), len(theirs[stack])
         if explicit is not None:
-            pairs = [*explicit.get("", []), *explicit.get(stack, [])]
+            wanted = [*explicit.get("", []), *explicit.get(stack, [])]
+            pairs = _explicit(wanted, layer_map, stack, counts, layer_sources(student)[stack], counted_in)
         else:
-            pairs = _from_sources(student, teacher, stack) if layer_map == "auto" else None  # type: ignore[assignment]
-            pairs = pairs or (LAYER_MAPS[layer_map] or uniform)(*counts)
-        for pair in pairs:
-            if any(index >= count for index, count in zip(pair, counts, strict=True)):
-                raise ValueError(
-                    f"layer_map={layer_map!r} pairs layers {pair[0]}:{pair[1]} of the {stack}, the student has "
-                    f"{counts[0]} layers and the teacher {counts[1]}, counted from 0"
-                )
-            named.append((f"{stack}.{pair[0]}", f"{stack}.{pair[1]}"))
+            known = _from_sources(student, teacher, stack) if layer_map == "auto" else None
+            pairs = known or (LAYER_MAPS[layer_map] or uniform)(*counts)
+        named += [(f"{stack}.{ours}", f"{stack}.{theirs}") for ours, theirs in pairs]
     return named
 
 
+def _explicit(
+    wanted: Pairs,
+    layer_map: str,
+    stack: str,
+    counts: tuple[int, int],
+    left: Sequence[int],
+    counted_in: Mapping[str, Sequence[int]] | None,
+) -> Pairs:
+    """Returns the pairs `wanted` as the student, of whose layers only those of the sources `left` are there, counts."""
+    before = left if counted_in is None else counted_in[stack]
+    for pair in wanted:
+        if pair[0] >= len(before) or pair[1] >= counts[1]:
+            raise ValueError(
+                f"layer_map={layer_map!r} pairs layers {pair[0]}:{pair[1]} of the {stack}, the student has "
+                f"{len(before)} layers and the teacher {counts[1]}, counted from 0"
+            )
+    pairs = [(left.index(before[ours]), theirs) for ours, theirs in wanted if before[ours] in left]
+    if wanted and not pairs:
+        raise ValueError(
+            f"layer_map={layer_map!r} names layers of the {stack} that are all pruned: name others, or auto, which "
+            "follows the layers that are left"
+        )
+    return pairs
+
+
 def _from_sources(student: PreTrainedModel, teacher: PreTrainedModel, stack: str) -> Pairs | None:
-    """Returns pairs of layers that were one before the student was pruned; None where that is not known."""
+    """Returns the pairs of "auto"; None where it is not known that the student was cut from the teacher."""
     family = family_of(student)
-    if family is not family_of(teacher) or not isinstance(student.config, family.pruned_config_class):
+    cut = isinstance(student.config, family.pruned_config_class) or hasattr(student.config, "layer_sources")
+    if family is not family_of(teacher) or not cut:
         return None
-    theirs = {layer.source: index for index, layer in enumerate(family.structure(teacher.config).stacks[stack])}
-    sources = [layer.source for layer in family.structure(student.config).stacks[stack]]
-    return [(index, theirs[source]) for index, source in enumerate(sources)] if set(sources) <= set(theirs) else None
+    ours, theirs = layer_sources(student)[stack], layer_sources(teacher)[stack]
+    if not set(ours) <= set(theirs):
+        return None
+    bounds = [theirs.index(source) for source in ours[1:]] + [len(theirs)]
+    return [(index, bound - 1) for index, bound in enumerate(bounds)]
 
 
 # ---- students ----

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-_KEYS_OF_THE_PRUNED = ("architectures", "auto_map", "model_type", "structure", "transformers_version")
+_KEYS_OF_THE_PRUNED = ("architectures", "auto_map", "layer_sources", "model_type", "structure", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,16 @@ class Family(ABC):
         """Returns the structure of the network, pruned or not, that `config` describes."""
         if isinstance(config, self.pruned_config_class):
             return Structure.from_dict(config.structure)
-        return self.full_structure(config)
+        whole, left = self.full_structure(config), getattr(config, "layer_sources", {})
+        return Structure(
+            {
+                stack: tuple(
+                    replace(layer, source=source)
+                    for layer, source in zip(layers, left.get(stack, range(len(layers))), strict=True)
+                )
+                for stack, layers in whole.stacks.items()
+            }
+        )
 
     def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
         """Returns every layer of `model` by its name."""
@@ -270,8 +279,17 @@ class Family(ABC):
         }
 
     def config_for(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
-        """Returns the config that holds `structure`: a stock one where a stock class can, a pruned one otherwise."""
-        return self.stock_config(config, structure) or self.pruned_config(config, structure)
+        """Returns the config that holds `structure`: a stock one where a stock class can, a pruned one otherwise.
+
+        A stock one notes, beside the fields that it knows, as `layer_sources`, which layers are left.
+        """
+        stock = self.stock_config(config, structure)
+        if stock is None:
+            return self.pruned_config(config, structure)
+        left = {stack: [layer.source for layer in layers] for stack, layers in structure.stacks.items()}
+        if any(sources != list(range(len(sources))) for sources in left.values()):
+            stock.layer_sources = left
+        return stock
 
     def class_for(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
         """Returns the class with the task head of `model_class` that is built from `config`.

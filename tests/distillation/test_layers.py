@@ -5,6 +5,7 @@ import torch
 
 from hf_efficient.distillation.layers import (
     last,
+    layer_sources,
     layers_at_even_distances,
     map_layers,
     parse_layer_map,
@@ -75,11 +76,11 @@ def numbers(pairs, stack="encoder"):
 
 
 @pytest.mark.parametrize("head", ["BertForSequenceClassification", "DistilBertForMaskedLM", "ElectraModel", "T5Model"])
-def test_auto_pairs_a_pruned_student_with_the_layers_it_is_made_of(make_model, select, head):
+def test_auto_pairs_what_is_left_with_the_last_layer_whose_work_it_does(make_model, select, head):
     teacher = make_model(head)
     student = cut(teacher, select("a layer gone", head))
     for stack in family_of(teacher).stacks(teacher):
-        assert numbers(map_layers(student, teacher, "auto"), stack) == [(0, 0), (1, 2)]
+        assert numbers(map_layers(student, teacher, "auto"), stack) == [(0, 1), (1, 2)]
         assert numbers(map_layers(student, teacher, "uniform"), stack) == uniform(2, 3)
         assert numbers(map_layers(teacher, teacher, "auto"), stack) == [(0, 0), (1, 1), (2, 2)]
 
@@ -87,7 +88,7 @@ def test_auto_pairs_a_pruned_student_with_the_layers_it_is_made_of(make_model, s
 def test_auto_finds_the_same_layers_in_a_teacher_that_is_pruned_too(make_model, select):
     model = make_model()
     thinned = cut(model, select("a layer gone"))
-    assert numbers(map_layers(thinned, cut(model, select("uneven widths")), "auto")) == [(0, 0), (1, 2)]
+    assert numbers(map_layers(thinned, cut(model, select("uneven widths")), "auto")) == [(0, 1), (1, 2)]
     assert numbers(map_layers(thinned, thinned, "auto")) == [(0, 0), (1, 1)]
 
 
@@ -97,6 +98,29 @@ def test_auto_is_uniform_where_the_teacher_lacks_a_layer_or_is_of_another_family
     assert numbers(map_layers(whole, thinned, "auto")) == uniform(3, 2)
     other = make_model("DistilBertForSequenceClassification", n_layers=6)
     assert numbers(map_layers(whole, other, "auto")) == [(0, 1), (1, 3), (2, 5)]
+
+
+@pytest.mark.parametrize("head", ["BertForSequenceClassification", "T5ForConditionalGeneration"])
+def test_a_stock_student_of_some_layers_remembers_which(make_model, head, tmp_path):
+    teacher = make_model(head)
+    student_of_layers(teacher, "0,2").save_pretrained(tmp_path)
+    student = type(teacher).from_pretrained(tmp_path)
+    assert layer_sources(student) == dict.fromkeys(family_of(teacher).stacks(teacher), [0, 2])
+    for stack in family_of(teacher).stacks(teacher):
+        assert numbers(map_layers(student, teacher, "auto"), stack) == [(0, 1), (1, 2)]
+    again = student_of_layers(student, [1])
+    assert layer_sources(again) == dict.fromkeys(family_of(teacher).stacks(teacher), [2])
+    size = "d_ff=16" if head.startswith("T5") else "intermediate_size=16"
+    assert not hasattr(student_of_config(student, size).config, "layer_sources")
+
+
+def test_explicit_pairs_follow_their_layers_when_others_go(make_model):
+    teacher = make_model()
+    before = layer_sources(teacher)
+    student = student_of_layers(teacher, "0,2")
+    assert numbers(map_layers(student, teacher, "0:0,1:1,2:2", before)) == [(0, 0), (1, 2)]
+    with pytest.raises(ValueError, match=re.escape("layer_map='1:1' names layers of the encoder that are all pruned")):
+        map_layers(student, teacher, "1:1", before)
 
 
 def test_explicit_pairs_hold_in_every_stack_or_in_theirs(make_model):

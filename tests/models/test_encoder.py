@@ -49,7 +49,7 @@ def test_sizes_are_written_under_the_names_of_the_architecture(make_model, model
     narrower = family.config_for(config, structure((0, ALL, 24), (2, ALL, 24)))
     assert type(narrower) is family.config_class
     assert (narrower.num_hidden_layers, getattr(narrower, family.width_field)) == (2, 24)
-    assert family.structure(narrower) == structure((0, ALL, 24), (1, ALL, 24))
+    assert family.structure(narrower) == structure((0, ALL, 24), (2, ALL, 24))
     uneven = family.config_for(config, structure((0, ALL, 24), (2, (1,), 24)))
     assert type(uneven) is family.pruned_config_class
     assert (uneven.num_hidden_layers, getattr(uneven, family.width_field)) == (2, 64)
