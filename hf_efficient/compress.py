@@ -35,6 +35,7 @@ from hf_efficient.data import (
 )
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.layers import student_of_config, student_of_layers
+from hf_efficient.distillation.teacher import load_teacher, reads_token_types
 from hf_efficient.masking import masked_once
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
 from hf_efficient.pruning.config import PruningConfig
@@ -149,7 +150,7 @@ def compress(job: Job) -> CompressionReport:
         ready, token_ids = _trim(job, splits, dataclasses.replace(ready, model=model))
         original, model = Original(model, token_ids, data), ready.model
 
-    teachers: Any = job.models.teacher_name_or_path
+    teachers: Any = ready.teachers
     if job.models.makes_student:
         teachers = teachers or (None if original else [model])
         set_seed(args.seed)  # the same student after an interruption
@@ -190,7 +191,10 @@ def compress(job: Job) -> CompressionReport:
 
 @dataclass(frozen=True)
 class _Ready:
-    """What a trainer works on; `tuned` says whether the model has the task's head already."""
+    """What a trainer works on; `tuned` says whether the model has the task's head already.
+
+    `teachers` are those that were named.
+    """
 
     task: Task
     columns: Columns
@@ -199,6 +203,7 @@ class _Ready:
     data: DatasetDict
     model: PreTrainedModel
     tuned: bool
+    teachers: tuple[PreTrainedModel, ...]
 
     def for_trainer(self) -> dict[str, Any]:
         """Returns what every trainer of the job is given."""
@@ -217,33 +222,58 @@ def _prepare(job: Job, splits: DatasetDict) -> _Ready:
     name, remote = job.models.model_name_or_path, job.models.trust_remote_code
     config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote)
+    named = job.models.teacher_name_or_path or ()
+    told = AutoConfig.from_pretrained(named[0], trust_remote_code=remote) if named else config
     needs_labels = not job.distils or job.distillation.uses_labels
     task = task_named(job.models.task or "text-classification")
     columns = find_columns(splits, task, job.data, needs_labels)
     if not job.models.task:
-        task = infer_task(config, columns.label is not None and labels_are_numbers(splits, columns.label))
+        task = infer_task(told, columns.label is not None and labels_are_numbers(splits, columns.label))
     tuned = (config.architectures or [""])[0].endswith(task.head)
-    if columns.label is None and task.labelled and not tuned:
+    if not tuned and named and task.labelled:
+        config.id2label, config.label2id, config.problem_type = told.id2label, told.label2id, told.problem_type
+    if columns.label is None and task.labelled and not tuned and not named:
         raise ValueError(
             f"{name} has no head for {task.name} and the data has no labels to make one: give a fine-tuned model, or "
             "--label_column"
         )
     numbers = None
     if task.name == "regression":
-        if not tuned:
+        if not tuned and not named:
             config.num_labels, config.problem_type = 1, "regression"
     elif columns.label is not None:
-        if not tuned:
+        if not tuned and not named:
             names = label_names(splits, columns.label)
             config.id2label = dict(enumerate(names))
             config.label2id = {label: index for index, label in config.id2label.items()}
             config.problem_type = "single_label_classification"
         numbers = label_numbers(splits, columns.label, config)
     model = task.auto_class.from_pretrained(name, config=config, dtype=torch.float32, trust_remote_code=remote)
-    data = tokenize(splits, columns, numbers, tokenizer, job.data.max_length)
+    answers = job.distils and job.distillation.uses_logits
+    teachers = tuple(load_teacher(teacher, task.auto_class, answers, remote) for teacher in named)
+    for teacher in named:
+        _check_tokens(teacher, tokenizer, remote)
+    types = any(map(reads_token_types, teachers)) or None
+    data = tokenize(splits, columns, numbers, tokenizer, job.data.max_length, types)
     if not task.labelled:
         data["evaluation"] = masked_once(data["evaluation"], tokenizer, job.training.seed)
-    return _Ready(task, columns, numbers, tokenizer, data, model, tuned)
+    return _Ready(task, columns, numbers, tokenizer, data, model, tuned, teachers)
+
+
+def _check_tokens(teacher: str, tokenizer: PreTrainedTokenizerBase, remote: bool) -> None:
+    """Raises ValueError: the teacher called so was taught other tokens than the tokenizer makes."""
+    try:
+        taught = AutoTokenizer.from_pretrained(teacher, trust_remote_code=remote).get_vocab()
+    except OSError:
+        logger.warning(f"teacher {teacher!r} comes without a tokenizer: it is taken to read the student's tokens")
+        return
+    vocabulary = tokenizer.get_vocab()
+    if taught != vocabulary:
+        other = next((token for token, index in vocabulary.items() if taught.get(token) != index), "one more")
+        raise ValueError(
+            f"the tokenizer of the teacher {teacher!r} differs from the student's ({len(taught)} tokens and "
+            f"{len(vocabulary)}, not the same for {other!r}): they must share one"
+        )
 
 
 def _student(models: ModelConfig, teacher: PreTrainedModel) -> tuple[PreTrainedModel, str]:
@@ -257,7 +287,8 @@ def _trim(job: Job, splits: DatasetDict, ready: _Ready) -> tuple[_Ready, torch.T
     """Returns the model, its tokenizer and the data with only the tokens of the training data, and their old ids."""
     texts = itertools.chain.from_iterable(splits["train"][name] for name in ready.columns.texts)
     small = trim_vocabulary(ready.model, ready.tokenizer, used_tokens(texts, ready.tokenizer))
-    data = tokenize(splits, ready.columns, ready.numbers, small.tokenizer, job.data.max_length)
+    types = any(map(reads_token_types, ready.teachers)) or None
+    data = tokenize(splits, ready.columns, ready.numbers, small.tokenizer, job.data.max_length, types)
     return dataclasses.replace(ready, model=small.model, tokenizer=small.tokenizer, data=data), small.token_ids
 
 

@@ -228,11 +228,16 @@ def tokenize(
     numbers: Mapping[Any, int] | None,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    token_types: bool | None = None,
 ) -> DatasetDict:
-    """Returns the splits as token ids, not padded yet, with `labels` where there are any."""
+    """Returns the splits as token ids, not padded yet, with `labels` where there are any.
+
+    `token_types` asks for types of tokens; None: where the tokenizer's model reads them.
+    """
 
     def convert(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        encoded = tokenizer(*(batch[name] for name in columns.texts), truncation=True, max_length=max_length)
+        texts = (batch[name] for name in columns.texts)
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=token_types)
         if columns.label in batch:
             labels = batch[columns.label]
             encoded["labels"] = labels if numbers is None else [numbers[value] for value in labels]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -14,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_efficient.distillation.answers import answers_of
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import Distiller, Part
-from hf_efficient.distillation.teacher import Teacher, is_answer
+from hf_efficient.distillation.teacher import TOKEN_TYPES, Teacher, is_answer, read_by, reads_token_types
 from hf_efficient.distillation.teacher_cache import (
     PREFIX,
     TOP_TOKENS,
@@ -39,7 +40,7 @@ class Distilling(Trainer):
     """
 
     # Our losses are already divided by the number of items in the whole accumulation window.
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga: bool | None = True
 
     distillation: DistillationConfig | None
     distiller: Distiller | None = None
@@ -51,6 +52,8 @@ class Distilling(Trainer):
         self._window: dict[str, torch.Tensor] = {}
         self._logged: dict[str, torch.Tensor] = {}
         self._step_logged = 0
+        if answers_of(self.model) is None:
+            self.loss_is_scaled_for_ga = None  # the loss of a head that is not known here is the parent's
         self.add_callback(_GradientsOfProjections(self))
 
     # ---- the teacher -----------------------------------------------------------------------------------------------
@@ -72,7 +75,8 @@ class Distilling(Trainer):
         dtype = {"auto": torch.bfloat16 if self.args.bf16 else None}.get(
             config.teacher_dtype, getattr(torch, config.teacher_dtype, None)
         )
-        models = [model.to(self.args.device) for model in teachers]
+        # A model that was spread over devices stays where it is.
+        models = [model if getattr(model, "hf_device_map", None) else model.to(self.args.device) for model in teachers]
         self.distiller = Distiller(Teacher(models, config.shares(len(models)), dtype, token_ids), config)
         self.distiller.prepare(self.model)
         if config.cache_teacher:
@@ -105,12 +109,24 @@ class Distilling(Trainer):
         )
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Lets the teacher's cached answers through to the loss."""
+        """Lets the teacher's cached answers through to the loss, and what only the teacher reads."""
         super()._set_signature_columns_if_needed()
-        answers = None if self.distiller is None else self.distiller.teacher.answers
-        if answers is not None:
-            cached = [PREFIX + name for name in answers.outputs] + [TOP_TOKENS]
-            self._signature_columns += [name for name in cached if name not in self._signature_columns]
+        if self.distiller is None:
+            return
+        teacher = self.distiller.teacher
+        cached = [] if teacher.answers is None else [*(PREFIX + name for name in teacher.answers.outputs), TOP_TOKENS]
+        read = [TOKEN_TYPES] if any(map(reads_token_types, teacher.models)) else []
+        self._signature_columns += [name for name in (*cached, *read) if name not in self._signature_columns]
+
+    def _read(self, inputs: Mapping[str, Any]) -> Inputs:
+        """Returns what the model reads of a batch."""
+        return read_by(self.model, without_answers(inputs))
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: Inputs, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Hands the model only what it reads."""
+        return super().prediction_step(model, self._read(inputs), *args, **kwargs)
 
     # ---- the loss --------------------------------------------------------------------------------------------------
 
@@ -129,7 +145,7 @@ class Distilling(Trainer):
 
     def _counts(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns, by unit, the number of labels that the task's loss averages over, and what the distiller counts."""
-        known = without_answers(inputs)
+        known = self._read(inputs)
         labels = known.get("labels")
         answers = answers_of(self.model)
         if answers is not None and answers.judges:  # whose loss is the mean over what is no padding
@@ -149,9 +165,10 @@ class Distilling(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Returns the weighted sum of the task's loss and, with a distiller, the distances to the teacher."""
-        if self.compute_loss_func is not None or not model.training:
-            return super().compute_loss(model, without_answers(inputs), return_outputs, num_items_in_batch)
-        known = without_answers(inputs)
+        known = self._read(inputs)
+        stock = self.distiller is None and self.loss_is_scaled_for_ga is None
+        if self.compute_loss_func is not None or not model.training or stock:
+            return super().compute_loss(model, known, return_outputs, num_items_in_batch)
         window = self._window or {u: n.to(self.args.device) for u, n in self._counts(known).items()}
         if self.distiller is None:
             hard, outputs = self._hard(model, known, 1.0)
@@ -193,9 +210,14 @@ class Distilling(Trainer):
                 "(hard_label_weight=0)"
             )
         here = self._counts(inputs)[HARD]
-        if not here:
-            raise ValueError("a batch has no labels that count: drop such examples, or all of them are -100")
+        # Which tokens are hidden is drawn by lot, and now and then none is.
+        if self._window and not self._window[HARD] and not getattr(self.data_collator, "mlm", False):
+            raise ValueError(
+                "none of the labels of a whole step counts, all of them are -100: are they cut off by max_length?"
+            )
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if not here:  # the mean of nothing is not a number
+            loss = sum(value.sum() for name, value in outputs.items() if name.endswith("logits")) * 0.0
         return Part("hard_label_loss", weight, loss * here.to(loss.device), HARD), outputs
 
     def _progress(self) -> float:
@@ -218,7 +240,8 @@ class Distilling(Trainer):
         """Adds the parts of the distillation loss, averaged over the steps since the last log."""
         if "loss" in logs and self._logged:
             steps = max(self.state.global_step - self._step_logged, 1)
-            logs |= {name: float(total) / steps for name, total in self._logged.items()}
+            totals = {name: self.accelerator.reduce(total, "mean") for name, total in self._logged.items()}
+            logs |= {name: float(total) / steps for name, total in totals.items()}
             self._logged, self._step_logged = {}, self.state.global_step
         super().log(logs, start_time)
 
@@ -229,11 +252,12 @@ class Distilling(Trainer):
         return [] if self.distiller is None else list(self.distiller.projections.parameters())
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Also trains the projections of the distiller."""
-        fresh = self.optimizer is None
+        """Also trains the projections of the distiller, with an optimizer that was given too."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if fresh and self._projections:
-            optimizer.add_param_group({"params": self._projections, "weight_decay": 0.0})
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = [parameter for parameter in self._projections if id(parameter) not in held]
+        if missing:
+            optimizer.add_param_group({"params": missing, "weight_decay": 0.0})
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -278,6 +302,8 @@ class _GradientsOfProjections(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begins, or goes on from a checkpoint, with nothing logged and no gradient."""
+        """Begins, or goes on from a checkpoint, with nothing logged, no gradient, and the same in all processes."""
         self.trainer._logged, self.trainer._step_logged = {}, state.global_step
+        for parameter in self.trainer._projections:
+            parameter.data.copy_(broadcast(parameter.data))
         self.on_optimizer_step(args, state, control)

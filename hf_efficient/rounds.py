@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from hf_efficient.distillation.teacher import read_by
 from hf_efficient.distillation.teacher_cache import without_answers
 from hf_efficient.models import family_of
 from hf_efficient.pruning.batches import task_or_sampled_loss
@@ -194,7 +195,8 @@ class PruningRounds(Trainer):
         else:
             count = -(-self.pruning.scoring_samples // self.args.per_device_train_batch_size)
             batches = itertools.islice(self.get_train_dataloader(), count)
-        return sample(map(without_answers, batches), self.pruning.scoring_samples, self.args.device)
+        known = (read_by(self.model, without_answers(batch)) for batch in batches)
+        return sample(known, self.pruning.scoring_samples, self.args.device)
 
     def _final_scores(self, request: PruningConfig, batches: Batches) -> Scores:
         """Returns the scores to prune by: those that the gates found while they closed, if there were any."""

@@ -18,6 +18,7 @@ from transformers.utils import PushInProgress, logging
 from hf_efficient import hub
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import check_same_task
+from hf_efficient.distillation.teacher import load_teacher
 from hf_efficient.distilling import Distilling
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import CompressionReport
@@ -68,7 +69,7 @@ class _Compression(PruningRounds, Distilling):
         self.base_model: str = self.model.config._name_or_path
         named: list[Any] = [teacher] if isinstance(teacher, (str, PreTrainedModel)) else list(teacher or ())
         self._check(named)
-        self.teachers = [_load_teacher(each, self.model) if isinstance(each, str) else each for each in named]
+        self.teachers = [self._teacher(each) for each in named]
         for each in self.teachers:
             check_same_task(self.original.model if self.original else self.model, each)
 
@@ -77,11 +78,27 @@ class _Compression(PruningRounds, Distilling):
         """The teacher that the student is measured against, the first of several; None before there is one."""
         return self.teachers[0] if self.teachers else None
 
+    def _teacher(self, teacher: PreTrainedModel | str) -> PreTrainedModel:
+        """Returns the teacher that was given, or the one of that name with the head of the model."""
+        if teacher is self.model:
+            return copy.deepcopy(teacher)  # as it is now: it would go on changing
+        if isinstance(teacher, str):
+            head = type(self.model).__name__.partition("For")[2]
+            auto = {"": "AutoModel", "ConditionalGeneration": "AutoModelForSeq2SeqLM"}.get(head, f"AutoModelFor{head}")
+            answers = self.distillation is not None and self.distillation.uses_logits
+            return load_teacher(teacher, getattr(transformers, auto), answers)
+        return teacher
+
     def _check(self, teachers: Sequence[PreTrainedModel | str]) -> None:
         """Refuses what cannot work before any of the work is done."""
         self.check_pruning()
         if self.distillation is not None and self.compute_loss_func is not None:
             raise ValueError("compute_loss_func would replace the distillation loss: give one of the two")
+        if self.model_init is not None and self.distillation is not None and self.distillation.looks_inside:
+            raise ValueError(
+                "model_init makes another model after the layers of this one were mapped to the teacher's: give "
+                "`model`"
+            )
         if teachers and self.distillation is None:
             raise ValueError("a teacher without distillation teaches nothing: add distillation=DistillationConfig()")
 
@@ -277,13 +294,6 @@ class EfficientTrainer(_Compression):
 
 class EfficientSeq2SeqTrainer(_Compression, Seq2SeqTrainer):
     """A `transformers.Seq2SeqTrainer` with the additions of `EfficientTrainer`."""
-
-
-def _load_teacher(name: str, student: PreTrainedModel) -> PreTrainedModel:
-    head = type(student).__name__.partition("For")[2]
-    auto = {"": "AutoModel", "ConditionalGeneration": "AutoModelForSeq2SeqLM"}.get(head, f"AutoModelFor{head}")
-    teacher: PreTrainedModel = getattr(transformers, auto).from_pretrained(name)
-    return teacher
 
 
 def _found(resume: str | bool | None, folder: str) -> str | None:

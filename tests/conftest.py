@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
+import datasets
 import pytest
 import torch
 from reviews import reviewer, workshop  # noqa: F401 (fixtures)
@@ -19,6 +20,13 @@ from transformers.utils import logging
 from hf_efficient.models import FAMILIES, family_of
 from hf_efficient.models.structure import AttentionBlock
 from hf_efficient.pruning.budget import Selection
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path_factory, monkeypatch):
+    """Gives every test a place of its own for data sets and the teachers' answers to them."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
 
 HEADS = {cls.__name__: (family, cls) for family in FAMILIES.values() for cls in family.pruned_classes}
 BERT_HEADS = tuple(cls.__name__ for cls in FAMILIES["bert"].pruned_classes)

@@ -380,6 +380,14 @@ def test_a_cache_serves_pruning_in_rounds_and_measuring(tmp_path, asked):
     trainer.train()
     assert len(asked) == 1
     assert [row.role for row in trainer.report.models] == ["teacher", "student"]
+
+
+def test_answers_to_data_in_memory_lie_on_disk_and_are_found_again(tmp_path, asked):
+    settings = {**CACHED, "cache_teacher": True}
+    for folder in ("a", "b"):
+        trainer = learn(build(tmp_path / folder, settings, bert(), bert(2)))
+        assert len(asked) == 1
+        assert trainer.train_dataset.cache_files
     assert 0 <= trainer.report.row("student").metrics["accuracy"] <= 1
 
 
@@ -416,7 +424,7 @@ def spied(trainer):
 
 
 @pytest.mark.parametrize("schedule", [{"rounds": 2}, {"ramp": 0.5}], ids=str)
-def test_layers_that_are_left_learn_from_what_they_are_made_of(tmp_path, schedule):
+def test_layers_that_are_left_learn_the_work_of_those_that_went(tmp_path, schedule):
     student = bert(num_hidden_layers=4)
     settings = {**NOTHING, "hidden_weight": 1.0, "attention_weight": 1.0, "logits_weight": 0.5}
     pruning = PruningConfig(layers=0.5, heads=0.25, **SMALL, **schedule)
@@ -425,7 +433,8 @@ def test_layers_that_are_left_learn_from_what_they_are_made_of(tmp_path, schedul
     trainer.train()
     assert len(seen) == 8
     for pairs, sources in seen:
-        assert pairs == [(f"encoder.{index}", f"encoder.{source}") for index, source in enumerate(sources)]
+        theirs = [following - 1 for following in (*sources[1:], 4)]
+        assert pairs == [(f"encoder.{index}", f"encoder.{layer}") for index, layer in enumerate(theirs)]
     assert len(seen[-1][1]) == 2
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(entry["hidden_loss"] > 0 for entry in entries)

@@ -17,7 +17,7 @@ from hf_efficient.distillation.objectives import (
 from hf_efficient.distillation.signals import token_masks
 
 Loss = Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor | None], SumAndCount]
-TOKEN_HEADS = ("TokenClassification", "MaskedLM", "ConditionalGeneration", "PreTraining")
+TOKEN_HEADS = ("TokenClassification", "MaskedLM", "ConditionalGeneration")
 
 
 def _numbers(
@@ -117,20 +117,20 @@ class Answers:
 
 
 def answers_of(model: PreTrainedModel) -> Answers | None:
-    """Returns how the answers of `model` compare; None when it has no task head and answers nothing."""
+    """Returns how the answers of `model` compare; None when it has no task head, or one that is not known here."""
     head = type(model).__name__.partition("For")[2]
     config = model.config
-    if head == "":
-        return None
     if head == "QuestionAnswering":
         return Answers(("start_logits", "end_logits"), _spans, reads_mask=True)
-    if head == "PreTraining":
+    if head == "PreTraining" and config.model_type.endswith("electra"):
         return Answers(("logits",), _judgements, of_tokens=True, judges=True)
     if head in TOKEN_HEADS:
         generates = bool(config.is_encoder_decoder and model.can_generate())
         return Answers(("logits",), soft_label_loss, of_tokens=True, encodes_labels=generates)
     if head == "MultipleChoice":
         return Answers(("logits",), soft_label_loss)
+    if head != "SequenceClassification":
+        return None
     if config.problem_type == "multi_label_classification":
         return Answers(("logits",), independent_soft_label_loss)
     if config.problem_type == "regression" or config.num_labels == 1:

@@ -73,7 +73,7 @@ def _named(id2label: Mapping[int, str]) -> dict[int, str] | None:
     """Returns the label map, or None when it only holds the names that transformers makes up."""
     if all(name == f"LABEL_{index}" for index, name in id2label.items()):
         return None
-    return {int(index): name for index, name in id2label.items()}
+    return {int(index): name.lower() for index, name in id2label.items()}
 
 
 class Distiller(nn.Module):
@@ -96,7 +96,7 @@ class Distiller(nn.Module):
         self._heads: dict[Pair, tuple[list[int] | None, list[int] | None]] = {}
         if config.uses_logits and teacher.answers is None:
             raise ValueError(
-                f"{type(teacher.model).__name__} has no task head and answers nothing: set logits_weight=0 and give "
+                f"{type(teacher.model).__name__} has no task head whose answers compare: set logits_weight=0 and give "
                 "hidden_weight or relation_weight one"
             )
         if config.looks_inside and len(teacher.models) > 1:

@@ -120,7 +120,7 @@ def _explicit(
     left: Sequence[int],
     counted_in: Mapping[str, Sequence[int]] | None,
 ) -> Pairs:
-    """Returns the pairs `wanted` as the student, of whose layers only those of the sources `left` are there, counts."""
+    """Returns the pairs `wanted` in the numbers of the layers that are left, whose sources are `left`."""
     before = left if counted_in is None else counted_in[stack]
     for pair in wanted:
         if pair[0] >= len(before) or pair[1] >= counts[1]:

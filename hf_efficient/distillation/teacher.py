@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from hf_efficient.distillation.answers import answers_of
 from hf_efficient.distillation.signals import Signal, Signals, watching
 
 Answered = dict[str, torch.Tensor]
+TOKEN_TYPES = "token_type_ids"
 
 
 class Teacher(nn.Module):
@@ -48,7 +50,7 @@ class Teacher(nn.Module):
             )
         self.answers, self.shares = answers[0], tuple(shares)
         self.models = nn.ModuleList(_frozen(model, dtype) for model in models)
-        self.token_ids = None if token_ids is None else token_ids.to(self.model.device)
+        self.token_ids = token_ids
 
     @property
     def model(self) -> PreTrainedModel:
@@ -69,22 +71,51 @@ class Teacher(nn.Module):
         if self.token_ids is not None:
             for name in known.keys() & {"input_ids", "decoder_input_ids", "labels"}:
                 ids = known[name]
-                known[name] = torch.where(ids < 0, ids, self.token_ids[ids.clamp(min=0)])
+                known[name] = torch.where(ids < 0, ids, self.token_ids.to(ids.device)[ids.clamp(min=0)])
+        here = next(iter(known.values())).device
         found: Answered = {}
         signals: Signals = {}
         for model, share in zip(self.models, self.shares, strict=True):
+            read = {name: value.to(model.device) for name, value in read_by(model, known).items()}
             if wanted:
-                with watching(self.model, wanted) as signals:
-                    outputs: Any = model(**known)
+                with watching(self.model, wanted) as seen:
+                    outputs: Any = model(**read)
+                signals = {signal: states.to(here) for signal, states in seen.items()}
             else:
-                outputs = model(**known)
+                outputs = model(**read)
             for name in self.answers.outputs if self.answers is not None else ():
-                answer = outputs[name]
+                answer = outputs[name].to(here)
                 if self.token_ids is not None and answers_tokens(model):
-                    answer = answer[..., self.token_ids]
+                    answer = answer[..., self.token_ids.to(here)]
                 weighed = answer if len(self.shares) == 1 else share * answer.float()
                 found[name] = found[name] + weighed if name in found else weighed
         return found, signals
+
+
+def load_teacher(name: str, auto_class: Any, answers: bool, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Returns the model called `name`, in its own dtype.
+
+    Raises ValueError: with `answers`, it has none to give, for its task head was never trained.
+    """
+    teacher: PreTrainedModel
+    teacher, info = auto_class.from_pretrained(name, trust_remote_code=trust_remote_code, output_loading_info=True)
+    if answers and info["missing_keys"]:
+        raise ValueError(
+            f"teacher {name!r} holds no weights for {', '.join(sorted(info['missing_keys']))}: its answers would be "
+            "drawn at random; name a model that is fine-tuned for the task, or learn without soft labels "
+            "(logits_weight=0)"
+        )
+    return teacher
+
+
+def reads_token_types(model: nn.Module) -> bool:
+    """Whether `model` tells the first text of a pair from the second by `token_type_ids`."""
+    return TOKEN_TYPES in inspect.signature(model.forward).parameters
+
+
+def read_by(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `model` reads of a batch: of two with one vocabulary, only one may know types of tokens."""
+    return {name: value for name, value in inputs.items() if name != TOKEN_TYPES or reads_token_types(model)}
 
 
 def answers_tokens(model: PreTrainedModel) -> bool:

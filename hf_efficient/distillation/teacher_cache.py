@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
@@ -72,8 +74,18 @@ def cache_teacher_answers(
     settings = (known, teacher.token_ids, teacher.shares, top_k, temperature if top_k else None, left)
     weights = [_digest(model) for model in teacher.models]
     fingerprint = Hasher.hash([dataset._fingerprint, weights, *settings])
+    file = None
+    if not dataset.cache_files:  # `datasets` would keep in memory what comes of data in memory
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "teacher_answers"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = str(folder / f"cache-{fingerprint}.arrow")
     return dataset.map(
-        answer, batched=True, batch_size=CHUNK, new_fingerprint=fingerprint, desc="asking the teacher once"
+        answer,
+        batched=True,
+        batch_size=CHUNK,
+        new_fingerprint=fingerprint,
+        cache_file_name=file,
+        desc="asking the teacher once",
     )
 
 

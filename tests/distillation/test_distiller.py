@@ -464,7 +464,7 @@ def test_several_teachers_cannot_be_looked_into(make_model, inside):
 
 
 def test_a_teacher_without_answers_teaches_no_soft_labels(make_model):
-    message = "BertModel has no task head and answers nothing: set logits_weight=0 and give hidden_weight or"
+    message = "BertModel has no task head whose answers compare: set logits_weight=0 and give hidden_weight or"
     with pytest.raises(ValueError, match=message):
         Distiller(Teacher([make_model("BertModel")]), DistillationConfig())
 
