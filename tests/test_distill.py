@@ -4,7 +4,14 @@ import pytest
 import torch
 from datasets import Dataset
 from reviews import BAD, GOOD, flags, save_model, tiny_config
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+)
 
 from hf_efficient import CompressionReport
 from hf_efficient.cli import main, parse_job
@@ -47,6 +54,30 @@ def test_several_named_teachers_answer_together(workshop):
     report = CompressionReport.load(workshop / "out")
     assert [row.role for row in report.models] == ["teacher", "teacher 2", "student"]
     assert report.configs["distillation"]["teacher_weights"] == "3,1"
+
+
+def test_a_base_model_learns_the_labels_of_its_teacher(workshop):
+    model = BertModel(tiny_config(id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id={"LABEL_0": 0, "LABEL_1": 1}))
+    save_model(workshop / "base", model)
+    unlabelled(workshop)
+    report = distill(
+        workshop,
+        model_name_or_path=workshop / "base",
+        teacher_name_or_path=workshop / "model",
+        hard_label_weight=0.0,
+        num_train_epochs=20,
+    )
+    student = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+    assert student.config.id2label == {0: "negative", 1: "positive"}
+    assert report.row("student").metrics["accuracy"] > 0.9
+
+
+def test_a_teacher_of_other_tokens_is_refused(workshop, capsys):
+    model = BertForSequenceClassification(tiny_config())
+    save_model(workshop / "other", model, texts=("quite other words about ships",))
+    assert main(["distill", *flags(workshop, teacher_name_or_path=workshop / "other")]) == 2
+    assert "they must share one" in " ".join(capsys.readouterr().err.split())
+    assert not (workshop / "out" / "config.json").exists()
 
 
 def unlabelled(workshop):

@@ -8,6 +8,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForPreTraining,
     Seq2SeqTrainingArguments,
@@ -542,3 +544,72 @@ def test_models_without_a_task_head_learn_relations(tmp_path):
     trainer = build(tmp_path, settings, *models, data=data, collator=without_labels, num_train_epochs=4)
     found = losses(learn(trainer))
     assert found[-1] < 0.9 * found[0]
+
+
+# ---- what once went wrong ----
+
+
+def test_a_batch_without_labels_adds_nothing_and_a_window_without_is_refused(tmp_path):
+    data = written(16)
+    unlabelled = [-100] * 3
+    half = data.map(lambda row, index: {"labels": unlabelled if index < 8 else row["labels"]}, with_indices=True)
+    settings = {**NOTHING, "hard_label_weight": 1.0}
+    # Two batches of eight, drawn as they come: one of them has no label.
+    ordered = {"train_sampling_strategy": "sequential"}
+    parts = gradients(build(tmp_path, settings, t5(), t5(2), data=half, gradient_accumulation_steps=2, **ordered))
+    whole = gradients(build(tmp_path, settings, t5(), t5(2), data=half.select(range(8, 16)), **ordered))
+    assert len(parts) == len(whole) == 1
+    assert_same_gradients(parts[0], whole[0])
+    none = data.map(lambda row: {"labels": unlabelled})
+    with pytest.raises(ValueError, match="none of the labels of a whole step counts"):
+        learn(build(tmp_path, settings, t5(), t5(2), data=none))
+
+
+def test_an_optimizer_that_was_given_trains_the_projections_too(tmp_path):
+    student = bert(**NARROW)
+    trainer = build(tmp_path, {**NOTHING, "hidden_weight": 1.0}, student, bert(2))
+    trainer.optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    trainer.begin_distilling(trainer.teachers, trainer.distillation, None)
+    before = trainer.distiller.projections["hidden_encoder"].weight.detach().clone()
+    Trainer.train(trainer)
+    assert not torch.equal(trainer.distiller.projections["hidden_encoder"].weight, before)
+
+
+def test_a_model_that_is_its_own_teacher_teaches_as_it_was(tmp_path):
+    model = bert()
+    trainer = build(tmp_path, {}, model, model)
+    assert trainer.teacher is not model
+    before = copy.deepcopy(model.state_dict())
+    trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.teacher.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_named_teacher_without_a_head_is_refused(tmp_path):
+    bert(model_class=BertModel).save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"holds no weights for classifier.bias, classifier.weight.*: its answers"):
+        build(tmp_path, {}, bert(), str(tmp_path / "base"))
+    settings = {"logits_weight": 0.0, "hidden_weight": 1.0}
+    assert build(tmp_path, settings, bert(), str(tmp_path / "base")).teacher.num_labels == 3
+
+
+def test_types_of_tokens_reach_a_teacher_whose_student_knows_none(tmp_path):
+    def with_types(examples):
+        batch = collate(examples)
+        return {**batch, "token_type_ids": torch.ones_like(batch["input_ids"])}
+
+    set_seed(1)
+    sizes = {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 64, "vocab_size": 60, "num_labels": 3}
+    student = DistilBertForSequenceClassification(DistilBertConfig(**sizes))
+    trainer = build(tmp_path, {}, student, bert(2), collator=with_types)
+    seen = []
+    trainer.teacher.register_forward_pre_hook(lambda _, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
+    student.register_forward_pre_hook(lambda _, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
+    learn(trainer)
+    assert {"token_type_ids" in names for names in seen[:2]} == {True, False}
+    trainer.begin_distilling(trainer.teachers, trainer.distillation, None)
+    trainer._signature_columns = None
+    trainer._set_signature_columns_if_needed()
+    assert "token_type_ids" in trainer._signature_columns
+    trainer.evaluate()
+    assert "token_type_ids" not in seen[-1]
