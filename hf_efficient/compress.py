@@ -70,7 +70,10 @@ class ModelConfig:
     )
     task: str | None = field(default=None, metadata={"help": f"One of {', '.join(TASKS)}; inferred when left out."})
     distil: bool | None = field(
-        default=None, metadata={"help": "Learn from a teacher; on when one is named or pruning is asked for."}
+        default=None,
+        metadata={
+            "help": "Learn from a teacher; on when one is named, or pruning or training for 8 bits is asked for."
+        },
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace a model that output_dir already holds."}
@@ -109,7 +112,7 @@ class Job:
             return True
         if self.pruning.before_training:
             return self.models.teacher_name_or_path is not None
-        return self.models.teacher_name_or_path is not None or self.pruning.active
+        return self.models.teacher_name_or_path is not None or self.pruning.active or self.quantization.aware
 
 
 def compress(job: Job) -> CompressionReport:

@@ -25,6 +25,7 @@ from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
 from hf_efficient.models import FAMILIES, family_of
 from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.quantization import aware
 from hf_efficient.quantization.int8 import QuantizationConfig, compiled, quantize
 from hf_efficient.rounds import PruningRounds, save_whole
 
@@ -99,6 +100,10 @@ class _Compression(PruningRounds, Distilling):
                 "model_init makes another model after the layers of this one were mapped to the teacher's: give "
                 "`model`"
             )
+        if self.quantization.aware:
+            aware.check(self.model, self.quantization)
+            if self.model_init is not None:
+                raise ValueError("model_init makes another model, which would not round as in 8 bits: give `model`")
         if teachers and self.distillation is None:
             raise ValueError("a teacher without distillation teaches nothing: add distillation=DistillationConfig()")
 
@@ -123,16 +128,19 @@ class _Compression(PruningRounds, Distilling):
             self.teachers = [self.original.model if self.original else copy.deepcopy(self.model)]
         if self.distillation is not None:
             self.begin_distilling(self.teachers, self.distillation, self.original.token_ids if self.original else None)
-        trains = self.distillation is not None or self.pruning.active or self.quantization.scheme is None
+        learns = self.distillation is not None or self.pruning.active or self.quantization.aware
+        trains = learns or self.quantization.scheme is None
 
         output: TrainOutput | None = None
         if self.pruning.active:
             output = self.train_in_rounds(resume_from_checkpoint, *args, **kwargs)
         elif trains and self.trains:
             checkpoint = _found(resume_from_checkpoint, self.args.output_dir)
+            self._round_as_in_8_bits(self.model)
             output = super().train(checkpoint, *args, **kwargs)
             self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
         self._restore_forward(self.model)
+        aware.restore(self.model)
         self.distiller = None  # nothing more is learned
 
         models: dict[str, PreTrainedModel] = {}
@@ -150,10 +158,15 @@ class _Compression(PruningRounds, Distilling):
         return output
 
     def _install(self, model: PreTrainedModel) -> None:
-        """Also maps the new model's layers to the teacher's."""
+        """Also maps the new model's layers to the teacher's, and lets it round."""
+        self._round_as_in_8_bits(model)
         super()._install(model)
         if self.distiller is not None:
             self.distiller.prepare(model)
+
+    def _round_as_in_8_bits(self, model: PreTrainedModel) -> None:
+        if self.quantization.aware and getattr(model, "hf_quantizer", None) is None:
+            aware.prepare(model, self.quantization)
 
     def _beside(self) -> Any:
         return self.distiller if self._projections else None
@@ -163,7 +176,8 @@ class _Compression(PruningRounds, Distilling):
             self.distiller.load_projections(folder)
 
     def _from_teacher(self) -> str:
-        return "" if self.distillation is None else f" on {self.distillation.describe()}"
+        taught = "" if self.distillation is None else f" on {self.distillation.describe()}"
+        return f"{taught}, rounding as in 8 bits" if self.quantization.aware else taught
 
     # ---- what is measured and what leaves the machine --------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,9 @@ class QuantizationConfig:
     quantize_embeddings: bool = field(
         default=True, metadata={"help": "Store embedding tables as int8 rows too: they are half of a small encoder."}
     )
+    aware: bool = field(
+        default=False, metadata={"help": "Train the model to live with 8 bits: it rounds in training as it will then."}
+    )
     skip_modules: str = field(
         default="",
         metadata={"help": "Comma separated regular expressions; modules with a matching name stay in float."},
@@ -51,6 +54,10 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         if self.scheme is not None and self.scheme not in SCHEMES:
             raise ValueError(f"scheme={self.scheme!r} is unknown: give one of {', '.join(SCHEMES)}")
+        if self.aware and self.scheme is None:
+            raise ValueError(
+                f"aware=True trains for 8 bits that nobody asked for: give scheme, {' or '.join(SCHEMES)}"
+            )
         for pattern in self.skip_patterns:
             try:
                 re.compile(pattern)
@@ -61,6 +68,10 @@ class QuantizationConfig:
     def skip_patterns(self) -> tuple[str, ...]:
         """The regular expressions of `skip_modules`."""
         return tuple(pattern.strip() for pattern in self.skip_modules.split(",") if pattern.strip())
+
+    def skips(self, name: str) -> bool:
+        """Whether the module called `name` stays in float."""
+        return any(re.search(pattern, name) for pattern in self.skip_patterns)
 
 
 def quantize(
@@ -116,43 +127,61 @@ def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
     """
     with quiet_torchao():
         from torchao.quantization import FqnToConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+        from torchao.utils import should_reduce_range
         from transformers import TorchAoConfig
 
-    linears = Int8DynamicActivationInt8WeightConfig() if config.scheme == "int8_dynamic" else Int8WeightOnlyConfig()
-    wanted = {**dict.fromkeys(_names(model, config, _is_layer_linear), linears)}
-    if config.quantize_embeddings and not _shares_embeddings(model):
-        wanted |= dict.fromkeys(_names(model, config, _is_embedding), Int8WeightOnlyConfig())
+    linears: Any = Int8WeightOnlyConfig()
+    if config.scheme == "int8_dynamic":
+        linears = Int8DynamicActivationInt8WeightConfig(reduce_range=should_reduce_range(model.device))
+    wanted = dict.fromkeys(_patterns(model, list(chosen_linears(model, config))), linears)
+    wanted |= dict.fromkeys(_patterns(model, list(chosen_embeddings(model, config))), Int8WeightOnlyConfig())
     if not wanted:
         raise ValueError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
     return TorchAoConfig(FqnToConfig(wanted))
 
 
-def _is_layer_linear(name: str, module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name) is not None
+def integer_range(device: torch.device | None) -> tuple[int, int]:
+    """Returns the integers that values are rounded to: fewer on processors whose 8-bit sums would overflow.
+
+    That is where the CPU has no VNNI. None: where there are no such sums.
+    """
+    with quiet_torchao():
+        from torchao.utils import should_reduce_range
+
+    return (-64, 63) if device is not None and should_reduce_range(device) else (-128, 127)
 
 
-def _is_embedding(name: str, module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding)
-
-
-def _shares_embeddings(model: PreTrainedModel) -> bool:
-    """Whether the output layer is the embedding table: torchao would quantize one and leave the other dangling."""
-    output = model.get_output_embeddings()
-    return output is not None and bool(model.config.tie_word_embeddings)
-
-
-def _names(
-    model: PreTrainedModel, config: QuantizationConfig, wanted: Callable[[str, nn.Module], bool]
-) -> Iterator[str]:
-    """Yields patterns that match the weights of the wanted modules, whichever head stands around the base model."""
-    chosen: dict[str, list[tuple[str, bool]]] = {}
+def chosen_linears(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, Any]]:
+    """Yields the Linears of the layers that `config` quantizes, with their names in the base model."""
     for name, module in model.base_model.named_modules():
-        if wanted(name, module):
-            skipped = any(re.search(pattern, name) for pattern in config.skip_patterns)
-            generic = re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name))
-            chosen.setdefault(generic, []).append((re.escape(name), skipped))
-    for generic, members in chosen.items():
-        if not any(skipped for _, skipped in members):
+        if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name) and not config.skips(name):
+            yield name, module
+
+
+def chosen_embeddings(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, Any]]:
+    """Yields the embedding tables that `config` quantizes, with their names in the base model.
+
+    Tables that stand in two places, such as the output layer's, stay in float: one would be left dangling.
+    """
+    if not config.quantize_embeddings:
+        return
+    tied: Mapping[str, str] = model.all_tied_weights_keys
+    shared = {id(model.get_parameter(name)) for name in (*tied, *tied.values())}
+    for name, module in model.base_model.named_modules():
+        if isinstance(module, nn.Embedding) and id(module.weight) not in shared and not config.skips(name):
+            yield name, module
+
+
+def _patterns(model: PreTrainedModel, chosen: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
+    """Yields patterns that match the weights of the chosen modules, whichever head stands around the base model."""
+    names, kinds = {name for name, _ in chosen}, {type(module) for _, module in chosen}
+    whole: dict[str, list[str]] = {}
+    for name, module in model.base_model.named_modules():
+        if type(module) in kinds:
+            whole.setdefault(re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name)), []).append(name)
+    for generic, members in whole.items():
+        left = [name for name in members if name in names]
+        if left == members:
             yield rf"re:(.*\.)?{generic}\.weight"
         else:
-            yield from (rf"re:(.*\.)?{name}\.weight" for name, skipped in members if not skipped)
+            yield from (rf"re:(.*\.)?{re.escape(name)}\.weight" for name in left)

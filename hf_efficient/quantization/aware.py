@@ -1,0 +1,123 @@
+"""Quantization-aware training: the forward pass rounds as the 8-bit model will, gradients pass as if it did not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from hf_efficient.quantization.int8 import QuantizationConfig, chosen_embeddings, chosen_linears, integer_range
+from hf_efficient.quiet import quiet_torchao
+
+
+class _Rounded(torch.autograd.Function):
+    """Nearest integers of a range, with the straight-through gradient: that of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, lowest: int, highest: int) -> torch.Tensor:
+        """Returns the integers, in the type of `values`."""
+        return values.round().clamp(lowest, highest)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Returns the gradient as it came."""
+        return gradients[0], None, None
+
+
+def integers(values: torch.Tensor, lowest: int = -128, highest: int = 127) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns `values` (rows, size) as integers of that range, still in float32, and the scale (rows, 1) of each row.
+
+    The scale is that of the 8-bit model: symmetric, from the largest magnitude of the row. Integers pass gradients
+    on as if nothing was rounded; scales have none.
+    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+    Inference", section 3; Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
+    """
+    with quiet_torchao():
+        from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine
+
+    values = values.float()
+    scale, _ = choose_qparams_affine(
+        values.detach(),
+        MappingType.SYMMETRIC,
+        (1, values.shape[-1]),
+        torch.int8,
+        quant_min=lowest,
+        quant_max=highest,
+        eps=torch.finfo(torch.float32).eps,
+        scale_dtype=torch.float32,
+        zero_point_dtype=torch.int32,
+        keepdim=True,
+    )
+    rounded: torch.Tensor = _Rounded.apply(values * (1.0 / scale), lowest, highest)  # type: ignore[no-untyped-call]
+    return rounded, scale
+
+
+class FakeInt8Linear(nn.Linear):
+    """A Linear that computes as its 8-bit form will; a Linear becomes one by its class, and stops likewise.
+
+    Integers are multiplied, in float, and scaled afterwards in the order of torchao: another order would round
+    otherwise here and there, and one step of rounding is no small difference.
+    """
+
+    activations: tuple[int, int] | None
+    weights: tuple[int, int]
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Returns (..., out_features) of (..., in_features)."""
+        rows = states.flatten(0, -2)
+        weights, scales = integers(self.weight, *self.weights)
+        if self.activations is None:
+            found = F.linear(rows, weights.to(rows.dtype))
+        else:
+            rounded, of_rows = integers(rows, *self.activations)
+            found = (F.linear(rounded, weights) * of_rows).to(states.dtype)
+        found = found * scales.flatten().to(found.dtype)
+        if self.bias is not None:
+            found = found + self.bias
+        return found.view(*states.shape[:-1], -1).to(states.dtype)
+
+
+class FakeInt8Embedding(nn.Embedding):
+    """An Embedding whose rows are rounded as they will be in 8 bits."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Returns (..., embedding_dim) of (...)."""
+        rows = super().forward(ids)
+        rounded, scales = integers(rows.flatten(0, -2))
+        return (rounded * scales).view_as(rows).to(rows.dtype)
+
+
+def check(model: PreTrainedModel, config: QuantizationConfig) -> None:
+    """Raises ValueError: nothing of `model` would be quantized."""
+    if not any(True for _ in chosen_linears(model, config)) and not any(
+        True for _ in chosen_embeddings(model, config)
+    ):
+        raise ValueError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
+
+
+def prepare(model: PreTrainedModel, config: QuantizationConfig) -> None:
+    """Lets `model` compute, in place, as `quantize` with this config will make it; parameters stay what they are.
+
+    Raises ValueError: nothing of `model` would be quantized.
+    """
+    check(model, config)
+    span = integer_range(model.device)
+    for _, linear in chosen_linears(model, config):
+        linear.__class__ = FakeInt8Linear
+        linear.activations = span if config.scheme == "int8_dynamic" else None
+        linear.weights = span if config.scheme == "int8_dynamic" else integer_range(None)
+    for _, embedding in chosen_embeddings(model, config):
+        embedding.__class__ = FakeInt8Embedding
+
+
+def restore(model: PreTrainedModel) -> None:
+    """Undoes `prepare`: `model` computes in float again, with the weights that it has learned."""
+    for module in model.modules():
+        if isinstance(module, FakeInt8Linear):
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+            del module.activations, module.weights
+        elif isinstance(module, FakeInt8Embedding):
+            module.__class__ = nn.Embedding  # type: ignore[assignment]
