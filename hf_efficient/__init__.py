@@ -10,7 +10,8 @@ from hf_efficient.measurement.comparison import measure
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.importance import CRITERIA
-from hf_efficient.quantization.int8 import QuantizationConfig, quantize
+from hf_efficient.quantization.config import QuantizationConfig
+from hf_efficient.quantizing import quantize
 from hf_efficient.speedup import prune
 from hf_efficient.trainer import EfficientSeq2SeqTrainer, EfficientTrainer
 

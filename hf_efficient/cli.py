@@ -20,7 +20,7 @@ from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distilling import NonFiniteLossError
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
-from hf_efficient.quantization.int8 import QuantizationConfig
+from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.side_by_side import measure_models
 
 logger = logging.get_logger(__name__)

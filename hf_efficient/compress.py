@@ -40,7 +40,7 @@ from hf_efficient.masking import masked_once
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.vocabulary import trim_vocabulary, used_tokens
-from hf_efficient.quantization.int8 import QuantizationConfig
+from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.speedup import check_prunable
 from hf_efficient.tasks import TASKS, Task, infer_task, task_named
 from hf_efficient.trainer import EfficientTrainer, Original

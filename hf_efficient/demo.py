@@ -21,7 +21,7 @@ from hf_efficient.data import DataConfig
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
 from hf_efficient.pruning.config import PruningConfig
-from hf_efficient.quantization.int8 import QuantizationConfig
+from hf_efficient.quantization.config import QuantizationConfig
 
 SPEEDUP = 2.0
 RECOVERY_EPOCHS = 2

@@ -16,7 +16,7 @@ from hf_efficient.measurement.comparison import model_inputs
 from hf_efficient.measurement.cost import count_flops, count_parameters
 from hf_efficient.measurement.runtime import time_in_turn
 from hf_efficient.measurement.runtimes import check_runtime, prepare
-from hf_efficient.models import family_of
+from hf_efficient.models import family_of, is_quantized
 from hf_efficient.pruning.batches import Batch, Loss, task_or_sampled_loss
 from hf_efficient.pruning.budget import Scores, Selection
 from hf_efficient.pruning.config import PruningConfig
@@ -182,7 +182,7 @@ def check_prunable(model: PreTrainedModel, config: PruningConfig) -> None:
     Raises ValueError: `config` asks for nothing or for a stack or runtime that there is not, or `model` is quantized.
     Raises TypeError: the architecture, or its task head, is unknown.
     """
-    if getattr(model, "hf_quantizer", None) is not None:
+    if is_quantized(model):
         raise ValueError("a quantized model cannot be pruned: prune its float form, then quantize")
     if not config.active:
         raise ValueError(

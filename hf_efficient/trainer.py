@@ -23,10 +23,12 @@ from hf_efficient.distilling import Distilling
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
-from hf_efficient.models import FAMILIES, family_of
+from hf_efficient.models import FAMILIES, family_of, is_quantized
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization import aware
-from hf_efficient.quantization.int8 import QuantizationConfig, compiled, quantize
+from hf_efficient.quantization.config import QuantizationConfig
+from hf_efficient.quantization.int8 import compiled
+from hf_efficient.quantizing import describe, quantize
 from hf_efficient.rounds import PruningRounds, save_whole
 
 logger = logging.get_logger(__name__)
@@ -117,7 +119,7 @@ class _Compression(PruningRounds, Distilling):
 
         Raises NonFiniteLossError: the loss is not a number; the last checkpoint stays as it is.
         """
-        if getattr(self.model, "hf_quantizer", None) is not None:
+        if is_quantized(self.model):
             raise ValueError("the model is quantized already and cannot be trained: build a trainer on its float form")
         self.stages = (
             [] if self.original is None else [f"kept {len(self.original.token_ids)} tokens of the vocabulary"]
@@ -151,8 +153,9 @@ class _Compression(PruningRounds, Distilling):
         if self.quantization.scheme is not None:
             if trains and self.args.should_save:
                 save_whole(self.model, Path(self.args.output_dir) / "_student", self.processing_class)
-            self._install(quantize(self.model, self.quantization))
-            self.stages.append(f"quantized to 8 bits ({self.quantization.scheme}), task head in float")
+            quantized = quantize(self.model, self.quantization)
+            self.stages.append(describe(self.model, quantized, self.quantization))
+            self._install(quantized)
             models["quantized"] = self.model
         self.report = self._measure(models)
         return output
@@ -165,7 +168,7 @@ class _Compression(PruningRounds, Distilling):
             self.distiller.prepare(model)
 
     def _round_as_in_8_bits(self, model: PreTrainedModel) -> None:
-        if self.quantization.aware and getattr(model, "hf_quantizer", None) is None:
+        if self.quantization.aware and not is_quantized(model):
             aware.prepare(model, self.quantization)
 
     def _beside(self) -> Any:
@@ -188,7 +191,8 @@ class _Compression(PruningRounds, Distilling):
         inputs = model_inputs(self.model, self.pruning.latency_batch_size, self.pruning.latency_sequence_length)
         fast: dict[str, Any] = {}
         if self.quantization.scheme is not None:
-            run = compiled(models["quantized"], inputs) if self.quantization.compile else None
+            wanted = self.quantization.compile and self.quantization.is_int8
+            run = compiled(models["quantized"], inputs) if wanted else None
             if run is not None:
                 fast = {"compiled": run}
                 models = {**models, "compiled": models["quantized"]}
@@ -201,7 +205,7 @@ class _Compression(PruningRounds, Distilling):
             inputs,
             metrics=metrics,
             metric=metric,
-            names={"quantized": "8-bit", "compiled": "8-bit, compiled"},
+            names={"quantized": self.quantization.title, "compiled": f"{self.quantization.title}, compiled"},
             structures={
                 role: family_of(model).structure(model.config).to_dict()
                 for role, model in models.items()

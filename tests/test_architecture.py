@@ -24,6 +24,7 @@ LEVELS = {
     "speedup": 2,
     "rounds": 2,
     "distilling": 2,
+    "quantizing": 2,
     "hub": 2,
     "trainer": 2,
     "compress": 3,
@@ -36,7 +37,7 @@ LEVELS = {
 NEIGHBOURS = {
     "tasks": {"measurement", "masking"},
     "data": {"tasks"},
-    "trainer": {"distilling", "rounds", "hub"},
+    "trainer": {"distilling", "quantizing", "rounds", "hub"},
     "rounds": {"speedup"},
 }
 KNOWS_NOTHING_OF_OURS = {"measurement"}
@@ -154,7 +155,7 @@ def test_remote_code_stands_on_its_own(module):
             assert node.level == 1, (
                 f"line {node.lineno}: code beside the weights imports its neighbours as `.structure`"
             )
-            shared = {"encoder", "structure", "t5_layers"}
+            shared = {"codebook", "encoder", "structure", "t5_layers"}
             assert node.module in shared, f"line {node.lineno}: {node.module} is saved with no model"
         elif isinstance(node, ast.Import):
             assert not [alias for alias in node.names if alias.name.startswith("hf_efficient")]

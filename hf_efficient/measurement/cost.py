@@ -20,13 +20,22 @@ CHUNK_BYTES = 1 << 20
 
 def count_parameters(model: nn.Module) -> int:
     """Returns the number of weights, shared ones counted once, whatever their type."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(weight.numel() for weight in _weights(model))
+
+
+def _weights(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yields the parameters, and the weights that modules make of something smaller when they are asked for them."""
+    yield from model.parameters()
+    for module in model.modules():
+        if isinstance(getattr(type(module), "weight", None), property):
+            weight: Any = module.weight
+            yield weight
 
 
 def count_nonzero_parameters(model: nn.Module) -> int:
     """Returns how many weights differ from zero; quantized ones are looked at as the numbers that they stand for."""
     total = 0
-    for parameter in model.parameters():
+    for parameter in _weights(model):
         values = parameter.dequantize() if hasattr(parameter, "tensor_data_names") else parameter
         total += int(torch.count_nonzero(values.detach()))
     return total

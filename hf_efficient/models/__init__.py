@@ -41,9 +41,14 @@ def family_of(model: PreTrainedModel) -> Family:
     )
 
 
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether the weights of `model` are no longer floats."""
+    return getattr(model, "hf_quantizer", None) is not None or bool(getattr(model.config, "codebooks", None))
+
+
 for _family in FAMILIES.values():
     AutoConfig.register(_family.pruned_config_class.model_type, _family.pruned_config_class, exist_ok=True)
     for _pruned in _family.pruned_classes.values():
         getattr(transformers, _pruned._auto_class).register(_family.pruned_config_class, _pruned, exist_ok=True)
 
-__all__ = ["FAMILIES", "Block", "Family", "LayerStructure", "Structure", "family_of"]
+__all__ = ["FAMILIES", "Block", "Family", "LayerStructure", "Structure", "family_of", "is_quantized"]

@@ -24,6 +24,7 @@ class PrunedBertConfig(PrunedConfig, BertConfig):
     model_type = "pruned_bert"
 
     structure: dict[str, Any] | None = None
+    codebooks: dict[str, Any] | None = None
 
 
 class PrunedBertModel(PrunedModel, BertModel):

@@ -27,6 +27,7 @@ class PrunedDistilBertConfig(PrunedConfig, DistilBertConfig):
     model_type = "pruned_distilbert"
 
     structure: dict[str, Any] | None = None
+    codebooks: dict[str, Any] | None = None
 
 
 class PrunedDistilBertModel(PrunedModel, DistilBertModel):

@@ -25,6 +25,7 @@ class PrunedElectraConfig(PrunedConfig, ElectraConfig):
     model_type = "pruned_electra"
 
     structure: dict[str, Any] | None = None
+    codebooks: dict[str, Any] | None = None
 
 
 class PrunedElectraModel(PrunedModel, ElectraModel):

@@ -38,6 +38,7 @@ class PrunedRobertaConfig(PrunedConfig, RobertaConfig):
     model_type = "pruned_roberta"
 
     structure: dict[str, Any] | None = None
+    codebooks: dict[str, Any] | None = None
 
 
 class PrunedRobertaModel(PrunedModel, RobertaModel):
@@ -107,6 +108,7 @@ class PrunedXLMRobertaConfig(PrunedConfig, XLMRobertaConfig):
     model_type = "pruned_xlm-roberta"
 
     structure: dict[str, Any] | None = None
+    codebooks: dict[str, Any] | None = None
 
 
 class PrunedXLMRobertaModel(PrunedModel, XLMRobertaModel):
@@ -176,6 +178,7 @@ class PrunedCamembertConfig(PrunedConfig, CamembertConfig):
     model_type = "pruned_camembert"
 
     structure: dict[str, Any] | None = None
+    codebooks: dict[str, Any] | None = None
 
 
 class PrunedCamembertModel(PrunedModel, CamembertModel):

@@ -31,6 +31,7 @@ class PrunedT5Config(PrunedConfig, T5Config):
     model_type = "pruned_t5"
 
     structure: dict[str, Any] | None = None
+    codebooks: dict[str, Any] | None = None
 
 
 class PrunedT5Model(PrunedModel, T5Model):
@@ -100,6 +101,7 @@ class PrunedMT5Config(PrunedConfig, MT5Config):
     model_type = "pruned_mt5"
 
     structure: dict[str, Any] | None = None
+    codebooks: dict[str, Any] | None = None
 
 
 class PrunedMT5Model(PrunedModel, MT5Model):

@@ -12,7 +12,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-_KEYS_OF_THE_PRUNED = ("architectures", "auto_map", "layer_sources", "model_type", "structure", "transformers_version")
+from .codebook import install_codebooks
+
+_KEYS_OF_THE_PRUNED = (
+    "architectures",
+    "auto_map",
+    "codebooks",
+    "layer_sources",
+    "model_type",
+    "structure",
+    "transformers_version",
+)
 
 
 @dataclass(frozen=True)
@@ -335,7 +345,13 @@ class Family(ABC):
 
 
 class PrunedConfig:
-    """Mixin in front of a stock config, which declares the field `structure`, the JSON form of a `Structure`."""
+    """Mixin in front of a stock config, which declares two fields in JSON.
+
+    | field | meaning |
+    | --- | --- |
+    | structure | the form of a `Structure` |
+    | codebooks | of which modules the weights are indices into tables, as `install_codebooks` takes it |
+    """
 
     family: ClassVar[Family]
 
@@ -345,11 +361,12 @@ class PrunedConfig:
 
 
 class PrunedModel(PreTrainedModel):
-    """Mixin in front of a stock class: builds it, and narrows it to the structure that its config holds."""
+    """Mixin in front of a stock class: builds it, and gives it the structure and codebooks that its config holds."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         config.family.shape(self, config.family.structure(config))
+        install_codebooks(self.base_model, config.codebooks or {})
 
 
 def stock_fields(config: PreTrainedConfig) -> dict[str, Any]:

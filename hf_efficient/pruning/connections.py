@@ -97,8 +97,16 @@ def fisher(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exampl
     Raises ValueError: there is no batch.
     Source: LeCun et al. 1989, "Optimal Brain Damage", eq. 5, with the diagonal Fisher information as the Hessian.
     """
-    means = _mean_over_examples(model, batches, loss, torch.square)
+    means = squared_gradients(model, batches, loss)
     return {name: _size(linear).square() * means[name] / 2 for name, linear in block_linears(model).items()}
+
+
+def squared_gradients(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = example_loss) -> ConnectionScores:
+    """Returns the mean over examples of g^2, the diagonal of the empirical Fisher information, of every connection.
+
+    Raises ValueError: there is no batch.
+    """
+    return _mean_over_examples(model, batches, loss, torch.square)
 
 
 def snip(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = example_loss) -> ConnectionScores:
@@ -226,6 +234,7 @@ __all__ = [
     "movement",
     "random",
     "snip",
+    "squared_gradients",
     "taylor",
     "wanda",
 ]

@@ -9,7 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_efficient.quantization.int8 import QuantizationConfig, chosen_embeddings, chosen_linears, integer_range
+from hf_efficient.quantization.chosen import chosen_embeddings, chosen_linears
+from hf_efficient.quantization.config import QuantizationConfig
+from hf_efficient.quantization.int8 import integer_range
 from hf_efficient.quiet import quiet_torchao
 
 
@@ -110,7 +112,8 @@ def prepare(model: PreTrainedModel, config: QuantizationConfig) -> None:
         linear.activations = span if config.scheme == "int8_dynamic" else None
         linear.weights = span if config.scheme == "int8_dynamic" else integer_range(None)
     for _, embedding in chosen_embeddings(model, config):
-        embedding.__class__ = FakeInt8Embedding
+        if not config.embeddings_are_codebooks:
+            embedding.__class__ = FakeInt8Embedding
 
 
 def restore(model: PreTrainedModel) -> None:

@@ -19,6 +19,7 @@ FAMILY_OF = {cls.__name__: family for family in FAMILIES.values() for cls in fam
 CLASSIFIERS = [head for head in PRUNED if head.endswith("ForSequenceClassification")]
 HEADS = [*CLASSIFIERS, *(head for head in PRUNED if head.startswith("Bert") and head not in CLASSIFIERS)]
 QUANTIZED = "BertForSequenceClassification-int8"
+CODEBOOKS = [f"{head}-codebook" for head in ("BertForSequenceClassification", "T5ForConditionalGeneration")]
 # Run where `hf_efficient` cannot be imported. `expected.pt` holds, by folder: Auto class, inputs, outputs and weights.
 CONSUMER = """
 import copy, json, sys
@@ -75,6 +76,9 @@ def consumer(tmp_path_factory, make_model, make_batch, outputs, select):
     place = tmp_path_factory.mktemp("consumer")
     expected, students = {}, {head: cut(make_model(head), select("all of these", head)) for head in HEADS}
     students[QUANTIZED] = quantize(students["BertForSequenceClassification"], QuantizationConfig())
+    for folder in CODEBOOKS:
+        head = folder.partition("-")[0]
+        students[folder] = quantize(students.get(head) or make_model(head), QuantizationConfig("codebook"))
     for folder, student in students.items():
         head = folder.partition("-")[0]
         student.save_pretrained(place / folder)
@@ -161,3 +165,12 @@ def test_eight_bit_loads_where_the_package_is_not_installed(consumer):
     facts = consumer.facts[QUANTIZED]
     assert facts["class"] == "PrunedBertForSequenceClassification"
     assert facts["loaded"]["outputs"] <= 1e-6
+
+
+@pytest.mark.parametrize("folder", CODEBOOKS)
+def test_codebooks_load_where_the_package_is_not_installed(consumer, folder):
+    facts = consumer.facts[folder]
+    assert facts["class"] == f"Pruned{folder.partition('-')[0]}"
+    assert "codebook.py" in code_in(consumer.place / folder)
+    assert_equal(facts["loaded"])
+    assert_equal(facts["saved_again"])

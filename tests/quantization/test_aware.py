@@ -7,9 +7,9 @@ from trainers import build, losses
 
 from hf_efficient import DistillationConfig, EfficientTrainer, PruningConfig, QuantizationConfig, quantize
 from hf_efficient.pruning.surgery import cut
-from hf_efficient.quantization import aware, int8
+from hf_efficient.quantization import aware
 from hf_efficient.quantization.aware import FakeInt8Embedding, FakeInt8Linear, integers, prepare, restore
-from hf_efficient.quantization.int8 import SCHEMES
+from hf_efficient.quantization.config import INT8_SCHEMES as SCHEMES
 
 
 @pytest.fixture(params=SCHEMES)
@@ -115,7 +115,7 @@ def test_nothing_to_round_is_refused(make_model):
 
 
 def test_a_scheme_is_needed():
-    with pytest.raises(ValueError, match=re.escape("aware=True trains for 8 bits that nobody asked for: give scheme")):
+    with pytest.raises(ValueError, match=re.escape("aware=True trains for 8 bits, scheme is None: give scheme")):
         QuantizationConfig(None, aware=True)
 
 
@@ -210,4 +210,4 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path):
 def test_bfloat16_trains_too(tmp_path):
     trainer = trained(tmp_path, bf16=True)
     assert all(loss == loss for loss in losses(trainer))
-    assert int8.SCHEMES[0] == trainer.report.configs["quantization"]["scheme"]
+    assert SCHEMES[0] == trainer.report.configs["quantization"]["scheme"]

@@ -12,7 +12,7 @@ from hf_efficient import QuantizationConfig, quantize
 from hf_efficient.measurement.cost import saved_bytes
 from hf_efficient.pruning.surgery import cut
 from hf_efficient.quantization import int8
-from hf_efficient.quantization.int8 import SCHEMES
+from hf_efficient.quantization.config import INT8_SCHEMES as SCHEMES
 
 LAYER_LINEARS = [
     f"bert.encoder.layer.{layer}.{name}"
