@@ -19,7 +19,7 @@ FAMILY_OF = {cls.__name__: family for family in FAMILIES.values() for cls in fam
 CLASSIFIERS = [head for head in PRUNED if head.endswith("ForSequenceClassification")]
 HEADS = [*CLASSIFIERS, *(head for head in PRUNED if head.startswith("Bert") and head not in CLASSIFIERS)]
 QUANTIZED = "BertForSequenceClassification-int8"
-CODEBOOKS = [f"{head}-codebook" for head in ("BertForSequenceClassification", "T5ForConditionalGeneration")]
+CODEBOOKS = [f"{head}-codebook" for head in ("BertForSequenceClassification", "T5ForSequenceClassification")]
 # Run where `hf_efficient` cannot be imported. `expected.pt` holds, by folder: Auto class, inputs, outputs and weights.
 CONSUMER = """
 import copy, json, sys
