@@ -25,6 +25,7 @@ LEVELS = {
     "rounds": 2,
     "distilling": 2,
     "quantizing": 2,
+    "exporting": 2,
     "hub": 2,
     "trainer": 2,
     "compress": 3,

@@ -72,7 +72,7 @@ def in_compiled_torch(model: nn.Module, inputs: Inputs) -> Call:
         with torch.inference_mode():
             return compiled()
 
-    with _quiet():
+    with quiet():
         call()
     return call
 
@@ -84,7 +84,7 @@ def in_onnx_runtime(model: nn.Module, inputs: Inputs) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = _ORT_ERRORS
-    with _quiet():
+    with quiet():
         exported = exporters.OnnxExporter().export(model, dict(inputs), exporters.OnnxConfig())
         exported.to(_device(model), session_options=options)
     return _call_of(exported, inputs)
@@ -99,7 +99,7 @@ def in_openvino(model: nn.Module, inputs: Inputs) -> Call:
         "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[next(model.parameters()).dtype],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    with _quiet():
+    with quiet():
         exported = exporters.OpenVINOExporter().export(model, dict(inputs), exporters.OpenVINOConfig())
         exported.to(_device(model), config=properties)
     return _call_of(exported, inputs)
@@ -126,7 +126,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps what exporters and compilers print, log and warn on their way off the screen; errors pass."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))

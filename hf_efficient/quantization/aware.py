@@ -11,8 +11,11 @@ from transformers import PreTrainedModel
 
 from hf_efficient.quantization.chosen import chosen_embeddings, chosen_linears
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantization.int8 import integer_range
+from hf_efficient.quantization.int8 import reduces_range
 from hf_efficient.quiet import quiet_torchao
+
+# Integers that values are rounded to, and where sums of their products would overflow.
+ALL, FEWER = (-128, 127), (-64, 63)
 
 
 class _Rounded(torch.autograd.Function):
@@ -29,7 +32,7 @@ class _Rounded(torch.autograd.Function):
         return gradients[0], None, None
 
 
-def integers(values: torch.Tensor, lowest: int = -128, highest: int = 127) -> tuple[torch.Tensor, torch.Tensor]:
+def integers(values: torch.Tensor, lowest: int = ALL[0], highest: int = ALL[1]) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns `values` (rows, size) as integers of that range, still in float32, and the scale (rows, 1) of each row.
 
     The scale is that of the 8-bit model: symmetric, from the largest magnitude of the row. Integers pass gradients
@@ -106,11 +109,11 @@ def prepare(model: PreTrainedModel, config: QuantizationConfig) -> None:
     Raises ValueError: nothing of `model` would be quantized.
     """
     check(model, config)
-    span = integer_range(model.device)
+    span = FEWER if config.scheme == "int8_dynamic" and reduces_range(model.device) else ALL
     for _, linear in chosen_linears(model, config):
         linear.__class__ = FakeInt8Linear
         linear.activations = span if config.scheme == "int8_dynamic" else None
-        linear.weights = span if config.scheme == "int8_dynamic" else integer_range(None)
+        linear.weights = span
     for _, embedding in chosen_embeddings(model, config):
         if not config.embeddings_are_codebooks:
             embedding.__class__ = FakeInt8Embedding

@@ -59,12 +59,11 @@ def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
     """
     with quiet_torchao():
         from torchao.quantization import FqnToConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
-        from torchao.utils import should_reduce_range
         from transformers import TorchAoConfig
 
     linears: Any = Int8WeightOnlyConfig()
     if config.scheme == "int8_dynamic":
-        linears = Int8DynamicActivationInt8WeightConfig(reduce_range=should_reduce_range(model.device))
+        linears = Int8DynamicActivationInt8WeightConfig(reduce_range=reduces_range(model.device))
     wanted = dict.fromkeys(_patterns(model, list(chosen_linears(model, config))), linears)
     if not config.embeddings_are_codebooks:
         wanted |= dict.fromkeys(_patterns(model, list(chosen_embeddings(model, config))), Int8WeightOnlyConfig())
@@ -73,15 +72,12 @@ def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
     return TorchAoConfig(FqnToConfig(wanted))
 
 
-def integer_range(device: torch.device | None) -> tuple[int, int]:
-    """Returns the integers that values are rounded to: fewer on processors whose 8-bit sums would overflow.
-
-    That is where the CPU has no VNNI. None: where there are no such sums.
-    """
+def reduces_range(device: torch.device) -> bool:
+    """Whether 8-bit sums overflow on this device, so that fewer steps are safer: on CPUs without VNNI."""
     with quiet_torchao():
         from torchao.utils import should_reduce_range
 
-    return (-64, 63) if device is not None and should_reduce_range(device) else (-128, 127)
+    return bool(should_reduce_range(device))
 
 
 def _patterns(model: PreTrainedModel, chosen: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
