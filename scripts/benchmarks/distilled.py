@@ -1,6 +1,6 @@
-"""Pruned once and distilled for three epochs, against evenly spaced layers with the same training. Hours on two cores.
+"""Pruned and distilled for three epochs, against evenly spaced layers with the same training. Hours on two cores.
 
-    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/distilled.py [--ratios 2 4 8] [--seeds 0 1 2]
+    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/distilled.py [--ratios 2 4 8] [--seeds 0 1 2] [--methods ...]
 
 Every run keeps its last checkpoint; the 872 validation rows choose nothing. Where no number of whole layers gives the
 ratio, the evenly spaced student is the next larger one. Results in out/distilled/results.json and .png.
@@ -9,6 +9,7 @@ ratio, the evenly spaced student is the next larger one. Results in out/distille
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import statistics
 
@@ -24,8 +25,10 @@ from hf_efficient.pruning.budget import Selection
 from hf_efficient.pruning.surgery import cut
 from hf_efficient.tasks import TASKS
 
-METHODS = ("pruned", "even layers")
+METHODS = ("pruned", "pruned while training", "even layers")
 LEARNING_RATES = {2: 1e-4, 4: 2e-4, 8: 5e-4}
+# Units are taken away one by one while the student learns, over this part of the training.
+RAMP, RAMP_LEARNING_RATE = 0.3, 3e-4
 SAMPLES = 2048
 
 
@@ -42,11 +45,14 @@ def run(sst2: Sst2, method: str, ratio: float, seed: int, epochs: float) -> dict
     """Returns the figures of one student, from its report."""
     set_seed(seed)
     teacher = sst2.teacher()
-    if method == "pruned":
+    ramps = method == "pruned while training"
+    if ramps:
+        student = copy.deepcopy(teacher)
+    elif method == "pruned":
         student = prune(teacher, PruningConfig(target_flops=ratio), sst2.sample(SAMPLES, seed))
     else:
         student = even_layers(teacher, ratio)
-    untrained = sst2.accuracy(student)
+    untrained = None if ramps else sst2.accuracy(student)
     folder = OUT / "distilled" / f"{method.replace(' ', '-')}-{ratio:g}x-{seed}"
     trainer = EfficientTrainer(
         model=student,
@@ -54,7 +60,7 @@ def run(sst2: Sst2, method: str, ratio: float, seed: int, epochs: float) -> dict
             str(folder),
             num_train_epochs=epochs,
             per_device_train_batch_size=64,
-            learning_rate=LEARNING_RATES.get(int(ratio), 1e-4),
+            learning_rate=RAMP_LEARNING_RATE if ramps else LEARNING_RATES.get(int(ratio), 1e-4),
             warmup_steps=100,
             train_sampling_strategy="group_by_length",
             bf16=True,
@@ -67,6 +73,7 @@ def run(sst2: Sst2, method: str, ratio: float, seed: int, epochs: float) -> dict
         ),
         teacher=teacher,
         distillation=DistillationConfig(temperature=2.0, hard_label_weight=0.1, hidden_weight=10.0),
+        pruning=PruningConfig(target_flops=ratio, ramp=RAMP) if ramps else None,
         train_dataset=sst2.data["train"],
         eval_dataset=sst2.data["evaluation"],
         processing_class=sst2.tokenizer,
@@ -87,11 +94,13 @@ def draw(results: Results, ratios: list[float], seeds: list[int]) -> None:
     """Draws the mean over the seeds of each method, and the single runs, as results.png."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axis = figure.subplots()
-    for colour, method in zip(("C0", "C1"), METHODS, strict=True):
-        points = [[results[f"{method} {ratio:g}x seed {seed}"] for seed in seeds] for ratio in ratios]
+    for colour, method in zip(("C0", "C2", "C1"), METHODS, strict=True):
+        points = [[results.found.get(f"{method} {ratio:g}x seed {seed}") for seed in seeds] for ratio in ratios]
+        points = [group for group in points if None not in group]
         flops = [statistics.mean(point["flops_ratio"] for point in group) for group in points]
         means = [100 * statistics.mean(point["kept"] for point in group) for group in points]
-        axis.plot(flops, means, f"{colour}o-", label=method)
+        if means:
+            axis.plot(flops, means, f"{colour}o-", label=method)
         for x, group in zip(flops, points, strict=True):
             axis.plot([x] * len(group), [100 * point["kept"] for point in group], f"{colour}.", alpha=0.4)
     axis.set_xlabel("operations of the teacher / of the student")
@@ -106,12 +115,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratios", nargs="+", type=float, default=[2, 4, 8])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--epochs", type=float, default=3)
     args = parser.parse_args()
     results, sst2 = Results(OUT / "distilled" / "results.json"), Sst2()
     for seed in args.seeds:
         for ratio in args.ratios:
-            for method in METHODS:
+            for method in args.methods:
                 key = f"{method} {ratio:g}x seed {seed}"
                 if key not in results:
                     results[key] = run(sst2, method, ratio, seed, args.epochs)

@@ -522,6 +522,7 @@ print(json.dumps([type(model).__name__, tokens.tolist(), total]))
     assert tokens == student.generate(**source, max_new_tokens=8, min_new_tokens=8).tolist()
     assert total == sum(float(value.double().sum()) for value in student.state_dict().values())
     assert sorted(path.name for path in Path(tmp_path / "student").glob("*.py")) == [
+        "codebook.py",
         "pruned_t5.py",
         "structure.py",
         "t5_layers.py",
