@@ -6,6 +6,7 @@ with quiet_torchao():
     from hf_efficient.models import FAMILIES, Structure
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distilling import NonFiniteLossError
+from hf_efficient.exporting import ExportConfig, export
 from hf_efficient.measurement.comparison import measure
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
@@ -24,10 +25,12 @@ __all__ = [
     "DistillationConfig",
     "EfficientSeq2SeqTrainer",
     "EfficientTrainer",
+    "ExportConfig",
     "NonFiniteLossError",
     "PruningConfig",
     "QuantizationConfig",
     "Structure",
+    "export",
     "measure",
     "prune",
     "quantize",

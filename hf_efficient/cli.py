@@ -1,4 +1,4 @@
-"""The command line: `hf-efficient compress | prune | distill | measure | demo`."""
+"""The command line: `hf-efficient compress | prune | distill | quantize | export | measure | demo`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from hf_efficient.data import DataConfig
 from hf_efficient.demo import run_demo
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distilling import NonFiniteLossError
+from hf_efficient.exporting import FORMATS, ExportConfig
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
-from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.side_by_side import measure_models
+from hf_efficient.quantization.config import SCHEMES, QuantizationConfig
+from hf_efficient.side_by_side import FORMS, measure_models
 
 logger = logging.get_logger(__name__)
 
 DESCRIPTIONS = {
     "compress": "Make a model small and fast, measure it, and save what from_pretrained loads.",
     "distill": "Train a student towards a teacher, measure it, and save what from_pretrained loads.",
+    "quantize": "Store a model in 8 bits or in codebooks, measure it, and save what from_pretrained loads.",
+    "export": "Write a model for ONNX Runtime and OpenVINO beside torch, and measure all of them.",
     "prune": "Remove parts of a model without training it, measure it, and save what from_pretrained loads.",
 }
 USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
@@ -45,7 +48,15 @@ def parse_job(argv: Sequence[str], command: str = "compress") -> Job:
     if not _accelerated() and "--use_cpu" not in flags:
         flags += ["--use_cpu", "True"]
     parser = HfArgumentParser(
-        (ModelConfig, DataConfig, DistillationConfig, PruningConfig, QuantizationConfig, TrainingArguments),
+        (
+            ModelConfig,
+            DataConfig,
+            DistillationConfig,
+            PruningConfig,
+            QuantizationConfig,
+            TrainingArguments,
+            ExportConfig,
+        ),
         prog=f"hf-efficient {command}",
         description=DESCRIPTIONS[command],
         epilog="All flags can also be given as keys of a YAML file: --config recipe.yaml",
@@ -82,8 +93,12 @@ def _accelerated() -> bool:
 def run_compress(argv: Sequence[str]) -> None:
     """Runs `hf-efficient compress`."""
     job = parse_job(argv)
-    report = compress(job)
-    show(report)
+    finish(job)
+
+
+def finish(job: Job) -> None:
+    """Does the job, and prints what was measured and where it is."""
+    show(compress(job))
     Console().print(f"Model, card, report and picture: {job.training.output_dir}")
 
 
@@ -100,8 +115,33 @@ def run_prune(argv: Sequence[str]) -> None:
         )
     if job.quantization.scheme is not None:
         raise ValueError("prune does not quantize: leave out --scheme, or use `hf-efficient compress`")
-    show(compress(job))
-    Console().print(f"Model, card, report and picture: {job.training.output_dir}")
+    finish(job)
+
+
+def run_quantize(argv: Sequence[str]) -> None:
+    """Runs `hf-efficient quantize`, which is `compress` without any training; it needs no data.
+
+    Raises ValueError: no scheme was given, or something is asked for besides.
+    """
+    job = parse_job([*argv, "--num_train_epochs", "0", "--distil", "False"], command="quantize")
+    if job.quantization.scheme is None:
+        raise ValueError(f"in which form? give --scheme, one of {', '.join(SCHEMES)}")
+    if job.pruning.active or job.pruning.vocabulary or job.quantization.aware:
+        raise ValueError("quantize neither prunes nor trains: use `hf-efficient compress`, which quantizes at the end")
+    finish(job)
+
+
+def run_export(argv: Sequence[str]) -> None:
+    """Runs `hf-efficient export`, which is `compress` that changes nothing; data is for calibration and metrics.
+
+    Raises ValueError: no runtime was given, or the model is to be changed.
+    """
+    job = parse_job([*argv, "--num_train_epochs", "0", "--distil", "False"], command="export")
+    if not job.export.formats:
+        raise ValueError(f"for which runtime? give --export, one or more of {', '.join(FORMATS)}")
+    if job.pruning.active or job.pruning.vocabulary or job.quantization.scheme is not None:
+        raise ValueError("export leaves the model as it is: use `hf-efficient compress`, which exports at the end")
+    finish(job)
 
 
 def run_distill(argv: Sequence[str]) -> None:
@@ -117,8 +157,7 @@ def run_distill(argv: Sequence[str]) -> None:
             "there is nothing to learn from: name a teacher (--teacher_name_or_path), or make a student of the model "
             "(--student_layers 3, --student_config hidden_size=128,...)"
         )
-    show(compress(job))
-    Console().print(f"Model, card, report and picture: {job.training.output_dir}")
+    finish(job)
 
 
 def run_measure(argv: Sequence[str]) -> None:
@@ -129,7 +168,11 @@ def run_measure(argv: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folders, or names on the Hub")
+    parser.add_argument(
+        "--forms", nargs="+", default=[], metavar="FORM", help=f"measure each in these forms: {', '.join(FORMS)}"
+    )
     parser.add_argument("--validation_file", help="rows to measure quality on")
+    parser.add_argument("--train_file", help="rows that openvino_int8 finds its ranges on")
     parser.add_argument("--dataset_name", help="a data set on the Hub to measure quality on")
     parser.add_argument("--dataset_config_name")
     parser.add_argument("--text_column")
@@ -142,7 +185,8 @@ def run_measure(argv: Sequence[str]) -> None:
     known = vars(parser.parse_args(argv))
     names, output, remote = known.pop("models"), known.pop("output_dir"), known.pop("trust_remote_code")
     batch_size, sequence_length = known.pop("latency_batch_size"), known.pop("latency_sequence_length")
-    report = measure_models(names, DataConfig(**known), batch_size, sequence_length, trust_remote_code=remote)
+    forms = known.pop("forms")
+    report = measure_models(names, DataConfig(**known), batch_size, sequence_length, remote, forms)
     show(report)
     if output:
         report.save(output)
@@ -161,6 +205,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compress": run_compress,
     "prune": run_prune,
     "distill": run_distill,
+    "quantize": run_quantize,
+    "export": run_export,
     "measure": run_measure,
     "demo": run_demo,
 }

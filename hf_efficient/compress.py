@@ -36,14 +36,16 @@ from hf_efficient.data import (
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.layers import student_of_config, student_of_layers
 from hf_efficient.distillation.teacher import load_teacher, reads_token_types
+from hf_efficient.exporting import ExportConfig, check_export
 from hf_efficient.masking import masked_once
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.vocabulary import trim_vocabulary, used_tokens
 from hf_efficient.quantization.config import QuantizationConfig
+from hf_efficient.reporting import Original
 from hf_efficient.speedup import check_prunable
 from hf_efficient.tasks import TASKS, Task, infer_task, task_named
-from hf_efficient.trainer import EfficientTrainer, Original
+from hf_efficient.trainer import EfficientTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -102,6 +104,7 @@ class Job:
     pruning: PruningConfig
     quantization: QuantizationConfig
     training: TrainingArguments
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     @property
     def distils(self) -> bool:
@@ -113,6 +116,13 @@ class Job:
         if self.pruning.before_training:
             return self.models.teacher_name_or_path is not None
         return self.models.teacher_name_or_path is not None or self.pruning.active or self.quantization.aware
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether there is anything to learn, or to choose by data: quantizing and exporting alone need none."""
+        trains = self.quantization.scheme is None or self.quantization.aware
+        trains = trains and self.training.num_train_epochs > 0
+        return trains or self.distils or self.pruning.active or self.pruning.vocabulary
 
 
 def compress(job: Job) -> CompressionReport:
@@ -133,7 +143,7 @@ def compress(job: Job) -> CompressionReport:
     _check_output(job, output)
 
     set_seed(args.seed)
-    splits = load_splits(job.data, args.seed)
+    splits = load_splits(job.data, args.seed) if job.data.named or job.needs_data else DatasetDict()
     ready = _prepare(job, splits)
     task, model, pruning = ready.task, ready.model, job.pruning
     if args.train_sampling_strategy == "random":
@@ -141,6 +151,8 @@ def compress(job: Job) -> CompressionReport:
         args.train_sampling_strategy = "group_by_length"
     if pruning.active:
         check_prunable(model, pruning)  # before a teacher is trained in vain
+    for format in job.export.formats:
+        check_export(model, format, job.export.form)
     _check_schedule(job, ready)
     compresses = job.distils or pruning.active or pruning.vocabulary or job.quantization.scheme is not None
     first: tuple[str, ...] = ()
@@ -167,6 +179,7 @@ def compress(job: Job) -> CompressionReport:
         distillation=job.distillation if job.distils else None,
         pruning=job.pruning,
         quantization=job.quantization,
+        export=job.export,
         original=original,
         **ready.for_trainer(),
     )
@@ -177,7 +190,7 @@ def compress(job: Job) -> CompressionReport:
     report = trainer.report = dataclasses.replace(
         found,
         task=task.pipeline,
-        dataset=job.data.label,
+        dataset=job.data.label if splits else None,
         metric=task.metric,
         stages=(*first, *found.stages),
         configs={**found.configs, "data": _public(job.data)},
@@ -211,8 +224,8 @@ class _Ready:
     def for_trainer(self) -> dict[str, Any]:
         """Returns what every trainer of the job is given."""
         return {
-            "train_dataset": self.data["train"],
-            "eval_dataset": self.data["evaluation"],
+            "train_dataset": self.data.get("train"),
+            "eval_dataset": self.data.get("evaluation"),
             "processing_class": self.tokenizer,
             "data_collator": self.task.collator(self.tokenizer),
             "compute_metrics": self.task.compute_metrics,
@@ -229,7 +242,7 @@ def _prepare(job: Job, splits: DatasetDict) -> _Ready:
     told = AutoConfig.from_pretrained(named[0], trust_remote_code=remote) if named else config
     needs_labels = not job.distils or job.distillation.uses_labels
     task = task_named(job.models.task or "text-classification")
-    columns = find_columns(splits, task, job.data, needs_labels)
+    columns = find_columns(splits, task, job.data, needs_labels) if splits else Columns((), None)
     if not job.models.task:
         task = infer_task(told, columns.label is not None and labels_are_numbers(splits, columns.label))
     tuned = (config.architectures or [""])[0].endswith(task.head)
@@ -257,8 +270,8 @@ def _prepare(job: Job, splits: DatasetDict) -> _Ready:
     for teacher in named:
         _check_tokens(teacher, tokenizer, remote)
     types = any(map(reads_token_types, teachers)) or None
-    data = tokenize(splits, columns, numbers, tokenizer, job.data.max_length, types)
-    if not task.labelled:
+    data = tokenize(splits, columns, numbers, tokenizer, job.data.max_length, types) if splits else splits
+    if splits and not task.labelled:
         data["evaluation"] = masked_once(data["evaluation"], tokenizer, job.training.seed)
     return _Ready(task, columns, numbers, tokenizer, data, model, tuned, teachers)
 

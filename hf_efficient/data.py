@@ -52,6 +52,11 @@ class DataConfig:
             raise ValueError(f"dataset_name and {', '.join(files)} cannot be given together: choose one source")
 
     @property
+    def named(self) -> bool:
+        """Whether there is any data."""
+        return bool(self.dataset_name or self.train_file or self.validation_file or self.test_file)
+
+    @property
     def label(self) -> str:
         """What to call the data in a report, without the path of this machine."""
         if self.dataset_name:

@@ -66,7 +66,7 @@ def run_demo(argv: Sequence[str]) -> None:
 
     console.rule("2. Teacher: a small BERT trained from scratch, by the same job without any compression flag")
     teacher = compress(_teacher_job(folder, data))
-    console.print(f"teacher: {teacher.models[-1].metrics['accuracy']:.1%} accuracy")
+    console.print(f"teacher: {teacher.final.metrics['accuracy']:.1%} accuracy")
 
     console.rule(f"3. Student: {SPEEDUP:g}x faster by pruning, trained back up by distillation, then 8 bits")
     report = compress(_student_job(folder, data))
@@ -171,7 +171,7 @@ def _check_reload(folder: Path, validation: Path, report: CompressionReport, con
     )
     if done.returncode:
         raise RuntimeError(f"the student does not load in a fresh process:\n{done.stderr}")
-    found, expected = json.loads(done.stdout.strip().splitlines()[-1]), report.models[-1].metrics["accuracy"]
+    found, expected = json.loads(done.stdout.strip().splitlines()[-1]), report.final.metrics["accuracy"]
     if abs(found - expected) > TIES:
         raise RuntimeError(f"a fresh process finds an accuracy of {found}, the report says {expected}")
     console.print(f"reload check: a fresh process without this package finds {found:.4f}, the report {expected:.4f}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel, exporters
 
 from hf_efficient.measurement.comparison import model_inputs
-from hf_efficient.measurement.runtimes import PACKAGES, check_runtime, quiet
+from hf_efficient.measurement.cost import folder_bytes
+from hf_efficient.measurement.runtimes import PACKAGES, TITLES, check_runtime, quiet
 from hf_efficient.models import family_of, is_quantized
 from hf_efficient.models.structure import stock_fields
 from hf_efficient.quantization.int8 import reduces_range
@@ -22,7 +24,46 @@ from hf_efficient.quantization.int8 import reduces_range
 FORMATS = tuple(PACKAGES)
 QUANTIZATIONS = {"onnx": ("int8",), "openvino": ("int8", "int8_weight_only")}
 MOST_DIFFERENCE = 1e-3
-CALIBRATION_BATCHES = 64
+CHOICES = 4
+CALIBRATION_SAMPLES = 300  # what NNCF takes by default
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """For which runtimes a model is written besides, and in which form.
+
+    Raises ValueError: a runtime or a form is unknown, or no runtime knows the form.
+    """
+
+    export: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Also write the model for these runtimes, in folders of their names: {', '.join(FORMATS)}.",
+            "nargs": "+",
+        },
+    )
+    export_quantization: str = field(
+        default="int8",
+        metadata={"help": "Form of the exports: int8; int8_weight_only (OpenVINO alone); none: float32."},
+    )
+
+    def __post_init__(self) -> None:
+        for format in self.formats:
+            check_form(format, self.form)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The runtimes, each once."""
+        return tuple(dict.fromkeys(self.export or ()))
+
+    @property
+    def form(self) -> str | None:
+        """The quantization that `export` is given."""
+        return None if self.export_quantization == "none" else self.export_quantization
+
+    def needs_calibration(self, format: str) -> bool:
+        """Whether the export to `format` finds the ranges of activations on data."""
+        return needs_calibration(format, self.form)
 
 
 @dataclass(frozen=True)
@@ -36,7 +77,7 @@ class Exported:
 
     def describe(self) -> str:
         """Returns what was done, for a report."""
-        form = (self.quantization or "float32").replace("_", " ")
+        form = form_name(self.quantization)
         return f"exported to {self.format} ({form}), within {self.difference:.1e} of torch's largest answer"
 
 
@@ -63,39 +104,39 @@ def export(
     model is quantized already or writes text. Raises RuntimeError: in float32 it answers otherwise than torch.
     """
     check_export(model, format, quantization)
-    if (format, quantization) == ("openvino", "int8") and calibration is None:
+    if needs_calibration(format, quantization) and calibration is None:
         raise ValueError(
             "OpenVINO's int8 fixes the ranges of activations in advance: give `calibration`, batches of your data, or "
             "quantization='int8_weight_only'"
         )
     model = model.eval()
     inputs = _inputs(model, 2, 16)
+    folder = Path(directory)
+    beside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
     with quiet():
         exporter, config = _exporter(format, model, quantization, calibration, list(inputs))
         exported = exporter.export(model, dict(inputs), config)
         exported.config = _stock_config(model)
-        exported.save_pretrained(directory)
+        exported.save_pretrained(beside)
         # Left to itself OpenVINO computes in bfloat16 where it can, which would hide what the export did.
         exact: dict[str, Any] = {"config": {"INFERENCE_PRECISION_HINT": "f32"}} if format == "openvino" else {}
-        loaded = exporters.ExportedModel.from_pretrained(directory, **exact)
-    found = Exported(format, quantization, str(directory), _difference(model, loaded))
+        loaded = exporters.ExportedModel.from_pretrained(beside, **exact)
+    found = Exported(format, quantization, str(folder), _difference(model, loaded))
     if quantization is None and not found.difference <= MOST_DIFFERENCE:
         raise RuntimeError(
-            f"the {format} form in {directory} differs from torch by {found.difference:.1e} of its largest answer: do "
+            f"the {format} form in {beside} differs from torch by {found.difference:.1e} of its largest answer: do "
             "not use it, and report the versions of torch, transformers and the runtime"
         )
+    if folder.exists():
+        shutil.rmtree(folder)
+    beside.replace(folder)
     return found
 
 
 def check_export(model: PreTrainedModel, format: str, quantization: str | None) -> None:
     """Refuses what cannot work before any of the work is done; see `export`."""
-    if format not in FORMATS:
-        raise ValueError(f"format={format!r} is unknown: give one of {', '.join(FORMATS)}")
-    if quantization is not None and quantization not in QUANTIZATIONS[format]:
-        raise ValueError(
-            f"quantization={quantization!r} is unknown for {format}: give one of {', '.join(QUANTIZATIONS[format])}, "
-            "or none for float32"
-        )
+    check_form(format, quantization)
     check_runtime(format)
     if is_quantized(model):
         raise ValueError("the model is quantized already: export its float form, which the runtime quantizes itself")
@@ -103,31 +144,79 @@ def check_export(model: PreTrainedModel, format: str, quantization: str | None) 
         raise ValueError(f"{type(model).__name__} writes text, which is not exported: give a model with another head")
 
 
-class ExportedModule(nn.Module):
-    """An exported model in the place of a module, for whoever evaluates or times modules; it has no parameters."""
-
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        super().__init__()
-        with quiet():
-            self.exported = exporters.ExportedModel.from_pretrained(directory)
-        self.config = self.exported.config
-        self.bytes_on_disk = sum(
-            path.stat().st_size
-            for path in Path(directory).iterdir()
-            if path.suffix in (".onnx", ".data", ".bin", ".xml")
+def check_form(format: str, quantization: str | None) -> None:
+    """Raises ValueError: there is no such format, or not in that form."""
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} is unknown: give one of {', '.join(FORMATS)}")
+    if quantization is not None and quantization not in QUANTIZATIONS[format]:
+        raise ValueError(
+            f"quantization={quantization!r} is unknown for {format}: give one of {', '.join(QUANTIZATIONS[format])}, "
+            "or none for float32"
         )
 
+
+def needs_calibration(format: str, quantization: str | None) -> bool:
+    """Whether that form finds the ranges of activations on data, before it is run."""
+    return (format, quantization) == ("openvino", "int8")
+
+
+def form_name(quantization: str | None) -> str:
+    """Returns what to call a quantization in a table."""
+    return (quantization or "float32").replace("_", " ")
+
+
+class ExportedModule(nn.Module):
+    """An exported model in the place of a module, for whoever evaluates or times modules; it has no parameters.
+
+    It runs on as many threads as torch has now, and otherwise as `ExportedModel.from_pretrained` loads it.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], format: str, quantization: str | None) -> None:
+        super().__init__()
+        with quiet():
+            self.exported = exporters.ExportedModel.from_pretrained(directory, **_threads(format))
+        self.config = self.exported.config
+        self.bytes_on_disk = folder_bytes(Path(directory))
+        self.runtime = f"{TITLES.get(format, format)} {form_name(quantization)}"
+        self.title = f"{format} {form_name(quantization)}"
+
     def forward(self, **inputs: torch.Tensor) -> Any:
-        """Returns what the model that was exported answers; without a loss."""
-        return self.exported(**{name: value for name, value in inputs.items() if name != "labels"})
+        """Returns what the model that was exported answers; where labels are given, with a loss that is no number.
+
+        A loss is not exported, and `Trainer` evaluates no model without one.
+        """
+        labelled = any(name == "labels" or name.endswith("_positions") for name in inputs)
+        outputs = self.exported(**_complete(inputs, self._names))
+        if labelled:
+            outputs["loss"] = torch.tensor(math.nan)
+        return outputs
+
+    @property
+    def _names(self) -> Any:
+        return next(iter(self.exported.components.values())).metadata.kwargs
+
+
+def _threads(format: str) -> dict[str, Any]:
+    if format == "openvino":
+        return {"config": {"INFERENCE_NUM_THREADS": torch.get_num_threads()}}
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return {"session_options": options}
 
 
 def _inputs(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """Returns what a tokenizer gives the model, (batch, tokens): types of tokens too where it knows several."""
+    """Returns what a tokenizer gives the model, (batch, tokens): types of tokens too where it knows several.
+
+    Where one of several texts is chosen, they are (batch, choices, tokens).
+    """
     inputs = model_inputs(model, batch_size, length)
     inputs["attention_mask"][-1, length // 2 :] = 0
     if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        return {name: value.unsqueeze(1).repeat(1, CHOICES, 1) for name, value in inputs.items()}
     return inputs
 
 
@@ -152,17 +241,22 @@ def _exporter(
 
 def _calibration(model: PreTrainedModel, batches: Iterable[Mapping[str, torch.Tensor]], names: list[str]) -> list[Any]:
     """Returns a few batches with just the inputs `names`. Raises ValueError: there is none."""
-    found = []
-    for batch, _ in zip(batches, range(CALIBRATION_BATCHES), strict=False):
-        known = {name: value.to(model.device) for name, value in batch.items() if name in names}
-        for name in names:
-            if name not in known:
-                fill = torch.ones_like if name == "attention_mask" else torch.zeros_like
-                known[name] = fill(known["input_ids"])
-        found.append(known)
+    found: list[Any] = []
+    samples = 0
+    for batch in batches:
+        if samples >= CALIBRATION_SAMPLES:
+            break
+        samples += len(batch["input_ids"])
+        found.append({name: value.to(model.device) for name, value in _complete(batch, names).items()})
     if not found:
         raise ValueError("the calibration data is empty: at least one batch is needed")
     return found
+
+
+def _complete(batch: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Returns just the inputs `names`, as the model would take those that are not there: no padding, one segment."""
+    absent = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
+    return {name: batch[name] if name in batch else absent[name](batch["input_ids"]) for name in names}
 
 
 def _stock_config(model: PreTrainedModel) -> Any:

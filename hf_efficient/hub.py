@@ -17,6 +17,8 @@ from hf_efficient.models import FAMILIES
 
 logger = logging.get_logger(__name__)
 
+# How each export is called, and what it needs besides transformers and torch.
+LOADERS = {"onnx": ("ONNX Runtime", "onnx onnxruntime"), "openvino": ("OpenVINO", "openvino")}
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 CITATIONS = {
     "inside": "Jiao et al. 2020, *TinyBERT: Distilling BERT for Natural Language Understanding*, arXiv 1909.10351",
@@ -55,7 +57,7 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
     config = AutoConfig.from_pretrained(folder)
     folder = Path(folder)
     public_base = base_model if base_model and not Path(base_model).exists() and base_model.count("/") <= 1 else None
-    final, title = report.models[-1], folder.resolve().name
+    final, title = report.final, folder.resolve().name
     results = [
         EvalResult(
             task_type=report.task or "other",
@@ -67,7 +69,7 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         for name, value in final.metrics.items()
         if name != "loss"
     ]
-    compressed = any(model.role != "model" for model in report.models)
+    told = {"model": "A fine-tuned model, measured.", "teacher": "A model in forms for several runtimes, measured."}
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=report.task if report.task != "regression" else "text-classification",
@@ -82,7 +84,7 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         data,
         template_path=str(TEMPLATE),
         title=title,
-        summary=_summary(report) if compressed else "A fine-tuned model, measured.",
+        summary=told.get(final.role) or _summary(report),
         table=report.markdown(),
         circumstances=report.circumstances(),
         evaluation=_evaluation(report),
@@ -91,6 +93,7 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         requirements=" ".join(_requirements(config)),
         snippet=_snippet(config, report, folder),
         loading_note=_loading_note(config, report),
+        exports=[(LOADERS[model.role], model.role) for model in report.models if model.role in LOADERS],
         limits=_limits(report),
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
         citations=_citations(report.configs),
@@ -184,7 +187,7 @@ def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
 
 
 def _summary(report: CompressionReport) -> str:
-    final = report.models[-1]
+    final = report.final
     parts = []
     if final.ratios.size:
         parts.append(f"{final.ratios.size:.1f} times smaller than its teacher")
@@ -197,7 +200,7 @@ def _summary(report: CompressionReport) -> str:
 
 def _evaluation(report: CompressionReport) -> str:
     """Returns a sentence on how the metrics came about; empty where there are none."""
-    if report.dataset is None or not report.models[-1].metrics:
+    if report.dataset is None or not report.final.metrics:
         return ""
     batch = (report.configs.get("training") or {}).get("per_device_eval_batch_size")
     how = f", in batches of {batch} in the order of the file" if batch else ""

@@ -3,53 +3,34 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 import transformers
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
-from transformers.utils import PushInProgress, logging
+from transformers.utils import logging
 
-from hf_efficient import hub
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import check_same_task
 from hf_efficient.distillation.teacher import load_teacher
 from hf_efficient.distilling import Distilling
-from hf_efficient.measurement.comparison import compare, model_inputs
-from hf_efficient.measurement.report import CompressionReport
-from hf_efficient.measurement.runtime import environment
-from hf_efficient.models import FAMILIES, family_of, is_quantized
+from hf_efficient.exporting import ExportConfig, check_export
+from hf_efficient.models import is_quantized
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization import aware
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantization.int8 import compiled
 from hf_efficient.quantizing import describe, quantize
+from hf_efficient.reporting import Original, Reporting
 from hf_efficient.rounds import PruningRounds, save_whole
 
 logger = logging.get_logger(__name__)
 
 Teachers: TypeAlias = PreTrainedModel | str | Sequence[PreTrainedModel | str] | None
-NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
-@dataclasses.dataclass(frozen=True)
-class Original:
-    """What a model was before rows of its vocabulary went: the teacher, and evaluation data in its own tokens.
-
-    `token_ids` (new size,) holds the teacher's id of each of the model's tokens.
-    """
-
-    model: PreTrainedModel
-    token_ids: torch.Tensor
-    eval_dataset: Any
-
-
-class _Compression(PruningRounds, Distilling):
+class _Compression(PruningRounds, Distilling, Reporting):
     """What both trainers share; see `EfficientTrainer`."""
 
     def __init__(
@@ -59,6 +40,7 @@ class _Compression(PruningRounds, Distilling):
         distillation: DistillationConfig | None = None,
         pruning: PruningConfig | None = None,
         quantization: QuantizationConfig | None = None,
+        export: ExportConfig | None = None,
         original: Original | None = None,
         **kwargs: Any,
     ) -> None:
@@ -66,7 +48,9 @@ class _Compression(PruningRounds, Distilling):
         self.distillation = distillation
         self.pruning = pruning or PruningConfig()
         self.quantization = quantization or QuantizationConfig(scheme=None)
+        self.export = export or ExportConfig()
         self.original = original
+        self._exported = {}
         self.report: Any = None
         self.stages: list[str] = []
         self.base_model: str = self.model.config._name_or_path
@@ -106,6 +90,13 @@ class _Compression(PruningRounds, Distilling):
             aware.check(self.model, self.quantization)
             if self.model_init is not None:
                 raise ValueError("model_init makes another model, which would not round as in 8 bits: give `model`")
+        for format in self.export.formats:
+            check_export(self.model, format, self.export.form)
+            if self.export.needs_calibration(format) and self.train_dataset is None:
+                raise ValueError(
+                    "OpenVINO's int8 fixes the ranges of activations on training data, and there is none: give "
+                    "train_dataset, or export_quantization='int8_weight_only'"
+                )
         if teachers and self.distillation is None:
             raise ValueError("a teacher without distillation teaches nothing: add distillation=DistillationConfig()")
 
@@ -149,7 +140,9 @@ class _Compression(PruningRounds, Distilling):
         for number, each in enumerate(self.teachers if compressed else [], start=1):
             models["teacher" if number == 1 else f"teacher {number}"] = each
         if trains:
-            models["student" if compressed else "model"] = self.model
+            alone = "teacher" if self.export.formats else "model"
+            models["student" if compressed else alone] = self.model
+        self._write_exports(self.model)
         if self.quantization.scheme is not None:
             if trains and self.args.should_save:
                 save_whole(self.model, Path(self.args.output_dir) / "_student", self.processing_class)
@@ -182,112 +175,6 @@ class _Compression(PruningRounds, Distilling):
         taught = "" if self.distillation is None else f" on {self.distillation.describe()}"
         return f"{taught}, rounding as in 8 bits" if self.quantization.aware else taught
 
-    # ---- what is measured and what leaves the machine --------------------------------------------------------------
-
-    def _measure(self, models: dict[str, PreTrainedModel]) -> CompressionReport:
-        """Returns the report on `models`, by role: metrics of each, then speed of all in turn."""
-        for model in models.values():
-            self._move_model_to_device(model, self.args.device)
-        inputs = model_inputs(self.model, self.pruning.latency_batch_size, self.pruning.latency_sequence_length)
-        fast: dict[str, Any] = {}
-        if self.quantization.scheme is not None:
-            wanted = self.quantization.compile and self.quantization.is_int8
-            run = compiled(models["quantized"], inputs) if wanted else None
-            if run is not None:
-                fast = {"compiled": run}
-                models = {**models, "compiled": models["quantized"]}
-        metrics = {role: self._metrics(role, fast.get(role, model)) for role, model in models.items()}
-        found = next(iter(metrics.values()))
-        metric = self.args.metric_for_best_model or next((name for name in found if name != "loss"), None)
-        known = {family.model_type for family in FAMILIES.values()}
-        rows = compare(
-            models,
-            inputs,
-            metrics=metrics,
-            metric=metric,
-            names={"quantized": self.quantization.title, "compiled": f"{self.quantization.title}, compiled"},
-            structures={
-                role: family_of(model).structure(model.config).to_dict()
-                for role, model in models.items()
-                if role in ("teacher", "student") and model.config.model_type.removeprefix("pruned_") in known
-            },
-            compiled=fast,
-            runtimes=dict.fromkeys(models.keys() & {"teacher", "student"}, self.pruning.latency_runtime),
-        )
-        return CompressionReport(
-            metric=metric, stages=tuple(self.stages), models=rows, environment=environment(), configs=self._configs()
-        )
-
-    def _metrics(self, role: str, model: PreTrainedModel) -> dict[str, float]:
-        """Returns the metrics of `model` on the evaluation set, in its order and the weights' precision."""
-        teaches = role.startswith("teacher")
-        if self.eval_dataset is None or (teaches and self.pruning.before_training):
-            return {}  # a teacher that was never trained has nothing to compare with
-        data = self.original.eval_dataset if teaches and self.original else self.eval_dataset
-        installed = self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy
-        self.model = self.model_wrapped = model
-        self.accelerator.native_amp, self.args.train_sampling_strategy = False, "random"
-        try:
-            found = self.predict(data, metric_key_prefix=role).metrics
-        finally:
-            self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy = installed
-        named = {name.removeprefix(f"{role}_"): value for name, value in found.items()}
-        return {name: value for name, value in named.items() if name not in NOT_METRICS and isinstance(value, float)}
-
-    def _configs(self) -> dict[str, Any]:
-        prunes, quantizes = self.pruning.active or self.pruning.vocabulary, self.quantization.scheme is not None
-        configs = {
-            "distillation": self.distillation,
-            "pruning": self.pruning if prunes else None,
-            "quantization": self.quantization if quantizes else None,
-        }
-        names = (
-            "learning_rate",
-            "num_train_epochs",
-            "max_steps",
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "seed",
-            "bf16",
-            "fp16",
-        )
-        training = {name: getattr(self.args, name) for name in (*names, "gradient_accumulation_steps")}
-        return {
-            "training": training,
-            **{name: dataclasses.asdict(config) for name, config in configs.items() if config is not None},
-        }
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Saves as the parent does, but for `training_args.bin`: it is a pickle and holds the Hub token in clear."""
-        with self._without_tokens():
-            super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
-
-    @contextmanager
-    def _without_tokens(self) -> Iterator[None]:
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            yield
-        finally:
-            self.args.hub_token = token
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the report, its picture and the card made from it; the parent's card where nothing was measured."""
-        if self.report is None:
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            hub.write_documents(self.report, self.args.output_dir, base_model=self.base_model)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Pushes a checkpoint while training goes on; the parent would push `training_args.bin` with the token."""
-        pending = getattr(self, "push_in_progress", None)
-        busy = pending is not None and not pending.is_done() and not self.args.hub_always_push
-        if not self.is_world_process_zero() or self.args.hub_strategy == "end" or busy:
-            return
-        step, token, revision = self.state.global_step, self.args.hub_token, self.args.hub_revision
-        push = hub.push_checkpoint(checkpoint_folder, self.hub_model_id, step, token, revision)
-        self.push_in_progress = PushInProgress([push])  # the parent waits for it before the last push
-
 
 class EfficientTrainer(_Compression):
     """A `transformers.Trainer` that makes its model small and fast.
@@ -300,6 +187,7 @@ class EfficientTrainer(_Compression):
     | distillation | train towards the teacher's soft labels; None: on the labels alone |
     | pruning | remove heads, neurons and layers, in rounds of pruning and training |
     | quantization | 8 bits at the end; alone, nothing is trained |
+    | export | also write the model for ONNX Runtime or OpenVINO, in folders of `output_dir` |
     | original | of a model with a trimmed vocabulary, what it was before; it is the teacher unless another is given |
 
     With all of them None it is `Trainer`, but for gradient accumulation, which is exact: the loss is summed over the

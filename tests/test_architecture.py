@@ -27,6 +27,7 @@ LEVELS = {
     "quantizing": 2,
     "exporting": 2,
     "hub": 2,
+    "reporting": 2,
     "trainer": 2,
     "compress": 3,
     "side_by_side": 3,
@@ -38,7 +39,8 @@ LEVELS = {
 NEIGHBOURS = {
     "tasks": {"measurement", "masking"},
     "data": {"tasks"},
-    "trainer": {"distilling", "quantizing", "rounds", "hub"},
+    "trainer": {"distilling", "exporting", "quantizing", "reporting", "rounds"},
+    "reporting": {"exporting", "hub"},
     "rounds": {"speedup"},
 }
 KNOWS_NOTHING_OF_OURS = {"measurement"}
@@ -179,7 +181,7 @@ def test_the_library_does_not_print(module):
         ("pruning.gates", "import hf_efficient.hub", ["hub"]),
         ("measurement.cost", "from hf_efficient.models import family_of", ["models.__init__"]),
         ("hub", "from hf_efficient.trainer import EfficientTrainer", ["trainer"]),
-        ("trainer", "from hf_efficient import hub", []),
+        ("reporting", "from hf_efficient import hub", []),
         ("data", "from hf_efficient.tasks import Task", []),
         ("tasks", "def f():\n    from hf_efficient.data import tokenize", ["data"]),
     ],

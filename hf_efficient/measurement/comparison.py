@@ -52,6 +52,8 @@ def compare(
     | compiled | by role, what torch.compile made of the model, to be timed in its place |
     | runtimes | by role, the name in `RUNTIMES` of where the model is timed; None: torch |
 
+    A module that runs elsewhere than in torch says so in `runtime`, "openvino int8", and has no parameters to count.
+
     Raises ValueError: a runtime is unknown or not installed.
     """
     compiled, runtimes = compiled or {}, runtimes or {}
@@ -70,23 +72,31 @@ def compare(
     rows = []
     for role, model in models.items():
         runtime = "compiled" if role in compiled else runtimes.get(role, "torch")
-        title = f"{TITLES.get(runtime, runtime)} {str(_dtype(model)).rpartition('.')[2]}"
+        elsewhere = getattr(model, "runtime", None)
+        title = elsewhere or f"{TITLES.get(runtime, runtime)} {str(_dtype(model)).rpartition('.')[2]}"
         latency = summarize(durations[role], batch_size, length, title)
         rows.append(
             ModelRow(
                 name=(names or {}).get(role, role),
                 role=role,
                 metrics=(metrics or {}).get(role, {}),
-                parameters=count_parameters(model),
-                nonzero_parameters=count_nonzero_parameters(model),
-                flops=count_flops(model, inputs),
-                bytes_on_disk=saved_bytes(model) if hasattr(model, "save_pretrained") else None,
+                parameters=None if elsewhere else count_parameters(model),
+                nonzero_parameters=None if elsewhere else count_nonzero_parameters(model),
+                flops=None if elsewhere else count_flops(model, inputs),
+                bytes_on_disk=_bytes_on_disk(model),
                 latency_ms=latency,
                 samples_per_second=batch_size / latency.p50 * 1e3,
                 structure=(structures or {}).get(role),
             )
         )
     return with_ratios(_with_compressed_sizes(rows, models), metric)
+
+
+def _bytes_on_disk(model: nn.Module) -> int | None:
+    if hasattr(model, "save_pretrained"):
+        return saved_bytes(model)
+    size: Any = getattr(model, "bytes_on_disk", None)
+    return size
 
 
 def _with_compressed_sizes(rows: Sequence[ModelRow], models: Mapping[str, nn.Module]) -> list[ModelRow]:

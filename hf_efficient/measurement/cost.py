@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-WEIGHT_PATTERNS = ("*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data", "openvino_*.bin")
+WEIGHT_PATTERNS = ("*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data", "openvino_*.bin", "openvino_*.xml")
 CHUNK_BYTES = 1 << 20
 
 

@@ -85,6 +85,11 @@ class CompressionReport:
                 return model
         raise KeyError(f"the report has no {role!r}, only {', '.join(model.role for model in self.models)}")
 
+    @property
+    def final(self) -> ModelRow:
+        """The row of the model that the folder holds for torch, in the way that it is fastest; exports come after."""
+        return next((row for row in reversed(self.models) if row.parameters is not None), self.models[-1])
+
     def to_json(self) -> str:
         """Returns the report as the text of `compression_report.json`."""
         return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=2) + "\n"

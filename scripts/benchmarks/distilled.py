@@ -95,8 +95,8 @@ def draw(results: Results, ratios: list[float], seeds: list[int]) -> None:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axis = figure.subplots()
     for colour, method in zip(("C0", "C2", "C1"), METHODS, strict=True):
-        points = [[results.found.get(f"{method} {ratio:g}x seed {seed}") for seed in seeds] for ratio in ratios]
-        points = [group for group in points if None not in group]
+        keys = [[f"{method} {ratio:g}x seed {seed}" for seed in seeds] for ratio in ratios]
+        points = [[results[key] for key in group] for group in keys if all(key in results for key in group)]
         flops = [statistics.mean(point["flops_ratio"] for point in group) for group in points]
         means = [100 * statistics.mean(point["kept"] for point in group) for group in points]
         if means:
