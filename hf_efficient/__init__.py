@@ -6,6 +6,7 @@ with quiet_torchao():
     from hf_efficient.models import FAMILIES, Structure
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distilling import NonFiniteLossError
+from hf_efficient.exported import load_exported
 from hf_efficient.exporting import ExportConfig, export
 from hf_efficient.measurement.comparison import measure
 from hf_efficient.measurement.report import CompressionReport
@@ -31,6 +32,7 @@ __all__ = [
     "QuantizationConfig",
     "Structure",
     "export",
+    "load_exported",
     "measure",
     "prune",
     "quantize",

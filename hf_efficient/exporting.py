@@ -14,17 +14,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, exporters
 
+from hf_efficient.exported import DECODE, ENCODER, PREFILL, complete, empty_cache, load_exported, shifted
 from hf_efficient.measurement.comparison import model_inputs
-from hf_efficient.measurement.cost import folder_bytes
-from hf_efficient.measurement.runtimes import PACKAGES, TITLES, check_runtime, quiet
+from hf_efficient.measurement.runtimes import PACKAGES, check_runtime, quiet
 from hf_efficient.models import family_of, is_quantized
 from hf_efficient.models.structure import stock_fields
 from hf_efficient.quantization.int8 import reduces_range
 
 FORMATS = tuple(PACKAGES)
+EXPORTERS = {"onnx": exporters.OnnxExporter, "openvino": exporters.OpenVINOExporter}
 QUANTIZATIONS = {"onnx": ("int8",), "openvino": ("int8", "int8_weight_only")}
 MOST_DIFFERENCE = 1e-3
 CHOICES = 4
+STEPS = 6
 CALIBRATION_SAMPLES = 300  # what NNCF takes by default
 
 
@@ -100,8 +102,10 @@ def export(
     batch size and length can be run. Uneven shapes need no code of ours there: the folder's config is that of the
     stock class. What was written is loaded again and compared with torch.
 
+    A model that writes text becomes three graphs, which `hf_efficient.load_exported` puts together again to generate.
+
     Raises ValueError: the format or its quantization is unknown or not installed, calibration data is missing, or the
-    model is quantized already or writes text. Raises RuntimeError: in float32 it answers otherwise than torch.
+    model is quantized already. Raises RuntimeError: in float32 it answers otherwise than torch.
     """
     check_export(model, format, quantization)
     if needs_calibration(format, quantization) and calibration is None:
@@ -110,19 +114,26 @@ def export(
             "quantization='int8_weight_only'"
         )
     model = model.eval()
-    inputs = _inputs(model, 2, 16)
     folder = Path(directory)
     beside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
+    samples = _calls(model, _inputs(model, 2, 16))
     with quiet():
-        exporter, config = _exporter(format, model, quantization, calibration, list(inputs))
-        exported = exporter.export(model, dict(inputs), config)
-        exported.config = _stock_config(model)
+        data = _calibration(model, calibration, list(samples)) if calibration is not None else {}
+        exporter = EXPORTERS[format]()
+        components = {
+            name: exporter.export(part, dict(inputs), _config(format, model, quantization, data.get(name)))
+            for name, (part, inputs) in samples.items()
+        }
+        exported = exporters.ExportedModel(
+            {name: each.components["model"] for name, each in components.items()},
+            next(iter(components.values())).export_format,
+            config=_stock_config(model),
+            generation_config=model.generation_config if _writes(model) else None,
+        )
         exported.save_pretrained(beside)
-        # Left to itself OpenVINO computes in bfloat16 where it can, which would hide what the export did.
-        exact: dict[str, Any] = {"config": {"INFERENCE_PRECISION_HINT": "f32"}} if format == "openvino" else {}
-        loaded = exporters.ExportedModel.from_pretrained(beside, **exact)
-    found = Exported(format, quantization, str(folder), _difference(model, loaded))
+        differs = _difference(model, load_exported(beside, exact=True))
+    found = Exported(format, quantization, str(folder), differs)
     if quantization is None and not found.difference <= MOST_DIFFERENCE:
         raise RuntimeError(
             f"the {format} form in {beside} differs from torch by {found.difference:.1e} of its largest answer: do "
@@ -140,8 +151,6 @@ def check_export(model: PreTrainedModel, format: str, quantization: str | None) 
     check_runtime(format)
     if is_quantized(model):
         raise ValueError("the model is quantized already: export its float form, which the runtime quantizes itself")
-    if model.can_generate():
-        raise ValueError(f"{type(model).__name__} writes text, which is not exported: give a model with another head")
 
 
 def check_form(format: str, quantization: str | None) -> None:
@@ -165,47 +174,6 @@ def form_name(quantization: str | None) -> str:
     return (quantization or "float32").replace("_", " ")
 
 
-class ExportedModule(nn.Module):
-    """An exported model in the place of a module, for whoever evaluates or times modules; it has no parameters.
-
-    It runs on as many threads as torch has now, and otherwise as `ExportedModel.from_pretrained` loads it.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], format: str, quantization: str | None) -> None:
-        super().__init__()
-        with quiet():
-            self.exported = exporters.ExportedModel.from_pretrained(directory, **_threads(format))
-        self.config = self.exported.config
-        self.bytes_on_disk = folder_bytes(Path(directory))
-        self.runtime = f"{TITLES.get(format, format)} {form_name(quantization)}"
-        self.title = f"{format} {form_name(quantization)}"
-
-    def forward(self, **inputs: torch.Tensor) -> Any:
-        """Returns what the model that was exported answers; where labels are given, with a loss that is no number.
-
-        A loss is not exported, and `Trainer` evaluates no model without one.
-        """
-        labelled = any(name == "labels" or name.endswith("_positions") for name in inputs)
-        outputs = self.exported(**_complete(inputs, self._names))
-        if labelled:
-            outputs["loss"] = torch.tensor(math.nan)
-        return outputs
-
-    @property
-    def _names(self) -> Any:
-        return next(iter(self.exported.components.values())).metadata.kwargs
-
-
-def _threads(format: str) -> dict[str, Any]:
-    if format == "openvino":
-        return {"config": {"INFERENCE_NUM_THREADS": torch.get_num_threads()}}
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return {"session_options": options}
-
-
 def _inputs(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, torch.Tensor]:
     """Returns what a tokenizer gives the model, (batch, tokens): types of tokens too where it knows several.
 
@@ -215,48 +183,75 @@ def _inputs(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, t
     inputs["attention_mask"][-1, length // 2 :] = 0
     if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    if "For" in type(model).__name__ and not _writes(model):
+        inputs.pop("decoder_input_ids", None)  # these heads make what the decoder reads by themselves
     if type(model).__name__.endswith("ForMultipleChoice"):
         return {name: value.unsqueeze(1).repeat(1, CHOICES, 1) for name, value in inputs.items()}
     return inputs
 
 
-def _exporter(
-    format: str, model: PreTrainedModel, quantization: str | None, calibration: Any, names: list[str]
-) -> tuple[Any, Any]:
-    """Returns the exporter of Transformers and its config."""
+def _calls(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
+    """Returns the parts that `model` is exported as, by name, and what each is called with to answer `batch`."""
+    if not _writes(model):
+        return {"model": (model, dict(batch))}
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    ids = batch["decoder_input_ids"]
+    with torch.no_grad():
+        read = {"attention_mask": batch["attention_mask"], "encoder_outputs": model.get_encoder()(**texts)}
+        past = model(**read, decoder_input_ids=ids[:, :-1], past_key_values=empty_cache(), use_cache=True)
+    goes_on = {"decoder_input_ids": ids[:, -1:], "past_key_values": past.past_key_values}
+    begins = {"decoder_input_ids": ids[:, :-1], "past_key_values": empty_cache()}
+    return {
+        ENCODER: (model.get_encoder(), texts),
+        PREFILL: (model, {**read, **begins, "use_cache": True}),
+        DECODE: (model, {**read, **goes_on, "use_cache": True}),
+    }
+
+
+def _writes(model: Any) -> bool:
+    return bool(getattr(model, "can_generate", bool)())
+
+
+def _config(format: str, model: PreTrainedModel, quantization: str | None, data: list[Any] | None) -> Any:
+    """Returns the config of an exporter of Transformers."""
+    quantizer: Any = None
     if format == "onnx":
         dynamic = exporters.OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=reduces_range(model.device))
-        quantizer: Any = exporters.OnnxRuntimeQuantizer(dynamic) if quantization else None
-        return exporters.OnnxExporter(), exporters.OnnxConfig(dynamic=True, quantizer=quantizer)
-    quantizer = None
+        quantizer = exporters.OnnxRuntimeQuantizer(dynamic) if quantization else None
+        return exporters.OnnxConfig(dynamic=True, quantizer=quantizer)
     if quantization == "int8":
-        data = _calibration(model, calibration, names)
-        quantizer = exporters.NNCFOpenVINOQuantizer(
-            exporters.NNCFQuantizationConfig(subset_size=len(data)), calibration_dataset=data
-        )
+        static = exporters.NNCFQuantizationConfig(subset_size=len(data or ()))
+        quantizer = exporters.NNCFOpenVINOQuantizer(static, calibration_dataset=data)
     elif quantization:
         quantizer = exporters.NNCFOpenVINOQuantizer(exporters.NNCFWeightCompressionConfig())
-    return exporters.OpenVINOExporter(), exporters.OpenVINOConfig(dynamic=True, quantizer=quantizer)
+    # A cache kept inside would be shared by all who generate at the same time.
+    return exporters.OpenVINOConfig(dynamic=True, quantizer=quantizer, stateful=False)
 
 
-def _calibration(model: PreTrainedModel, batches: Iterable[Mapping[str, torch.Tensor]], names: list[str]) -> list[Any]:
-    """Returns a few batches with just the inputs `names`. Raises ValueError: there is none."""
-    found: list[Any] = []
+def _calibration(
+    model: PreTrainedModel, batches: Iterable[Mapping[str, torch.Tensor]], parts: list[str]
+) -> dict[str, list[Any]]:
+    """Returns, for each of `parts`, what it is called with for a few batches. Raises ValueError: there is none."""
+    found: dict[str, list[Any]] = {name: [] for name in parts}
     samples = 0
+    names = list(_inputs(model, 1, 2))
     for batch in batches:
         if samples >= CALIBRATION_SAMPLES:
             break
         samples += len(batch["input_ids"])
-        found.append({name: value.to(model.device) for name, value in _complete(batch, names).items()})
-    if not found:
+        known = dict(batch)
+        if _writes(model) and "decoder_input_ids" not in known:
+            if "labels" not in known:
+                raise ValueError(
+                    f"calibration needs labels, what is to be written; the batches have {', '.join(batch)}"
+                )
+            known["decoder_input_ids"] = shifted(known["labels"], model.config)
+        known = {name: value.to(model.device) for name, value in complete(known, names).items()}
+        for name, (_, inputs) in _calls(model, known).items():
+            found[name].append(inputs)
+    if not samples:
         raise ValueError("the calibration data is empty: at least one batch is needed")
     return found
-
-
-def _complete(batch: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Returns just the inputs `names`, as the model would take those that are not there: no padding, one segment."""
-    absent = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
-    return {name: batch[name] if name in batch else absent[name](batch["input_ids"]) for name in names}
 
 
 def _stock_config(model: PreTrainedModel) -> Any:
@@ -267,13 +262,25 @@ def _stock_config(model: PreTrainedModel) -> Any:
     return config
 
 
-def _difference(model: PreTrainedModel, loaded: Any) -> float:
+def _difference(model: PreTrainedModel, loaded: nn.Module) -> float:
+    """Returns the largest difference of the answers, as a share of the largest answer."""
     inputs = _inputs(model, 3, 11)
     with torch.no_grad():
-        expected, found = model(**inputs), loaded(**inputs)
-    largest = differs = 0.0
-    for name, value in expected.items():
-        if torch.is_tensor(value) and value.is_floating_point():
-            largest = max(largest, float(value.abs().max()))
-            differs = max(differs, float((value.cpu() - found[name].float().cpu()).abs().max()))
-    return differs / largest if largest else math.nan
+        expected, found = _answers(model, inputs), _answers(loaded, inputs)
+    pairs = [(found[name].float().cpu(), value.float().cpu()) for name, value in expected.items() if name in found]
+    largest = max((float(value.abs().max()) for _, value in pairs), default=0.0)
+    return max(float((other - value).abs().max()) for other, value in pairs) / largest if largest else math.nan
+
+
+def _answers(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the tensors that `model` answers; one that writes also goes on from its cache."""
+    if not _writes(model):
+        return {n: v for n, v in model(**inputs).items() if torch.is_tensor(v) and v.is_floating_point()}
+    ids = inputs["decoder_input_ids"]
+    texts = {name: value for name, value in inputs.items() if name != "decoder_input_ids"}
+    begun = model(**texts, decoder_input_ids=ids[:, :-1], use_cache=True)
+    # Once more what the cache holds at each step: too short a check hides a cache that is written over.
+    further = [begun]
+    for _ in range(STEPS):
+        further.append(model(**texts, decoder_input_ids=ids[:, -1:], past_key_values=further[-1].past_key_values))
+    return {f"logits {number}": outputs.logits for number, outputs in enumerate(further)}

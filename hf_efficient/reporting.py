@@ -15,7 +15,8 @@ from transformers.utils import PushInProgress
 
 from hf_efficient import hub
 from hf_efficient.distillation.config import DistillationConfig
-from hf_efficient.exporting import ExportConfig, ExportedModule, export
+from hf_efficient.exported import ExportedModule, load_exported
+from hf_efficient.exporting import ExportConfig, export
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
@@ -63,7 +64,7 @@ class Reporting(Trainer):
                 written = export(model, folder, format, self.export.form, calibration)
                 self.stages.append(written.describe())
             self.accelerator.wait_for_everyone()
-            self._exported[format] = ExportedModule(folder, format, self.export.form)
+            self._exported[format] = load_exported(folder, self.export.form)
 
     def _measure(self, models: dict[str, Any]) -> CompressionReport:
         """Returns the report on `models`, by role: metrics of each, then speed of all in turn."""

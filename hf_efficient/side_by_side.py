@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from hf_efficient.data import DataConfig, find_columns, label_numbers, load_splits, tokenize
-from hf_efficient.exporting import CALIBRATION_SAMPLES, FORMATS, ExportedModule, export, needs_calibration
+from hf_efficient.exported import load_exported
+from hf_efficient.exporting import CALIBRATION_SAMPLES, FORMATS, export, needs_calibration
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
@@ -127,7 +128,7 @@ def _exported(format: str, quantization: str | None) -> Callable[..., Formed]:
     def make(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, folder: Path) -> Formed:
         needed = calibration if needs_calibration(format, quantization) else None
         export(model, folder / format, format, quantization, needed)
-        return Formed(ExportedModule(folder / format, format, quantization))
+        return Formed(load_exported(folder / format, quantization))
 
     return make
 

@@ -25,6 +25,7 @@ LEVELS = {
     "rounds": 2,
     "distilling": 2,
     "quantizing": 2,
+    "exported": 2,
     "exporting": 2,
     "hub": 2,
     "reporting": 2,
@@ -40,7 +41,8 @@ NEIGHBOURS = {
     "tasks": {"measurement", "masking"},
     "data": {"tasks"},
     "trainer": {"distilling", "exporting", "quantizing", "reporting", "rounds"},
-    "reporting": {"exporting", "hub"},
+    "reporting": {"exported", "exporting", "hub"},
+    "exporting": {"exported"},
     "rounds": {"speedup"},
 }
 KNOWS_NOTHING_OF_OURS = {"measurement"}

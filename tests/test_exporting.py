@@ -16,9 +16,10 @@ from hf_efficient import (
     PruningConfig,
     QuantizationConfig,
     export,
+    load_exported,
     quantize,
 )
-from hf_efficient.exporting import ExportedModule, check_form
+from hf_efficient.exporting import check_form
 from hf_efficient.pruning.surgery import cut
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
@@ -98,14 +99,14 @@ def test_eight_bits_are_smaller_and_nearly_the_same(runtime, form, tmp_path):
     export(model, tmp_path / "float", runtime)
     written = export(model, tmp_path / "there", runtime, form, calibration)
     assert 1e-6 < written.difference < 0.1
-    sizes = [ExportedModule(tmp_path / name, runtime, None).bytes_on_disk for name in ("float", "there")]
+    sizes = [load_exported(tmp_path / name).bytes_on_disk for name in ("float", "there")]
     assert sizes[1] < 0.4 * sizes[0]
 
 
 def test_a_module_is_evaluated_like_any_other(runtime, make_model, make_batch, tmp_path):
     model = make_model()
     export(model, tmp_path / "there", runtime)
-    module = ExportedModule(tmp_path / "there", runtime, None)
+    module = load_exported(tmp_path / "there")
     batch = make_batch()
     plain = {name: batch[name] for name in ("input_ids", "attention_mask")}
     assert "loss" not in module(**plain)

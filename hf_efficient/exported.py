@@ -1,0 +1,186 @@
+"""Exported models in the place of torch modules: they are called, evaluated, timed, and they generate."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin, exporters
+
+from hf_efficient.measurement.cost import folder_bytes
+from hf_efficient.measurement.runtimes import TITLES, quiet
+
+# What an encoder with a decoder is exported as: texts are read, first tokens written, then one after the other.
+ENCODER, PREFILL, DECODE = "encoder", "prefill", "decode"
+
+
+class ExportedModule(nn.Module):
+    """An exported model in the place of a module, for whoever evaluates or times modules; it has no parameters.
+
+    It runs on as many threads as torch has now, and otherwise as `ExportedModel.from_pretrained` loads it.
+    """
+
+    def __init__(self, exported: Any, directory: Path, quantization: str | None) -> None:
+        super().__init__()
+        self.exported = exported
+        self.config = exported.config
+        self.bytes_on_disk = folder_bytes(directory)
+        format = _format(exported)
+        form = (quantization or "float32").replace("_", " ")
+        self.runtime, self.title = f"{TITLES.get(format, format)} {form}", f"{format} {form}"
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        """Returns what the model that was exported answers; where labels are given, with a loss that is no number.
+
+        A loss is not exported, and `Trainer` evaluates no model without one.
+        """
+        outputs = self.exported(**complete(inputs, self.exported.components["model"].metadata.kwargs))
+        if any(name == "labels" or name.endswith("_positions") for name in inputs):
+            outputs["loss"] = torch.tensor(math.nan)
+        return outputs
+
+
+class _Encoder(nn.Module):
+    """The part of an exported model that reads."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__()
+        self.runner = runner
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
+        """Returns hidden states, (batch, tokens, width)."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.runner(input_ids=input_ids, attention_mask=mask)
+
+
+class ExportedWriter(ExportedModule, GenerationMixin):
+    """An exported encoder with a decoder: called like T5, and generating as every model of Transformers does.
+
+    `prefill` reads the encoder's answer and the first tokens and fills the cache; `decode` goes on a token at a time.
+    """
+
+    main_input_name = "input_ids"
+    base_model_prefix = "model"
+    _is_stateful = False
+
+    def __init__(self, exported: Any, directory: Path, quantization: str | None) -> None:
+        super().__init__(exported, directory, quantization)
+        self.generation_config = exported.generation_config or GenerationConfig.from_model_config(self.config)
+        self.runners = exported.runners
+        self.encoder = _Encoder(self.runners[ENCODER])
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens are expected: what runs elsewhere moves them there by itself."""
+        return self.exported.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of what is answered."""
+        return torch.float32
+
+    @staticmethod
+    def is_remote_code() -> bool:
+        """It is ours."""
+        return False
+
+    @staticmethod
+    def get_experts_implementation() -> dict[str, str]:
+        """There are no experts in it, and so no ways to run them."""
+        return {}
+
+    def can_generate(self) -> bool:
+        """It can."""
+        return True
+
+    def get_encoder(self, *_: Any, **__: Any) -> Any:
+        """Returns the part that reads the texts."""
+        return self.encoder
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Any = None,
+        labels: torch.Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        """Returns logits (batch, decoder tokens, vocabulary) and the cache; with labels, a loss that is no number."""
+        if encoder_outputs is None:
+            if input_ids is None:
+                raise ValueError("give input_ids (batch, tokens), or encoder_outputs made of them")
+            encoder_outputs = self.encoder(input_ids, attention_mask)
+        if attention_mask is None:
+            attention_mask = torch.ones(encoder_outputs.last_hidden_state.shape[:2], dtype=torch.long)
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = shifted(labels, self.config)
+        begun = past_key_values is not None and past_key_values.get_seq_length() > 0
+        outputs = self.runners[DECODE if begun else PREFILL](
+            # OpenVINO would read the cache where it is, while it writes the next one there.
+            share_inputs=False,
+            attention_mask=attention_mask,
+            encoder_outputs=encoder_outputs,
+            decoder_input_ids=decoder_input_ids,
+            past_key_values=past_key_values if begun else empty_cache(),
+        )
+        if labels is not None:
+            outputs["loss"] = torch.tensor(math.nan)
+        return outputs
+
+
+def load_exported(
+    directory: str | os.PathLike[str], quantization: str | None = None, exact: bool = False
+) -> ExportedModule:
+    """Returns the model in a folder that `export` wrote, on as many threads as torch has now.
+
+    `quantization` is what it was exported with, for its name in tables. Left to itself OpenVINO computes in bfloat16
+    what is in float, where the processor can; `exact` keeps it from that.
+    """
+    folder = Path(directory)
+    with quiet():
+        exported = exporters.ExportedModel.from_pretrained(folder)
+        exported.to(**_options(_format(exported), exact))
+    writes = DECODE in exported.components
+    return (ExportedWriter if writes else ExportedModule)(exported, folder, quantization)
+
+
+def complete(batch: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Returns just the inputs `names`, as the model would take those that are not there: no padding, one segment."""
+    absent = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
+    return {name: batch[name] if name in batch else absent[name](batch["input_ids"]) for name in names}
+
+
+def empty_cache() -> Any:
+    """Returns the cache of a decoder that has written nothing."""
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+def shifted(labels: torch.Tensor, config: Any) -> torch.Tensor:
+    """Returns what a decoder reads to write `labels`, (batch, tokens): the start token, and all but the last."""
+    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+    ids = torch.cat([start, labels[:, :-1]], dim=1)
+    return ids.masked_fill(ids == -100, config.pad_token_id)
+
+
+def _format(exported: Any) -> str:
+    return str(getattr(exported.export_format, "value", exported.export_format))
+
+
+def _options(format: str, exact: bool) -> dict[str, Any]:
+    if format == "openvino":
+        precision = {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
+        return {"config": {"INFERENCE_NUM_THREADS": torch.get_num_threads(), **precision}}
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return {"session_options": options}
