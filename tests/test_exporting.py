@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import BERT_HEADS, HEADS
 from trainers import build, collate, rows
-from transformers import AutoConfig, BertConfig, BertForSequenceClassification
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification, T5Config, T5ForConditionalGeneration
 from transformers.exporters import ExportedModel
 
 from hf_efficient import (
@@ -224,7 +224,7 @@ def test_a_trainer_without_data_is_refused_before_anything_is_done(tmp_path, mak
         EfficientTrainer(model=make_model(), export=ExportConfig(["openvino"]))
 
 
-def test_quantized_models_and_writers_are_refused(make_model, tmp_path):
+def test_quantized_models_are_refused(make_model, tmp_path):
     need("onnx")
     small = quantize(make_model(), QuantizationConfig("int8_weight_only"))
     with pytest.raises(ValueError, match="the model is quantized already: export its float form"):
@@ -236,3 +236,71 @@ def test_a_missing_runtime_is_named(make_model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"not installed: pip install 'hf_efficient\[onnx\]'"):
         export(make_model(), tmp_path / "there", "onnx")
     assert not (tmp_path / "there").exists()
+
+
+# ---- what writes text ----
+
+
+def sentences(model, count=3):
+    ids = torch.randint(2, 100, (count, 7), generator=torch.Generator().manual_seed(1))
+    ids[:, -1] = 1
+    mask = torch.ones_like(ids)
+    ids[0, 4:], mask[0, 4:] = 0, 0
+    ids[0, 3] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("head", "runtime"),
+    [
+        ("T5ForConditionalGeneration", "onnx"),
+        ("T5ForConditionalGeneration", "openvino"),
+        ("MT5ForConditionalGeneration", "onnx"),
+    ],
+)
+def test_a_pruned_writer_writes_the_same(runtime, head, make_model, select, tmp_path):
+    need(runtime)
+    model = cut(make_model(head), select(UNEVEN, head)).eval()
+    assert export(model, tmp_path / "there", runtime).difference < 1e-4
+    writer = load_exported(tmp_path / "there", exact=True)
+    texts = sentences(model)
+    for settings in ({}, {"num_beams": 3}):
+        asked = {"max_new_tokens": 12, "min_new_tokens": 12, **settings}
+        assert writer.generate(**texts, **asked).tolist() == model.generate(**texts, **asked).tolist()
+    labels = torch.randint(2, 100, (3, 5))
+    with torch.no_grad():
+        expected = model(**texts, labels=labels).logits
+    assert (writer(**texts, labels=labels).logits - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert AutoConfig.from_pretrained(tmp_path / "there").model_type == model.config.model_type.removeprefix("pruned_")
+
+
+@pytest.mark.parametrize("form", ["int8", "int8_weight_only"])
+def test_a_writer_in_eight_bits_is_smaller(form, tmp_path):
+    need("openvino")
+    torch.manual_seed(0)
+    sizes = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 2, "vocab_size": 1000}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
+    batches = [{**sentences(model), "labels": torch.randint(2, 100, (3, 5))} for _ in range(2)]
+    export(model, tmp_path / "float", "openvino")
+    export(model, tmp_path / "there", "openvino", form, batches if form == "int8" else None)
+    writer = load_exported(tmp_path / "there", form)
+    assert writer.bytes_on_disk < 0.45 * load_exported(tmp_path / "float").bytes_on_disk
+    assert writer.runtime == f"openvino {form.replace('_', ' ')}"
+    assert writer.generate(**sentences(model), max_new_tokens=4).shape == (3, 5)
+
+
+def test_calibrating_a_writer_needs_what_is_to_be_written(make_model, tmp_path):
+    need("openvino")
+    model = make_model("T5ForConditionalGeneration")
+    with pytest.raises(ValueError, match="calibration needs labels, what is to be written"):
+        export(model, tmp_path / "there", "openvino", "int8", [sentences(model)])
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [name for name, (family, _) in HEADS.items() if family.model_type == "t5" and "Conditional" not in name],
+)
+def test_every_head_of_t5_is_exported(head, make_model, tmp_path):
+    need("onnx")
+    assert export(make_model(head), tmp_path / "there", "onnx").difference < 1e-4
