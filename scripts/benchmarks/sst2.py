@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from hf_efficient.data import Columns, DataConfig, load_splits, tokenize
 
 OUT = Path(__file__).parents[2] / "out"
+ASSETS = Path(os.environ.get("HF_EFFICIENT_ASSETS", ""))
 
 
 class Sst2:
@@ -27,11 +28,10 @@ class Sst2:
     def __init__(self) -> None:
         if not os.environ.get("HF_EFFICIENT_ASSETS"):
             raise SystemExit("set HF_EFFICIENT_ASSETS to the folder with models/ and data/")
-        assets = Path(os.environ["HF_EFFICIENT_ASSETS"])
-        self.folder = assets / "models" / "minilm-sst2"
+        self.folder = ASSETS / "models" / "minilm-sst2"
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.collate = DataCollatorWithPadding(self.tokenizer)
-        train, validation = (str(assets / "data" / "sst2" / f"{name}.parquet") for name in ("train", "validation"))
+        train, validation = (str(ASSETS / "data" / "sst2" / f"{name}.parquet") for name in ("train", "validation"))
         splits = load_splits(DataConfig(train_file=train, validation_file=validation), seed=0)
         self.data: DatasetDict = tokenize(splits, Columns(("sentence",), "label"), None, self.tokenizer, 128)
 
