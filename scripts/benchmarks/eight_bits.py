@@ -10,7 +10,8 @@
 | speed | latency of every form, taken in turn, of an encoder of BERT-base's shape and of `minilm-sst2` |
 | writer | translations of `t5-multi30k` by its 8-bit forms: sacreBLEU, and how many are those of torch in 8 bits |
 
-`pip install 'hf_efficient[onnx,openvino]' sacrebleu` first. Ranges of OpenVINO come from 300 training rows. Results in out/eight_bits/results.json and .png.
+`pip install 'hf_efficient[onnx,openvino]' sacrebleu` first. Ranges of OpenVINO come from 300 training rows. Results in
+out/eight_bits/results.json and .png.
 """
 
 from __future__ import annotations
