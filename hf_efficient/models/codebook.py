@@ -56,10 +56,11 @@ class Codebook(nn.Module):
         return self._make() if self._made is None else self._made
 
     def _kept(self) -> torch.Tensor:
-        made = self.weight
-        if not self.keep_packed:
-            self._made = made
-        return made
+        if self.keep_packed or self._made is not None:
+            return self.weight
+        with torch.inference_mode(False):  # what is kept also serves who computes gradients later
+            self._made = self._make()
+        return self._made
 
     def _make(self) -> torch.Tensor:
         indices = unpack(self.indices, self.bits, self.rows * self.columns).view(self.rows, self.columns)

@@ -173,8 +173,7 @@ def writer(results: Results, sst2: Sst2) -> None:
         for start in range(0, 300, 30):
             few = pairs["train"][start : start + 30]
             read, write = (
-                tokenizer([pair[language] for pair in few], padding=True, return_tensors="pt")
-                for language in ("en", "de")
+                tokenizer([pair[name] for pair in few], padding=True, return_tensors="pt") for name in ("en", "de")
             )
             yield {**read, "labels": write["input_ids"]}
 

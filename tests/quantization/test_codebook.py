@@ -147,6 +147,16 @@ def test_weights_are_made_once_or_for_every_use(make_model, make_batch, monkeypa
         assert len(made) == expected
 
 
+def test_weights_made_for_inference_serve_gradients_too(make_model, make_batch):
+    small, batch = quantize(make_model(), QuantizationConfig("codebook")), make_batch()
+    with torch.inference_mode():
+        expected = small(**batch).logits
+    found = small(**batch).logits
+    found.sum().backward()
+    assert torch.equal(found, expected)
+    assert small.classifier.weight.grad.abs().sum() > 0
+
+
 def test_what_was_made_is_forgotten_when_the_tables_change(make_model, make_batch):
     small = quantize(make_model(), CODEBOOK)
     before = small(**make_batch()).logits
