@@ -176,7 +176,7 @@ def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
         notes.append("The shape is one that a stock class of Transformers holds: no code of this repository is run.")
     if _is_quantized(config):
         notes.append(
-            "The 8-bit weights are torchao's. Run as loaded they save disk and memory, not time: the table has both. "
+            "The 8-bit weights are torchao's. "
             + (
                 "`torch.compile` makes them fast; it needs a C++ compiler."
                 if _is_compiled(report)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from transformers import PreTrainedModel
 
-from hf_efficient.models import is_quantized
+from hf_efficient.models import family_of, is_quantized
 from hf_efficient.pruning.batches import task_or_sampled_loss
 from hf_efficient.pruning.connections import squared_gradients
+from hf_efficient.quantization.chosen import check_chosen
 from hf_efficient.quantization.codebook import against_uniform, quantize_codebook
 from hf_efficient.quantization.config import SCHEMES, QuantizationConfig
 from hf_efficient.quantization.int8 import quantize_int8
@@ -32,18 +33,30 @@ def quantize(
     architecture whose family is unknown.
     """
     config = config or QuantizationConfig()
-    if config.scheme is None:
-        raise ValueError(f"scheme=None asks for nothing: give one of {', '.join(SCHEMES)}")
+    check_quantization(model, config)
     if calibration is not None and config.scheme != "codebook":
         raise ValueError(f"scheme={config.scheme!r} needs no calibration data: leave `calibration` out")
-    if is_quantized(model):
-        raise ValueError("the model is quantized already: start from its float form")
-    if (config.quantize_embeddings and config.embeddings_are_codebooks) or config.scheme == "codebook":
+    if _has_codebooks(config):
         importance = None
         if calibration is not None:
             importance = squared_gradients(model, calibration, task_or_sampled_loss())
         model = quantize_codebook(model, config, importance)
     return quantize_int8(model, config) if config.is_int8 else model
+
+
+def check_quantization(model: PreTrainedModel, config: QuantizationConfig) -> None:
+    """Refuses what cannot work before any of the work is done; see `quantize`."""
+    if config.scheme is None:
+        raise ValueError(f"scheme=None asks for nothing: give one of {', '.join(SCHEMES)}")
+    if is_quantized(model):
+        raise ValueError("the model is quantized already: start from its float form")
+    if _has_codebooks(config):
+        family_of(model)
+    check_chosen(model, config)
+
+
+def _has_codebooks(config: QuantizationConfig) -> bool:
+    return config.scheme == "codebook" or (config.quantize_embeddings and config.embeddings_are_codebooks)
 
 
 def describe(model: PreTrainedModel, quantized: PreTrainedModel, config: QuantizationConfig) -> str:

@@ -21,7 +21,7 @@ from hf_efficient.models import is_quantized
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization import aware
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantizing import describe, quantize
+from hf_efficient.quantizing import check_quantization, describe, quantize
 from hf_efficient.reporting import Original, Reporting
 from hf_efficient.rounds import PruningRounds, save_whole
 
@@ -86,10 +86,10 @@ class _Compression(PruningRounds, Distilling, Reporting):
                 "model_init makes another model after the layers of this one were mapped to the teacher's: give "
                 "`model`"
             )
-        if self.quantization.aware:
-            aware.check(self.model, self.quantization)
-            if self.model_init is not None:
-                raise ValueError("model_init makes another model, which would not round as in 8 bits: give `model`")
+        if self.quantization.scheme is not None and not is_quantized(self.model):
+            check_quantization(self.model, self.quantization)
+        if self.quantization.aware and self.model_init is not None:
+            raise ValueError("model_init makes another model, which would not round as in 8 bits: give `model`")
         for format in self.export.formats:
             check_export(self.model, format, self.export.form)
             if self.export.needs_calibration(format) and self.train_dataset is None:

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 import pytest
 import torch
 from trainers import arguments, build, classifier, collate, losses, rows
-from transformers import BertForSequenceClassification, Trainer
+from transformers import AlbertConfig, AlbertForSequenceClassification, BertForSequenceClassification, Trainer
 
 from hf_efficient import (
     DistillationConfig,
@@ -313,3 +313,23 @@ def test_reentrant_checkpointing_would_hide_what_is_inside(tmp_path):
     trainer = build(tmp_path, techniques=techniques, **changes)
     with pytest.raises(ValueError, match="reentrant checkpointing hides queries, keys and values"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("quantization", "error", "said"),
+    [
+        (QuantizationConfig(skip_modules=".*"), ValueError, "nothing to quantize in BertForSequenceClassification"),
+        (QuantizationConfig("codebook", skip_modules=".*"), ValueError, "nothing to quantize"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused_before_training(tmp_path, quantization, error, said):
+    with pytest.raises(error, match=said):
+        build(tmp_path, techniques={"quantization": quantization})
+
+
+def test_codebooks_of_an_unknown_architecture_are_refused_before_training(tmp_path):
+    model = AlbertForSequenceClassification(
+        AlbertConfig(vocab_size=60, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32)
+    )
+    with pytest.raises(TypeError, match="albert"):
+        build(tmp_path, model=model, techniques={"quantization": QuantizationConfig("codebook")})

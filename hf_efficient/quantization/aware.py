@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hf_efficient.quantization.chosen import chosen_embeddings, chosen_linears
+from hf_efficient.quantization.chosen import check_chosen, chosen_embeddings, chosen_linears
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantization.int8 import reduces_range
 from hf_efficient.quiet import quiet_torchao
@@ -95,20 +95,12 @@ class FakeInt8Embedding(nn.Embedding):
         return (rounded * scales).view_as(rows).to(rows.dtype)
 
 
-def check(model: PreTrainedModel, config: QuantizationConfig) -> None:
-    """Raises ValueError: nothing of `model` would be quantized."""
-    if not any(True for _ in chosen_linears(model, config)) and not any(
-        True for _ in chosen_embeddings(model, config)
-    ):
-        raise ValueError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
-
-
 def prepare(model: PreTrainedModel, config: QuantizationConfig) -> None:
     """Lets `model` compute, in place, as `quantize` with this config will make it; parameters stay what they are.
 
     Raises ValueError: nothing of `model` would be quantized.
     """
-    check(model, config)
+    check_chosen(model, config)
     span = FEWER if config.scheme == "int8_dynamic" and reduces_range(model.device) else ALL
     for _, linear in chosen_linears(model, config):
         linear.__class__ = FakeInt8Linear

@@ -31,3 +31,9 @@ def chosen_embeddings(model: PreTrainedModel, config: QuantizationConfig) -> Ite
     for name, module in model.base_model.named_modules():
         if isinstance(module, nn.Embedding) and id(module.weight) not in shared and not config.skips(name):
             yield name, module
+
+
+def check_chosen(model: PreTrainedModel, config: QuantizationConfig) -> None:
+    """Raises ValueError: nothing of `model` would be quantized."""
+    if next(chosen_linears(model, config), None) is None and next(chosen_embeddings(model, config), None) is None:
+        raise ValueError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")

@@ -7,9 +7,9 @@ from trainers import build, losses
 
 from hf_efficient import DistillationConfig, EfficientTrainer, PruningConfig, QuantizationConfig, quantize
 from hf_efficient.pruning.surgery import cut
-from hf_efficient.quantization import aware
 from hf_efficient.quantization.aware import FakeInt8Embedding, FakeInt8Linear, integers, prepare, restore
 from hf_efficient.quantization.config import INT8_SCHEMES as SCHEMES
+from hf_efficient.quantizing import check_quantization
 
 
 @pytest.fixture(params=SCHEMES)
@@ -109,7 +109,7 @@ def test_what_is_skipped_is_not_rounded(make_model):
 
 def test_nothing_to_round_is_refused(make_model):
     config = QuantizationConfig(aware=True, quantize_embeddings=False, skip_modules="layer")
-    for act in (prepare, aware.check):
+    for act in (prepare, check_quantization):
         with pytest.raises(ValueError, match="nothing to quantize in BertForSequenceClassification"):
             act(make_model(), config)
 
