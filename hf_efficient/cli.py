@@ -10,19 +10,21 @@ from pathlib import Path
 import torch
 import yaml
 from rich.console import Console
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.utils import logging
 
-from hf_efficient.compress import Job, ModelConfig, compress
+from hf_efficient.compress import compress
 from hf_efficient.data import DataConfig
 from hf_efficient.demo import run_demo
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distilling import NonFiniteLossError
 from hf_efficient.exporting import FORMATS, ExportConfig
+from hf_efficient.forms import FORMS
+from hf_efficient.job import Job, ModelConfig
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import SCHEMES, QuantizationConfig
-from hf_efficient.side_by_side import FORMS, measure_models
+from hf_efficient.side_by_side import measure_models
 
 logger = logging.get_logger(__name__)
 
@@ -54,7 +56,7 @@ def parse_job(argv: Sequence[str], command: str = "compress") -> Job:
             DistillationConfig,
             PruningConfig,
             QuantizationConfig,
-            TrainingArguments,
+            Seq2SeqTrainingArguments,
             ExportConfig,
         ),
         prog=f"hf-efficient {command}",

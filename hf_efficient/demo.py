@@ -16,9 +16,10 @@ from rich.console import Console
 from transformers import BertForSequenceClassification, TrainingArguments, set_seed
 
 from hf_efficient import demo_corpus
-from hf_efficient.compress import Job, ModelConfig, compress
+from hf_efficient.compress import compress
 from hf_efficient.data import DataConfig
 from hf_efficient.distillation.config import DistillationConfig
+from hf_efficient.job import Job, ModelConfig
 from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig

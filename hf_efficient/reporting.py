@@ -32,12 +32,15 @@ NOT_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_prepa
 class Original:
     """What a model was before rows of its vocabulary went: the teacher, and evaluation data in its own tokens.
 
+    `compute_metrics` judges the answers to them, where that depends on the tokens.
+
     `token_ids` (new size,) holds the teacher's id of each of the model's tokens.
     """
 
     model: PreTrainedModel
     token_ids: torch.Tensor
     eval_dataset: Any
+    compute_metrics: Any = None
 
 
 class Reporting(Trainer):
@@ -53,6 +56,7 @@ class Reporting(Trainer):
     export: ExportConfig
     model: Any
     model_wrapped: Any
+    compute_metrics: Any
     _exported: dict[str, ExportedModule]
 
     def _write_exports(self, model: PreTrainedModel) -> None:
@@ -113,12 +117,16 @@ class Reporting(Trainer):
             return {}  # a teacher that was never trained has nothing to compare with
         data = self.original.eval_dataset if teaches and self.original else self.eval_dataset
         installed = self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy
+        judge = self.compute_metrics
         self.model = self.model_wrapped = model
         self.accelerator.native_amp, self.args.train_sampling_strategy = False, "random"
+        if teaches and self.original and self.original.compute_metrics:
+            self.compute_metrics = self.original.compute_metrics
         try:
             found = self.predict(data, metric_key_prefix=role).metrics
         finally:
             self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy = installed
+            self.compute_metrics = judge
         named = {name.removeprefix(f"{role}_"): value for name, value in found.items()}
         return {
             name: value

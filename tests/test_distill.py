@@ -15,8 +15,8 @@ from transformers import (
 
 from hf_efficient import CompressionReport
 from hf_efficient.cli import main, parse_job
-from hf_efficient.masking import MaskingCollator, judge_guesses, masked_once
 from hf_efficient.measurement.metrics import guessing_metrics
+from hf_efficient.tasks.masked import MaskingCollator, judge_guesses, masked_once
 
 
 def distill(workshop, **changes):

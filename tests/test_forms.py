@@ -8,7 +8,7 @@ from transformers.exporters import ExportedModel
 
 from hf_efficient import CompressionReport
 from hf_efficient.cli import main
-from hf_efficient.side_by_side import FORMS
+from hf_efficient.forms import FORMS
 
 RUNTIMES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
 

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from hf_efficient import DistillationConfig, EfficientTrainer
 from hf_efficient.distillation.layers import student_of_config, student_of_layers
-from hf_efficient.tasks import TASKS
+from hf_efficient.tasks.classification import judge_class
 
 METHODS: dict[str, DistillationConfig | None] = {
     "no teacher": None,
@@ -66,7 +66,7 @@ def run(sst2: Sst2, method: str, seed: int, steps: int) -> dict[str, float | Non
         train_dataset=sst2.data["train"],
         eval_dataset=sst2.data["evaluation"],
         processing_class=sst2.tokenizer,
-        compute_metrics=TASKS["text-classification"].compute_metrics,
+        compute_metrics=judge_class(),
     )
     trainer.train()
     trainer.report.save(folder)

@@ -23,7 +23,7 @@ from hf_efficient import DistillationConfig, EfficientTrainer, PruningConfig, pr
 from hf_efficient.models import family_of
 from hf_efficient.pruning.budget import Selection
 from hf_efficient.pruning.surgery import cut
-from hf_efficient.tasks import TASKS
+from hf_efficient.tasks.classification import judge_class
 
 METHODS = ("pruned", "pruned while training", "even layers")
 LEARNING_RATES = {2: 1e-4, 4: 2e-4, 8: 5e-4}
@@ -77,7 +77,7 @@ def run(sst2: Sst2, method: str, ratio: float, seed: int, epochs: float) -> dict
         train_dataset=sst2.data["train"],
         eval_dataset=sst2.data["evaluation"],
         processing_class=sst2.tokenizer,
-        compute_metrics=TASKS["text-classification"].compute_metrics,
+        compute_metrics=judge_class(),
     )
     trainer.train()
     trainer.report.save(folder)

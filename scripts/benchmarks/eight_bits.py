@@ -39,17 +39,17 @@ from transformers import (
 )
 
 from hf_efficient import DistillationConfig, EfficientTrainer, QuantizationConfig, export, load_exported, quantize
+from hf_efficient.forms import FORMS
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.cost import saved_bytes
 from hf_efficient.models.codebook import Codebook
 from hf_efficient.quantization.codebook import against_uniform, rounded_uniformly
-from hf_efficient.side_by_side import FORMS
-from hf_efficient.tasks import TASKS
+from hf_efficient.tasks.classification import judge_class
 
 KEPT = ("float32", "int8", "int8_weight_only", "onnx_int8", "openvino_int8", "openvino_int8_weight_only")
 FAST = ("float32", "bfloat16", "int8", "int8_compiled", "onnx_int8", "openvino_int8")
 SHAPES = ((1, 32), (1, 64), (1, 128), (8, 64), (8, 128), (32, 64))
-AWARE_STEPS, AWARE_LEARNING_RATE = 300, 2e-5
+AWARE_STEPS, AWARE_LEARNING_RATE = 500, 2e-5
 
 
 def forms_of(model: PreTrainedModel, names: tuple[str, ...], calibration: Any) -> Iterator[tuple[str, Any]]:
@@ -98,12 +98,12 @@ def trained(results: Results, sst2: Sst2) -> None:
                 report_to="none",
                 disable_tqdm=True,
             ),
-            distillation=DistillationConfig(),
+            distillation=DistillationConfig(temperature=2.0, hard_label_weight=0.1, hidden_weight=10.0),
             quantization=QuantizationConfig(aware=True, compile=False),
             train_dataset=sst2.data["train"],
             eval_dataset=sst2.data["evaluation"],
             processing_class=sst2.tokenizer,
-            compute_metrics=TASKS["text-classification"].compute_metrics,
+            compute_metrics=judge_class(),
         )
         trainer.train()
         trainer.report.save(folder)

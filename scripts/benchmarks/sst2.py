@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel
 
-from hf_efficient.data import Columns, DataConfig, load_splits, tokenize
+from hf_efficient.data import DataConfig, load_splits
+from hf_efficient.tasks import TASKS, Columns, Encoding
 
 OUT = Path(__file__).parents[2] / "out"
 ASSETS = Path(os.environ.get("HF_EFFICIENT_ASSETS", ""))
@@ -32,8 +33,9 @@ class Sst2:
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.collate = DataCollatorWithPadding(self.tokenizer)
         train, validation = (str(ASSETS / "data" / "sst2" / f"{name}.parquet") for name in ("train", "validation"))
-        splits = load_splits(DataConfig(train_file=train, validation_file=validation), seed=0)
-        self.data: DatasetDict = tokenize(splits, Columns(("sentence",), "label"), None, self.tokenizer, 128)
+        data = DataConfig(train_file=train, validation_file=validation)
+        encoding = Encoding(Columns(("sentence",), "label"), self.tokenizer, data)
+        self.data: DatasetDict = TASKS["text-classification"].tokenize(load_splits(data, seed=0), encoding)
 
     def teacher(self) -> PreTrainedModel:
         """Returns the fine-tuned teacher, in float32."""

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import sacrebleu
 
 from hf_efficient.measurement.metrics import (
     Accuracy,
@@ -10,6 +11,9 @@ from hf_efficient.measurement.metrics import (
     Spearman,
     classification_metrics,
     regression_metrics,
+    span_metrics,
+    summary_metrics,
+    translation_metrics,
 )
 
 
@@ -56,3 +60,30 @@ def test_each_is_a_metric_of_evaluate_that_adds_batches(metric, expected):
     single.add_batch(predictions=[0, 0], references=[0, 1])
     single.add_batch(predictions=[0, 0], references=[0, 1])
     assert single.compute() == pytest.approx(expected)
+
+
+def test_spans_are_compared_as_words_of_the_best_answer():
+    said = ["The cat!", "a dog ran", "", "park"]
+    right = [["cat"], ["the dog", "dog ran off"], [], ["in the park"]]
+    found = span_metrics(said, right)
+    assert found["exact_match"] == 2 / 4
+    # 1, 2*2/(2+3), 1, 2*1/(1+2)
+    assert found["f1"] == pytest.approx((1 + 4 / 5 + 1 + 2 / 3) / 4)
+
+
+def test_an_answer_where_there_is_none_is_wrong():
+    assert span_metrics(["cat"], [[]]) == {"f1": 0.0, "exact_match": 0.0}
+    assert span_metrics([""], [["cat"]]) == {"f1": 0.0, "exact_match": 0.0}
+
+
+def test_translations_agree_with_sacrebleu():
+    said, right = ["the cat sat on the mat", "a dog ran"], ["the cat sat on a mat", "the dog ran in the park"]
+    found = translation_metrics(said, right)
+    assert found["sacrebleu"] == pytest.approx(sacrebleu.corpus_bleu(said, [right]).score)
+    assert 20 < found["sacrebleu"] < 60
+
+
+def test_summaries_are_rouge_of_words():
+    found = summary_metrics(["the cat sat"], ["the cat ran off"])
+    # two of three words said, two of four there: 2 * 2 / (3 + 4); one of two and three pairs
+    assert found == pytest.approx({"rouge1": 400 / 7, "rouge2": 40.0, "rougeL": 400 / 7})

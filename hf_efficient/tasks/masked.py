@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
 from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenClassification, PreTrainedTokenizerBase
+
+from hf_efficient.measurement.metrics import guessing_metrics
+from hf_efficient.tasks.task import TEXT_COLUMNS, Batch, Encoding, Metrics, Task, logits_of
 
 MASKED = 0.15
 
@@ -55,3 +59,27 @@ def judge_guesses(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     logits = logits[0] if isinstance(logits, tuple) else logits
     lost = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
     return torch.stack([lost, (logits.argmax(-1) == labels).float()], dim=-1)
+
+
+def encode_plain(batch: Batch, encoding: Encoding) -> dict[str, Any]:
+    """Returns tokens of texts."""
+    return encoding.tokens(*(batch[name] for name in encoding.columns.texts))
+
+
+def judge_masked(*_: Any) -> Metrics:
+    """Returns accuracy and perplexity of guesses."""
+    return lambda prediction: guessing_metrics(logits_of(prediction), np.asarray(prediction.label_ids))
+
+
+MASKED_TEXT = Task(
+    "fill-mask",
+    "fill-mask",
+    "accuracy",
+    encode_plain,
+    judge_masked,
+    text_columns=tuple(columns for columns in TEXT_COLUMNS if len(columns) == 1),
+    collator=MaskingCollator,
+    reduce_logits=judge_guesses,
+    labelled=False,
+    classes=False,
+)
