@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -35,6 +37,18 @@ DESCRIPTIONS = {
     "export": "Write a model for ONNX Runtime and OpenVINO beside torch, and measure all of them.",
     "prune": "Remove parts of a model without training it, measure it, and save what from_pretrained loads.",
 }
+MEASURED_DATA = (
+    "text_column",
+    "text_pair_column",
+    "label_column",
+    "summary_column",
+    "source_lang",
+    "target_lang",
+    "source_prefix",
+    "max_length",
+    "max_target_length",
+    "max_eval_samples",
+)
 USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
 
 
@@ -177,9 +191,8 @@ def run_measure(argv: Sequence[str]) -> None:
     parser.add_argument("--train_file", help="rows that openvino_int8 finds its ranges on")
     parser.add_argument("--dataset_name", help="a data set on the Hub to measure quality on")
     parser.add_argument("--dataset_config_name")
-    parser.add_argument("--text_column")
-    parser.add_argument("--text_pair_column")
-    parser.add_argument("--label_column")
+    for name in MEASURED_DATA:
+        parser.add_argument(f"--{name}", **_as_of(DataConfig, name))
     parser.add_argument("--latency_batch_size", type=int, default=1)
     parser.add_argument("--latency_sequence_length", type=int, default=128)
     parser.add_argument("--trust_remote_code", action="store_true", help="run code from the models' repositories")
@@ -193,6 +206,12 @@ def run_measure(argv: Sequence[str]) -> None:
     if output:
         report.save(output)
         report.plot(output)
+
+
+def _as_of(config: type, name: str) -> dict[str, Any]:
+    """Returns how a flag of the same name as a field of a config is read."""
+    field = next(field for field in dataclasses.fields(config) if field.name == name)
+    return {"default": field.default, "type": type(field.default) if field.default else str, **field.metadata}
 
 
 def show(report: CompressionReport) -> None:

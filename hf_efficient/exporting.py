@@ -180,13 +180,13 @@ def _inputs(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, t
     Where one of several texts is chosen, they are (batch, choices, tokens).
     """
     inputs = model_inputs(model, batch_size, length)
-    inputs["attention_mask"][-1, length // 2 :] = 0
+    inputs["attention_mask"][-1, ..., length // 2 :] = 0
     if (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     if "For" in type(model).__name__ and not _writes(model):
         inputs.pop("decoder_input_ids", None)  # these heads make what the decoder reads by themselves
     if type(model).__name__.endswith("ForMultipleChoice"):
-        return {name: value.unsqueeze(1).repeat(1, CHOICES, 1) for name, value in inputs.items()}
+        return {name: value.repeat(1, CHOICES, 1) for name, value in inputs.items()}
     return inputs
 
 

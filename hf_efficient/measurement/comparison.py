@@ -68,7 +68,7 @@ def compare(
         for role, model in models.items()
     }
     durations = time_in_turn(calls, repeats)
-    batch_size, length = next(iter(inputs.values())).shape[:2]
+    batch_size, *_, length = next(iter(inputs.values())).shape
     rows = []
     for role, model in models.items():
         runtime = "compiled" if role in compiled else runtimes.get(role, "torch")
@@ -118,10 +118,10 @@ def _with_compressed_sizes(rows: Sequence[ModelRow], models: Mapping[str, nn.Mod
 
 
 def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
-    """Returns inputs of that shape for `model`, no longer than it can read and without padding, on its device.
+    """Returns inputs (batch, tokens) for `model`, no longer than it can read and without padding, on its device.
 
     An encoder with a decoder reads texts that end with the end token, which stands nowhere else, and as many tokens in
-    the decoder.
+    the decoder. Where one of several texts is chosen, there is just one to choose: (batch, 1, tokens).
     """
     config: Any = model.config
     length = min(sequence_length, _longest(model) or sequence_length)
@@ -136,6 +136,8 @@ def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dic
         inputs["decoder_input_ids"] = ids.clone()
         if isinstance(end, int):
             ids[:, -1] = end
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        inputs = {name: tensor.unsqueeze(1) for name, tensor in inputs.items()}
     device = next(model.parameters()).device
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
