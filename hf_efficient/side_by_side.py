@@ -140,7 +140,7 @@ class _Judged:
     def _answers(self, model: Any, batch: dict[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> Any:
         if self.task.writes:
             texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            return model.generate(**texts, max_new_tokens=self.encoding.data.max_target_length)
+            return model.generate(**texts, max_length=self.encoding.data.max_target_length)
         outputs = model(**batch)
         logits = tuple(value.float() for name, value in outputs.items() if name.endswith("logits"))
         found = logits if len(logits) > 1 else logits[0]
