@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,10 +19,11 @@ from hf_efficient.measurement.cost import (
     saved_bytes,
 )
 from hf_efficient.measurement.report import ModelRow, with_ratios
-from hf_efficient.measurement.runtime import sample_inputs, summarize, time_in_turn
+from hf_efficient.measurement.runtime import Generation, sample_inputs, summarize, time_in_turn
 from hf_efficient.measurement.runtimes import TITLES, check_runtime, prepare
 
 MORE_ZEROS = 0.01
+NEW_TOKENS = 20
 
 
 def measure(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str = "model", repeats: int = 60) -> ModelRow:
@@ -68,6 +70,9 @@ def compare(
         for role, model in models.items()
     }
     durations = time_in_turn(calls, repeats)
+    generations = _generations(
+        {role: model for role, model in models.items() if role not in compiled}, inputs, repeats
+    )
     batch_size, *_, length = next(iter(inputs.values())).shape
     rows = []
     for role, model in models.items():
@@ -85,11 +90,32 @@ def compare(
                 flops=None if elsewhere else count_flops(model, inputs),
                 bytes_on_disk=_bytes_on_disk(model),
                 latency_ms=latency,
+                generation_ms=generations.get(role),
                 samples_per_second=batch_size / latency.p50 * 1e3,
                 structure=(structures or {}).get(role),
             )
         )
     return with_ratios(_with_compressed_sizes(rows, models), metric)
+
+
+def _generations(models: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], repeats: int) -> dict[str, Generation]:
+    """Returns how fast those of `models` write that do, each token greedily, taking turns."""
+    writers = {role: model for role, model in models.items() if getattr(model, "can_generate", bool)()}
+    if not writers:
+        return {}
+    calls: dict[str, Callable[[], object]] = {}
+    for role, model in writers.items():
+        for tokens in (1, NEW_TOKENS):
+            asked = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
+            texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            calls[f"{role} {tokens}"] = partial(model.generate, **texts, **asked)
+    durations = time_in_turn(calls, max(1, repeats // 6), warmup=1, turn=5)
+    batch_size, length = inputs["input_ids"].shape
+    found = {}
+    for role in writers:
+        first, whole = (statistics.median(durations[f"{role} {tokens}"]) for tokens in (1, NEW_TOKENS))
+        found[role] = Generation(first, (whole - first) / (NEW_TOKENS - 1), NEW_TOKENS, batch_size, length)
+    return found
 
 
 def _bytes_on_disk(model: nn.Module) -> int | None:

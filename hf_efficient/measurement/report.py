@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_efficient.measurement.runtime import Latency
+from hf_efficient.measurement.runtime import Generation, Latency
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +22,7 @@ OF_ZEROS = (
     "Density is the fraction of the weights that is not zero. Connections were removed by setting them to zero: that "
     "makes the file smaller when it is compressed (zlib, level 6), and the model neither faster nor smaller in memory."
 )
+OF_WRITING = "Writing: greedy, with a cache, the first token apart; its speed-up is that of all tokens together."
 OF_INT8 = (
     "Run as loaded, eight bits of torchao save disk and memory; what makes them fast is torch.compile, or an export "
     "to ONNX Runtime or OpenVINO."
@@ -32,13 +33,15 @@ OF_INT8 = (
 class Ratios:
     """A model against the teacher: each is better the larger it is, and 1 for the teacher itself.
 
-    `speedup`, `size` and `flops` are teacher / model, `metric_retained` is model / teacher.
+    `speedup`, `size` and `flops` are teacher / model, `metric_retained` is model / teacher; `generation` is teacher /
+    model of the time to write as many tokens as were written.
     """
 
     speedup: float | None = None
     size: float | None = None
     flops: float | None = None
     metric_retained: float | None = None
+    generation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class ModelRow:
     bytes_on_disk: int | None = None
     compressed_bytes_on_disk: int | None = None
     latency_ms: Latency | None = None
+    generation_ms: Generation | None = None
     samples_per_second: float | None = None
     peak_memory_bytes: int | None = None
     energy_joules_per_sample: float | None = None
@@ -107,8 +111,11 @@ class CompressionReport:
             raise ValueError(f"the report has schema version {version}, this package reads version {SCHEMA_VERSION}")
         models = []
         for row in data.pop("models"):
-            latency, ratios = row.pop("latency_ms"), row.pop("ratios")
-            models.append(ModelRow(**row, latency_ms=latency and Latency(**latency), ratios=Ratios(**ratios)))
+            row |= {"ratios": Ratios(**row["ratios"])}
+            for name, form in (("latency_ms", Latency), ("generation_ms", Generation)):
+                if row.get(name):
+                    row[name] = form(**row[name])
+            models.append(ModelRow(**row))
         return cls(**data, models=tuple(models))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -139,6 +146,11 @@ class CompressionReport:
                 lambda m: _number(m.compressed_bytes_on_disk and m.compressed_bytes_on_disk / 1e6, "{:.1f} MB"),
             ),
         ]
+        written: list[tuple[str, Callable[[ModelRow], str]]] = [
+            ("first token", lambda m: _number(m.generation_ms.first_token if m.generation_ms else None, "{:.1f} ms")),
+            ("next token", lambda m: _number(m.generation_ms.next_token if m.generation_ms else None, "{:.2f} ms")),
+            ("generation speed-up", lambda m: _number(m.ratios.generation, "{:.2f}x")),
+        ]
         measures: list[tuple[str, Callable[[ModelRow], str]]] = [
             *((name, lambda m, name=name: _number(m.metrics.get(name), "{:.4f}")) for name in metrics),
             (f"{self.metric or 'metric'} kept", lambda m: _number(m.ratios.metric_retained, "{:.1%}")),
@@ -146,6 +158,7 @@ class CompressionReport:
             ("90th percentile", lambda m: _number(m.latency_ms.p90 if m.latency_ms else None, "{:.1f} ms")),
             ("speed-up", lambda m: _number(m.ratios.speedup, "{:.2f}x")),
             ("runtime", lambda m: m.latency_ms.runtime if m.latency_ms else NOT_MEASURED),
+            *(written if any(model.generation_ms for model in self.models) else ()),
             ("samples/s", lambda m: _number(m.samples_per_second, "{:.0f}")),
             ("size on disk", lambda m: _number(m.bytes_on_disk and m.bytes_on_disk / 1e6, "{:.1f} MB")),
             ("times smaller", lambda m: _number(m.ratios.size, "{:.2f}x")),
@@ -161,7 +174,13 @@ class CompressionReport:
     def circumstances(self) -> str:
         """Returns in words how and where latency was measured, and of zeros, what they are good for."""
         eight_bits = any(model.role == "quantized" and _in_int8(model) for model in self.models)
-        told = [self._latency_circumstances(), OF_ZEROS if self.sparse else "", OF_INT8 if eight_bits else ""]
+        writes = any(model.generation_ms for model in self.models)
+        told = [
+            self._latency_circumstances(),
+            OF_WRITING if writes else "",
+            OF_ZEROS if self.sparse else "",
+            OF_INT8 if eight_bits else "",
+        ]
         return " ".join(sentence for sentence in told if sentence)
 
     def _latency_circumstances(self) -> str:
@@ -223,10 +242,14 @@ def with_ratios(models: Sequence[ModelRow], metric: str | None) -> tuple[ModelRo
     def latency(model: ModelRow) -> float | None:
         return model.latency_ms.p50 if model.latency_ms else None
 
+    def writing(model: ModelRow) -> float | None:
+        return model.generation_ms.seconds_for(model.generation_ms.new_tokens) if model.generation_ms else None
+
     result = []
     for model in models:
         ratios = Ratios(
             speedup=_ratio(latency(teacher), latency(model)),
+            generation=_ratio(writing(teacher), writing(model)),
             size=_ratio(teacher.bytes_on_disk, model.bytes_on_disk),
             flops=_ratio(teacher.flops, model.flops),
             metric_retained=_ratio(model.metrics.get(metric or ""), teacher.metrics.get(metric or "")),

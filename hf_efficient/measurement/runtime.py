@@ -30,6 +30,21 @@ class Latency:
     runtime: str
 
 
+@dataclass(frozen=True)
+class Generation:
+    """Medians in milliseconds of writing greedily: until the first token is there, and for each one after it."""
+
+    first_token: float
+    next_token: float
+    new_tokens: int
+    batch_size: int
+    sequence_length: int
+
+    def seconds_for(self, tokens: int) -> float:
+        """Returns how long it takes to write so many tokens."""
+        return (self.first_token + (tokens - 1) * self.next_token) / 1e3
+
+
 def sample_inputs(
     vocab_size: int, batch_size: int, sequence_length: int, device: torch.device
 ) -> dict[str, torch.Tensor]:

@@ -1,11 +1,13 @@
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
 from hf_efficient import measure, quantize
 from hf_efficient.measurement import comparison
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.cost import compressed_bytes, count_flops, count_parameters, saved_bytes
-from hf_efficient.measurement.report import Ratios
+from hf_efficient.measurement.report import CompressionReport, Ratios
+from hf_efficient.measurement.runtime import Generation
 from hf_efficient.pruning.connections import block_linears
 from hf_efficient.pruning.sparsity import sparsify
 from hf_efficient.pruning.surgery import cut
@@ -188,3 +190,38 @@ def test_inputs_are_no_longer_than_the_model_reads(make_model):
     assert inputs["input_ids"].shape == (2, 40)
     assert int(inputs["input_ids"].max()) < 100
     assert model_inputs(make_model(), 1, 7)["attention_mask"].shape == (1, 7)
+
+
+def test_what_writes_is_timed_token_by_token(monkeypatch):
+    sizes = {"d_model": 16, "d_kv": 4, "num_heads": 2, "d_ff": 32, "num_layers": 1, "vocab_size": 50}
+    models = {
+        role: T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)) for role in ("teacher", "x")
+    }
+    took = {"teacher 1": [8.0], "teacher 20": [46.0], "x 1": [4.0], "x 20": [23.0], "teacher": [9.0], "x": [9.0]}
+    asked = []
+
+    def in_turn(calls, *args, **kwargs):
+        for name, call in calls.items():
+            asked.append((name, call()))
+        return {name: took[name] for name in calls}
+
+    monkeypatch.setattr("hf_efficient.measurement.comparison.time_in_turn", in_turn)
+    inputs = model_inputs(models["teacher"].eval(), 3, 7)
+    rows = compare(models, inputs)
+    assert rows[0].generation_ms == Generation(8.0, 2.0, 20, 3, 7)
+    assert rows[1].ratios.generation == 2.0
+    assert rows[1].ratios.speedup == 1.0
+    written = {name: ids.shape for name, ids in asked if torch.is_tensor(ids)}
+    assert written == {"teacher 1": (3, 2), "teacher 20": (3, 21), "x 1": (3, 2), "x 20": (3, 21)}
+    report = CompressionReport(models=rows)
+    assert CompressionReport.from_json(report.to_json()).models == rows
+    _, *lines = report.markdown().splitlines()
+    assert "| first token | 8.0 ms | 4.0 ms |" in lines
+    assert "| next token | 2.00 ms | 1.00 ms |" in lines
+    assert "| generation speed-up | 1.00x | 2.00x |" in lines
+
+
+def test_what_does_not_write_has_no_time_of_writing(make_model, make_batch):
+    row = compare({"teacher": make_model()}, make_batch(), repeats=1)[0]
+    assert row.generation_ms is None
+    assert "token |" not in CompressionReport(models=(row,)).markdown()

@@ -98,13 +98,14 @@ def test_json_has_the_keys_that_others_read(report):
     assert row["latency_ms"] == {
         "p50": 32.0, "p90": 40.0, "batch_size": 1, "sequence_length": 128, "threads": 2, "runtime": "torch float32"
     }  # fmt: skip
-    assert row["ratios"] == {"speedup": 2.5, "size": 5.5, "flops": 4.0, "metric_retained": pytest.approx(0.9)}
+    kept = {"metric_retained": pytest.approx(0.9), "generation": None}
+    assert row["ratios"] == {"speedup": 2.5, "size": 5.5, "flops": 4.0, **kept}
 
 
 def test_what_was_not_measured_is_null_and_stays_so(report):
     row = json.loads(report.to_json())["models"][2]
     assert [row[key] for key in ("latency_ms", "flops", "bytes_on_disk", "peak_memory_bytes")] == [None] * 4
-    assert row["ratios"] == dict.fromkeys(("speedup", "size", "flops", "metric_retained"))
+    assert row["ratios"] == dict.fromkeys(("speedup", "size", "flops", "metric_retained", "generation"))
     again = CompressionReport.from_json(report.to_json()).row("onnx")
     assert (again.latency_ms, again.parameters, again.ratios.speedup) == (None, None, None)
 
