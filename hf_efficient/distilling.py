@@ -8,19 +8,15 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast
-from datasets import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_efficient.asking import Asking
 from hf_efficient.distillation.answers import answers_of
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import Distiller, Part
-from hf_efficient.distillation.teacher import TOKEN_TYPES, Teacher, is_answer, read_by, reads_token_types
+from hf_efficient.distillation.teacher import Teacher, is_answer, read_by
 from hf_efficient.distillation.teacher_cache import (
-    PREFIX,
-    TOP_TOKENS,
-    AnswersCollator,
-    cache_teacher_answers,
     without_answers,
 )
 
@@ -32,7 +28,7 @@ class NonFiniteLossError(ArithmeticError):
     """The training loss is not a number or infinite."""
 
 
-class Distilling(Trainer):
+class Distilling(Asking):
     """A trainer whose loss may have parts that a `Distiller` finds, and is exact however it is accumulated.
 
     Each part is its sum over the batch divided by its count over the whole accumulation window and all processes, so
@@ -43,9 +39,6 @@ class Distilling(Trainer):
     loss_is_scaled_for_ga: bool | None = True
 
     distillation: DistillationConfig | None
-    distiller: Distiller | None = None
-    train_dataset: Any
-    data_collator: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -79,44 +72,10 @@ class Distilling(Trainer):
         models = [model if getattr(model, "hf_device_map", None) else model.to(self.args.device) for model in teachers]
         self.distiller = Distiller(Teacher(models, config.shares(len(models)), dtype, token_ids), config)
         self.distiller.prepare(self.model)
+        if config.targets != "gold":
+            self._write_targets(self.distiller)
         if config.cache_teacher:
             self._cache_teacher(self.distiller)
-
-    def _cache_teacher(self, distiller: Distiller) -> None:
-        """Asks the teacher once for every training example; one process does it, the others read the file."""
-        config, answers = distiller.config, distiller.teacher.answers
-        if not isinstance(self.train_dataset, Dataset):
-            raise ValueError(
-                f"cache_teacher keeps what the teacher says in a datasets.Dataset, the training data is a "
-                f"{type(self.train_dataset).__name__}: leave it out, or load the data with `datasets`"
-            )
-        if answers is None or isinstance(self.data_collator, AnswersCollator):
-            return
-        left = getattr(self.processing_class, "padding_side", "right") == "left"
-        self._set_signature_columns_if_needed()
-        with self.args.main_process_first(desc="asking the teacher"):
-            self.train_dataset = cache_teacher_answers(
-                self.train_dataset,
-                distiller.teacher,
-                self.data_collator,
-                self._signature_columns,
-                top_k=config.cache_top_k,
-                temperature=config.temperature,
-                left=left,
-            )
-        self.data_collator = AnswersCollator(
-            self.data_collator, answers.have_length, of_labels=answers.encodes_labels, left=left
-        )
-
-    def _set_signature_columns_if_needed(self) -> None:
-        """Lets the teacher's cached answers through to the loss, and what only the teacher reads."""
-        super()._set_signature_columns_if_needed()
-        if self.distiller is None:
-            return
-        teacher = self.distiller.teacher
-        cached = [] if teacher.answers is None else [*(PREFIX + name for name in teacher.answers.outputs), TOP_TOKENS]
-        read = [TOKEN_TYPES] if any(map(reads_token_types, teacher.models)) else []
-        self._signature_columns += [name for name in (*cached, *read) if name not in self._signature_columns]
 
     def _read(self, inputs: Mapping[str, Any]) -> Inputs:
         """Returns what the model reads of a batch."""

@@ -613,3 +613,26 @@ def test_types_of_tokens_reach_a_teacher_whose_student_knows_none(tmp_path):
     assert "token_type_ids" in trainer._signature_columns
     trainer.evaluate()
     assert "token_type_ids" not in seen[-1]
+
+
+def test_a_student_learns_what_the_teacher_writes(tmp_path, make_model):
+    teacher, student = (
+        make_model("T5ForConditionalGeneration", seed=1),
+        make_model("T5ForConditionalGeneration", seed=2),
+    )
+    data = written()
+    trainer = build(tmp_path, {"targets": "teacher"}, student, teacher, data=data)
+    trainer.args.generation_max_length = 6
+    learn(trainer)
+    gold, told = data["labels"][:], trainer.train_dataset["labels"][:]
+    assert told != gold
+    assert all(len(labels) <= 5 for labels in told)
+    learn(trainer)  # and not from what it wrote the first time
+    assert trainer.train_dataset["labels"][:] == told
+
+
+def test_targets_need_rows_that_can_be_kept(tmp_path, make_model):
+    student = make_model("T5ForConditionalGeneration")
+    trainer = build(tmp_path, {"targets": "both"}, student, copy.deepcopy(student), data=list(written()))
+    with pytest.raises(ValueError, match="the training data is a list: leave it out"):
+        learn(trainer)

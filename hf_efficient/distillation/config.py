@@ -9,6 +9,7 @@ from hf_efficient.distillation.layers import LAYER_MAPS, parse_layer_map
 from hf_efficient.distillation.objectives import cosine_distance, squared_error
 
 HIDDEN_DISTANCES = {"mse": squared_error, "cosine": cosine_distance}
+TARGETS = ("gold", "teacher", "both")
 RELATIONS = ("queries", "keys", "values")
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
 INSIDE = ("hidden_weight", "embedding_weight", "attention_weight", "relation_weight")
@@ -87,7 +88,18 @@ class DistillationConfig:
         metadata={"help": "Keep only the teacher's most likely answers a token, and what the rest sum to."},
     )
 
+    targets: str = field(
+        default="gold",
+        metadata={
+            "help": "What a model that writes learns to write: gold, the data's targets; teacher, what the teacher "
+            "makes of the texts, once; both."
+        },
+    )
+    target_beams: int = field(default=1, metadata={"help": "Beams with which the teacher writes targets."})
+
     def __post_init__(self) -> None:
+        if self.targets not in TARGETS:
+            raise ValueError(f"targets={self.targets!r} is unknown: give one of {', '.join(TARGETS)}")
         for name in ("temperature", "temperature_end"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -105,7 +117,7 @@ class DistillationConfig:
             raise ValueError(
                 f"relations={self.relations!r} is unknown: give any of {', '.join(RELATIONS)}, with commas between"
             )
-        for name in ("relation_heads", "cache_top_k"):
+        for name in ("relation_heads", "cache_top_k", "target_beams"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")

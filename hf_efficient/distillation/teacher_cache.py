@@ -72,15 +72,24 @@ def cache_teacher_answers(
         return found
 
     settings = (known, teacher.token_ids, teacher.shares, top_k, temperature if top_k else None, left)
-    weights = [_digest(model) for model in teacher.models]
-    fingerprint = Hasher.hash([dataset._fingerprint, weights, *settings])
+    return ask_once(dataset, answer, list(teacher.models), settings)
+
+
+def ask_once(
+    dataset: Dataset,
+    ask: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
+    models: Sequence[PreTrainedModel],
+    settings: Sequence[Any],
+) -> Dataset:
+    """Returns `dataset` with the columns that `ask` makes of its rows by `models` and `settings`, kept on disk."""
+    fingerprint = Hasher.hash([dataset._fingerprint, [_digest(model) for model in models], *settings])
     file = None
     if not dataset.cache_files:  # `datasets` would keep in memory what comes of data in memory
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "teacher_answers"
         folder.mkdir(parents=True, exist_ok=True)
         file = str(folder / f"cache-{fingerprint}.arrow")
     return dataset.map(
-        answer,
+        ask,
         batched=True,
         batch_size=CHUNK,
         new_fingerprint=fingerprint,
