@@ -19,7 +19,7 @@ def teacher(make_model):
 @pytest.fixture
 def rows():
     generator = torch.Generator().manual_seed(0)
-    texts = [torch.randint(2, 100, (size,), generator=generator).tolist() + [1] for size in (3, 7, 2, 5, 9)]
+    texts = [[*torch.randint(2, 100, (size,), generator=generator).tolist(), 1] for size in (3, 7, 2, 5, 9)]
     return Dataset.from_dict(
         {"input_ids": texts, "attention_mask": [[1] * len(ids) for ids in texts], "labels": [[5, 1]] * 5}
     )
