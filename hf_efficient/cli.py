@@ -49,6 +49,7 @@ MEASURED_DATA = (
     "max_target_length",
     "max_eval_samples",
 )
+UNTRAINED = ("--num_train_epochs", "0", "--max_steps", "-1", "--distil", "False")
 USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
 
 
@@ -123,7 +124,7 @@ def run_prune(argv: Sequence[str]) -> None:
 
     Raises ValueError: nothing is to be pruned, or something besides.
     """
-    job = parse_job([*argv, "--num_train_epochs", "0", "--distil", "False"], command="prune")
+    job = parse_job([*argv, *UNTRAINED], command="prune")
     if not (job.pruning.active or job.pruning.vocabulary):
         raise ValueError(
             "nothing is to be pruned: give --target_speedup 2, --target_flops 2, --heads 0.3, --layers 0.5, "
@@ -139,7 +140,7 @@ def run_quantize(argv: Sequence[str]) -> None:
 
     Raises ValueError: no scheme was given, or something is asked for besides.
     """
-    job = parse_job([*argv, "--num_train_epochs", "0", "--distil", "False"], command="quantize")
+    job = parse_job([*argv, *UNTRAINED], command="quantize")
     if job.quantization.scheme is None:
         raise ValueError(f"in which form? give --scheme, one of {', '.join(SCHEMES)}")
     if job.pruning.active or job.pruning.vocabulary or job.quantization.aware:
@@ -152,7 +153,7 @@ def run_export(argv: Sequence[str]) -> None:
 
     Raises ValueError: no runtime was given, or the model is to be changed.
     """
-    job = parse_job([*argv, "--num_train_epochs", "0", "--distil", "False"], command="export")
+    job = parse_job([*argv, *UNTRAINED], command="export")
     if not job.export.formats:
         raise ValueError(f"for which runtime? give --export, one or more of {', '.join(FORMATS)}")
     if job.pruning.active or job.pruning.vocabulary or job.quantization.scheme is not None:

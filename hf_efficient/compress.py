@@ -13,10 +13,12 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel, Seq2SeqTrainingArguments, TrainingArguments, set_seed
 from transformers.utils import logging
 
+from hf_efficient import hub
 from hf_efficient.data import DataConfig, load_splits
-from hf_efficient.exporting import check_export
+from hf_efficient.exporting import FORMATS, check_export
 from hf_efficient.job import Job
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
+from hf_efficient.quantizing import check_quantization
 from hf_efficient.ready import Ready, make_student, prepare, trim
 from hf_efficient.reporting import Original
 from hf_efficient.speedup import check_prunable
@@ -40,6 +42,8 @@ def compress(job: Job) -> CompressionReport:
     args.resume_from_checkpoint = said.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     if args.resume_from_checkpoint and (output / REPORT_NAME).exists():
         logger.warning(f"{output} holds a finished run: nothing is done")
+        if args.push_to_hub:
+            hub.push_folder(output, args)
         return CompressionReport.load(output)
     _check_output(job, output)
 
@@ -54,6 +58,8 @@ def compress(job: Job) -> CompressionReport:
         check_prunable(model, pruning)  # before a teacher is trained in vain
     for format in job.export.formats:
         check_export(model, format, job.export.form)
+    if job.quantization.scheme is not None:
+        check_quantization(model, job.quantization)
     _check_schedule(job, ready)
     trainer_class = _trainer_class(task, args, job)
     compresses = job.distils or pruning.active or pruning.vocabulary or job.quantization.scheme is not None
@@ -168,9 +174,16 @@ def _check_output(job: Job, output: Path) -> None:
 
 
 def _clear(output: Path, keep: str) -> None:
-    """Removes what an earlier run left to resume from; the model itself is replaced once the new one is there."""
-    for path in [*output.glob("_*"), *output.glob("checkpoint-*")]:
-        if path.name != keep:
+    """Removes what an earlier run left to resume from, and the word that it was finished.
+
+    The model itself is replaced once the new one is there; its exports would not be.
+    """
+    (output / REPORT_NAME).unlink(missing_ok=True)
+    exports = [output / format for format in FORMATS if (output / format).is_dir()]
+    for path in [*output.glob("_*"), *output.glob("checkpoint-*"), *output.glob("*.partial"), *exports]:
+        if path.is_file():
+            path.unlink()
+        elif path.name != keep:
             shutil.rmtree(path)
 
 

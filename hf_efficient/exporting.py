@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel, exporters
+from transformers.exporters.base import EXPORT_MANIFEST_FILE
 
 from hf_efficient.exported import DECODE, ENCODER, PREFILL, complete, empty_cache, load_exported, shifted
 from hf_efficient.measurement.comparison import model_inputs
@@ -50,6 +52,8 @@ class ExportConfig:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.export, str):
+            raise ValueError(f"export={self.export!r} must be a list: give [{self.export!r}]")
         for format in self.formats:
             check_form(format, self.form)
 
@@ -104,17 +108,21 @@ def export(
 
     A model that writes text becomes three graphs, which `hf_efficient.load_exported` puts together again to generate.
 
-    Raises ValueError: the format or its quantization is unknown or not installed, calibration data is missing, or the
-    model is quantized already. Raises RuntimeError: in float32 it answers otherwise than torch.
+    The folder is made, or replaced where it holds an earlier export. The model stays as it is.
+
+    Raises ValueError: the format or its quantization is unknown or not installed, calibration data is missing, the
+    model is quantized already, or the folder holds something else. Raises TypeError: its family is unknown. Raises
+    RuntimeError: in float32 it answers otherwise than torch.
     """
     check_export(model, format, quantization)
+    folder = _own_folder(directory)
     if needs_calibration(format, quantization) and calibration is None:
         raise ValueError(
             "OpenVINO's int8 fixes the ranges of activations in advance: give `calibration`, batches of your data, or "
             "quantization='int8_weight_only'"
         )
-    model = model.eval()
-    folder = Path(directory)
+    # Runtimes lack kernels for half precision, and the user's model may be training.
+    model = copy.deepcopy(model).float().eval()
     beside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     samples = _calls(model, _inputs(model, 2, 16))
@@ -151,6 +159,17 @@ def check_export(model: PreTrainedModel, format: str, quantization: str | None) 
     check_runtime(format)
     if is_quantized(model):
         raise ValueError("the model is quantized already: export its float form, which the runtime quantizes itself")
+    _stock_config(model)
+
+
+def _own_folder(directory: str | os.PathLike[str]) -> Path:
+    """Returns the folder to write. Raises ValueError: it holds what no export of ours left there."""
+    folder = Path(directory).resolve()
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPORT_MANIFEST_FILE).exists():
+        raise ValueError(
+            f"{str(directory)!r} holds other files than an export: name a folder of its own, such as onnx"
+        )
+    return folder
 
 
 def check_form(format: str, quantization: str | None) -> None:
@@ -228,17 +247,23 @@ def _config(format: str, model: PreTrainedModel, quantization: str | None, data:
     return exporters.OpenVINOConfig(dynamic=True, quantizer=quantizer, stateful=False)
 
 
+def enough(batches: Iterable[Mapping[str, torch.Tensor]]) -> list[Mapping[str, torch.Tensor]]:
+    """Returns the first batches, as many as calibration looks at."""
+    found: list[Mapping[str, torch.Tensor]] = []
+    for batch in batches:
+        found.append(batch)
+        if sum(len(each["input_ids"]) for each in found) >= CALIBRATION_SAMPLES:
+            break
+    return found
+
+
 def _calibration(
     model: PreTrainedModel, batches: Iterable[Mapping[str, torch.Tensor]], parts: list[str]
 ) -> dict[str, list[Any]]:
     """Returns, for each of `parts`, what it is called with for a few batches. Raises ValueError: there is none."""
     found: dict[str, list[Any]] = {name: [] for name in parts}
-    samples = 0
     names = list(_inputs(model, 1, 2))
-    for batch in batches:
-        if samples >= CALIBRATION_SAMPLES:
-            break
-        samples += len(batch["input_ids"])
+    for batch in enough(batches):
         known = dict(batch)
         if _writes(model) and "decoder_input_ids" not in known:
             if "labels" not in known:
@@ -249,7 +274,7 @@ def _calibration(
         known = {name: value.to(model.device) for name, value in complete(known, names).items()}
         for name, (_, inputs) in _calls(model, known).items():
             found[name].append(inputs)
-    if not samples:
+    if not any(found.values()):
         raise ValueError("the calibration data is empty: at least one batch is needed")
     return found
 

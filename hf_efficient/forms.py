@@ -16,6 +16,7 @@ from hf_efficient.data import DataConfig
 from hf_efficient.exported import load_exported
 from hf_efficient.exporting import FORMATS, export, needs_calibration
 from hf_efficient.measurement.runtimes import Inputs, check_runtime
+from hf_efficient.models import is_quantized
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantization.int8 import compiled
 from hf_efficient.quantizing import quantize
@@ -51,7 +52,7 @@ def _exported(format: str, quantization: str | None) -> Callable[..., Formed]:
     def make(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, folder: Path) -> Formed:
         needed = calibration if needs_calibration(format, quantization) else None
         export(model, folder / format, format, quantization, needed)
-        return Formed(load_exported(folder / format, quantization))
+        return Formed(load_exported(folder / format, quantization, exact=quantization is None))
 
     return make
 
@@ -70,6 +71,12 @@ FORMS: dict[str, Callable[..., Formed | None]] = {
 }
 
 
+def check_model(model: PreTrainedModel, name: str) -> None:
+    """Raises ValueError: the model called `name` is quantized, and has but one form."""
+    if is_quantized(model):
+        raise ValueError(f"{name} is quantized already: leave out --forms, or give its float form")
+
+
 def check_forms(forms: Sequence[str], data: DataConfig) -> None:
     """Refuses forms that are unknown or cannot be made, before any is made."""
     for form in forms:
@@ -78,8 +85,9 @@ def check_forms(forms: Sequence[str], data: DataConfig) -> None:
         format, _, quantization = form.partition("_")
         if format in FORMATS:
             check_runtime(format)
-            if needs_calibration(format, quantization) and not (data.train_file or data.dataset_name):
+            judged = data.dataset_name or data.validation_file or data.test_file or not data.train_file
+            if needs_calibration(format, quantization) and not (judged and (data.train_file or data.dataset_name)):
                 raise ValueError(
-                    f"{form} fixes the ranges of activations on data that nothing is judged on: give --train_file or "
-                    "--dataset_name"
+                    f"{form} fixes the ranges of activations on data that nothing is judged on: give --train_file "
+                    "beside --validation_file, or --dataset_name"
                 )

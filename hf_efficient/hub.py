@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
@@ -35,6 +36,7 @@ CITATIONS = {
     "wanda": "Sun et al. 2024, *A Simple and Effective Pruning Approach for Large Language Models*, arXiv 2306.11695",
     "magnitude": "Han et al. 2015, *Learning both Weights and Connections ...*, arXiv 1506.02626",
     "pruning": "Kurtic et al. 2023, *ZipLM: Inference-Aware Structured Pruning of Language Models*, arXiv 2302.04089",
+    "codebook": "Han et al. 2016, *Deep Compression: ... Trained Quantization and Huffman Coding*, arXiv 1510.00149",
     "quantization": "Jacob et al. 2018, *Quantization and Training of Neural Networks for ...*, arXiv 1712.05877",
 }
 
@@ -74,7 +76,9 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         library_name="transformers",
         pipeline_tag=report.task if report.task != "regression" else "text-classification",
         base_model=public_base,
-        base_model_relation=("quantized" if _is_quantized(config) else "finetune") if public_base else None,
+        base_model_relation=("quantized" if _is_quantized(config) or _codebooks(config) else "finetune")
+        if public_base
+        else None,
         tags=["hf_efficient", *sorted(set(report.configs) & {"pruning", "distillation", "quantization"})],
         metrics=[name for name in final.metrics if name != "loss"],
         model_name=title,
@@ -94,9 +98,23 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         snippet=_snippet(config, report, folder),
         loading_note=_loading_note(config, report),
         exports=[(LOADERS[model.role], model.role) for model in report.models if model.role in LOADERS],
+        writes=_writes(config),
         limits=_limits(report),
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
         citations=_citations(report.configs),
+    )
+
+
+def push_folder(folder: Path, args: TrainingArguments) -> CommitInfo:
+    """Uploads a finished folder as `Trainer.push_to_hub` would have, without what only resuming needs."""
+    api = HfApi(token=args.hub_token)
+    repo = api.create_repo(args.hub_model_id or folder.resolve().name, private=args.hub_private_repo, exist_ok=True)
+    return api.upload_folder(
+        repo_id=repo.repo_id,
+        folder_path=folder,
+        ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
+        commit_message="Add compressed model",
+        revision=args.hub_revision,
     )
 
 
@@ -128,6 +146,14 @@ def _is_quantized(config: PreTrainedConfig) -> bool:
     return getattr(config, "quantization_config", None) is not None
 
 
+def _codebooks(config: PreTrainedConfig) -> bool:
+    return bool(getattr(config, "codebooks", None))
+
+
+def _writes(config: PreTrainedConfig) -> bool:
+    return (config.architectures or [""])[0].endswith("ForConditionalGeneration")
+
+
 def _is_compiled(report: CompressionReport) -> bool:
     return any(model.role == "compiled" for model in report.models)
 
@@ -147,7 +173,8 @@ def _snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) 
     head = architecture.partition("For")[2]
     auto = _auto_classes().get(architecture, f"AutoModelFor{head}" if head else "AutoModel")
     remote = ", trust_remote_code=True" if needs_code(config) else ""
-    lines = ["import torch"] if _is_compiled(report) else []
+    writes, compiles = _writes(config), _is_compiled(report) and not _writes(config)
+    lines = ["import torch"] if compiles else []
     lines += [
         f"from transformers import {auto}, AutoTokenizer",
         "",
@@ -155,8 +182,13 @@ def _snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) 
         f"tokenizer = AutoTokenizer.from_pretrained(name{remote})",
         f"model = {auto}.from_pretrained(name{remote}).eval()",
     ]
-    if _is_compiled(report):
+    if compiles:
         lines += ["model = torch.compile(model, dynamic=True)  # the first call takes a while, the others are fast"]
+    if writes:
+        lines += [
+            'inputs = tokenizer("a text to read", return_tensors="pt")',
+            "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))",
+        ]
     if head == "SequenceClassification":
         lines += [
             'inputs = tokenizer("a text to classify", return_tensors="pt")',
@@ -168,8 +200,9 @@ def _snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) 
 def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
     notes = []
     if needs_code(config):
+        reason = "Weights are indices into codebooks" if _codebooks(config) else "The layers differ in width"
         notes.append(
-            "The layers differ in width, which no stock class can hold: `trust_remote_code=True` runs the Python "
+            f"{reason}, which no stock class can hold: `trust_remote_code=True` runs the Python "
             "files of this repository; with `import hf_efficient` beforehand it is not needed."
         )
     else:
@@ -178,7 +211,9 @@ def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
         notes.append(
             "The 8-bit weights are torchao's. "
             + (
-                "`torch.compile` makes them fast; it needs a C++ compiler."
+                "Writing a text they are not faster than float; what `torch.compile` speeds up is one forward pass."
+                if _writes(config)
+                else "`torch.compile` makes them fast; it needs a C++ compiler."
                 if _is_compiled(report)
                 else "`torch.compile(model, dynamic=True)` makes them fast given a C++ compiler: not measured."
             )
@@ -205,21 +240,25 @@ def _evaluation(report: CompressionReport) -> str:
     batch = (report.configs.get("training") or {}).get("per_device_eval_batch_size")
     how = f", in batches of {batch} in the order of the file" if batch else ""
     told = f" Metrics: on the evaluation split of {report.dataset}, in the precision of each column{how}."
-    if any(model.role == "quantized" for model in report.models):
+    if str((report.configs.get("quantization") or {}).get("scheme")).startswith("int8"):
         told += " Eight bits round: other batches may move a prediction that is almost a tie."
     return told
 
 
 def _limits(report: CompressionReport) -> str:
     where = f"the evaluation split of {report.dataset}" if report.dataset else "no evaluation set"
-    return (
-        f"Quality is known on {where} alone. What was removed was chosen by the training data: on other data or other "
-        "languages more may be missing than the table shows. Speed was measured on one machine, named above."
+    chosen = (
+        " What was removed was chosen by the training data: on other data or other languages more may be missing than "
+        "the table shows."
     )
+    removed = chosen if "pruning" in report.configs else ""
+    return f"Quality is known on {where} alone.{removed} Speed was measured on one machine, named above."
 
 
 def _citations(configs: Mapping[str, Any]) -> list[str]:
     used = [name for name in ("pruning", "distillation", "quantization") if name in configs]
+    if (configs.get("quantization") or {}).get("scheme") == "codebook":
+        used[used.index("quantization")] = "codebook"
     pruning = configs.get("pruning") or {}
     criterion = str(pruning.get("criterion"))
     teaching = configs.get("distillation") or {}

@@ -11,7 +11,7 @@ from hf_efficient.models import family_of, is_quantized
 from hf_efficient.pruning.batches import task_or_sampled_loss
 from hf_efficient.pruning.connections import squared_gradients
 from hf_efficient.quantization.chosen import check_chosen
-from hf_efficient.quantization.codebook import against_uniform, quantize_codebook
+from hf_efficient.quantization.codebook import against_uniform, chosen_for_codebooks, quantize_codebook
 from hf_efficient.quantization.config import SCHEMES, QuantizationConfig
 from hf_efficient.quantization.int8 import quantize_int8
 
@@ -50,9 +50,14 @@ def check_quantization(model: PreTrainedModel, config: QuantizationConfig) -> No
         raise ValueError(f"scheme=None asks for nothing: give one of {', '.join(SCHEMES)}")
     if is_quantized(model):
         raise ValueError("the model is quantized already: start from its float form")
-    if _has_codebooks(config):
-        family_of(model)
     check_chosen(model, config)
+    if _has_codebooks(config):
+        family = family_of(model)
+        family.class_for(type(model), family.pruned_config(model.config, family.structure(model.config)))
+        if not any(True for _ in chosen_for_codebooks(model, config)):
+            raise ValueError(
+                f"no weight of {type(model).__name__} would be in a codebook with skip_modules={config.skip_modules!r}"
+            )
 
 
 def _has_codebooks(config: QuantizationConfig) -> bool:

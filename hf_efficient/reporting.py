@@ -16,7 +16,7 @@ from transformers.utils import PushInProgress
 from hf_efficient import hub
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.exported import ExportedModule, load_exported
-from hf_efficient.exporting import ExportConfig, export
+from hf_efficient.exporting import ExportConfig, enough, export
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
@@ -63,12 +63,14 @@ class Reporting(Trainer):
         """Writes `model` for the runtimes that were asked for, into folders of their names."""
         for format in self.export.formats:
             folder = Path(self.args.output_dir) / format
+            calibration = None
+            if self.export.needs_calibration(format):  # all processes take part in reading
+                calibration = enough(self.get_train_dataloader())
             if self.args.should_save:
-                calibration = self.get_train_dataloader() if self.export.needs_calibration(format) else None
                 written = export(model, folder, format, self.export.form, calibration)
                 self.stages.append(written.describe())
             self.accelerator.wait_for_everyone()
-            self._exported[format] = load_exported(folder, self.export.form)
+            self._exported[format] = load_exported(folder, self.export.form, exact=self.export.form is None)
 
     def _measure(self, models: dict[str, Any]) -> CompressionReport:
         """Returns the report on `models`, by role: metrics of each, then speed of all in turn."""
@@ -117,7 +119,8 @@ class Reporting(Trainer):
             return {}  # a teacher that was never trained has nothing to compare with
         data = self.original.eval_dataset if teaches and self.original else self.eval_dataset
         installed = self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy
-        judge = self.compute_metrics
+        judge, half = self.compute_metrics, (self.args.bf16_full_eval, self.args.fp16_full_eval)
+        self.args.bf16_full_eval = self.args.fp16_full_eval = False  # would convert the model for good
         self.model = self.model_wrapped = model
         self.accelerator.native_amp, self.args.train_sampling_strategy = False, "random"
         if teaches and self.original and self.original.compute_metrics:
@@ -126,7 +129,7 @@ class Reporting(Trainer):
             found = self.predict(data, metric_key_prefix=role).metrics
         finally:
             self.model, self.model_wrapped, self.accelerator.native_amp, self.args.train_sampling_strategy = installed
-            self.compute_metrics = judge
+            self.compute_metrics, (self.args.bf16_full_eval, self.args.fp16_full_eval) = judge, half
         named = {name.removeprefix(f"{role}_"): value for name, value in found.items()}
         return {
             name: value

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from hf_efficient.data import DataConfig, load_splits
 from hf_efficient.distillation.teacher import is_answer
 from hf_efficient.exporting import CALIBRATION_SAMPLES
-from hf_efficient.forms import FORMS, Call, Formed, check_forms
+from hf_efficient.forms import FORMS, Call, Formed, check_forms, check_model
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
@@ -61,6 +61,8 @@ def measure_models(
         for name, config in zip(names, configs, strict=True):
             title = Path(name).name if Path(name).exists() else name
             model = task.auto_class.from_pretrained(name, trust_remote_code=trust_remote_code).eval()
+            if forms:
+                check_model(model, title)
             inputs = inputs or model_inputs(model, batch_size, sequence_length)
             judged = _Judged.of(splits, config, AutoTokenizer.from_pretrained(name), task, data) if splits else None
             calibration = None if judged is None else judged.calibration()

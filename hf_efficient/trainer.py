@@ -125,15 +125,17 @@ class _Compression(PruningRounds, Distilling, Reporting):
         trains = learns or self.quantization.scheme is None
 
         output: TrainOutput | None = None
-        if self.pruning.active:
-            output = self.train_in_rounds(resume_from_checkpoint, *args, **kwargs)
-        elif trains and self.trains:
-            checkpoint = _found(resume_from_checkpoint, self.args.output_dir)
-            self._round_as_in_8_bits(self.model)
-            output = super().train(checkpoint, *args, **kwargs)
-            self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
+        try:
+            if self.pruning.active:
+                output = self.train_in_rounds(resume_from_checkpoint, *args, **kwargs)
+            elif trains and self.trains:
+                checkpoint = _found(resume_from_checkpoint, self.args.output_dir)
+                self._round_as_in_8_bits(self.model)
+                output = super().train(checkpoint, *args, **kwargs)
+                self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
+        finally:
+            aware.restore(self.model)
         self._restore_forward(self.model)
-        aware.restore(self.model)
         self.distiller = None  # nothing more is learned
 
         models: dict[str, PreTrainedModel] = {}
@@ -142,10 +144,10 @@ class _Compression(PruningRounds, Distilling, Reporting):
         if trains:
             alone = "teacher" if self.export.formats else "model"
             models["student" if compressed else alone] = self.model
+        if trains and self.args.should_save and (self.quantization.scheme is not None or self.export.formats):
+            save_whole(self.model, Path(self.args.output_dir) / "_student", self.processing_class)
         self._write_exports(self.model)
         if self.quantization.scheme is not None:
-            if trains and self.args.should_save:
-                save_whole(self.model, Path(self.args.output_dir) / "_student", self.processing_class)
             quantized = quantize(self.model, self.quantization)
             self.stages.append(describe(self.model, quantized, self.quantization))
             self._install(quantized)

@@ -6,7 +6,15 @@ import pytest
 import torch
 from conftest import BERT_HEADS, HEADS
 from trainers import build, collate, rows
-from transformers import AutoConfig, BertConfig, BertForSequenceClassification, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AutoConfig,
+    BertConfig,
+    BertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.exporters import ExportedModel
 
 from hf_efficient import (
@@ -304,3 +312,64 @@ def test_calibrating_a_writer_needs_what_is_to_be_written(make_model, tmp_path):
 def test_every_head_of_t5_is_exported(head, make_model, tmp_path):
     need("onnx")
     assert export(make_model(head), tmp_path / "there", "onnx").difference < 1e-4
+
+
+# ---- what a review found ----
+
+
+def test_other_files_are_never_replaced(make_model, tmp_path):
+    need("onnx")
+    model = make_model()
+    model.save_pretrained(tmp_path / "mine")
+    for folder in (tmp_path / "mine", tmp_path):
+        before = sorted(path.name for path in folder.iterdir())
+        with pytest.raises(ValueError, match="holds other files than an export: name a folder of its own"):
+            export(model, folder, "onnx")
+        assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_the_model_stays_as_it_is(make_model, tmp_path):
+    need("onnx")
+    model = make_model().bfloat16().train()
+    written = export(model, tmp_path / "there", "onnx")
+    assert written.difference < 1e-4
+    assert model.training
+    assert model.dtype == torch.bfloat16
+
+
+def test_unknown_architectures_are_refused_before_training(tmp_path):
+    need("onnx")
+    config = AlbertConfig(vocab_size=60, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32)
+    with pytest.raises(TypeError, match="albert"):
+        build(tmp_path, model=AlbertForSequenceClassification(config), techniques={"export": ExportConfig(["onnx"])})
+
+
+def test_one_runtime_is_a_list_too():
+    with pytest.raises(ValueError, match=r"export='onnx' must be a list: give \['onnx'\]"):
+        ExportConfig("onnx")
+
+
+def test_a_float_export_is_measured_as_precisely_as_it_was_checked(make_model, tmp_path):
+    need("openvino")
+    techniques = {"export": ExportConfig(["openvino"], "none")}
+    trainer = build(tmp_path, techniques=techniques)
+    trainer.train()
+    batch = collate(list(rows(8, seed=5)))
+    batch.pop("labels")
+    with torch.no_grad():
+        expected = trainer.model.eval()(**batch).logits
+    assert (trainer._exported["openvino"](**batch).logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_what_was_trained_is_kept_when_an_export_fails(tmp_path, monkeypatch):
+    need("onnx")
+
+    def fail(*_, **__):
+        raise RuntimeError("no kernel for that")
+
+    monkeypatch.setattr("hf_efficient.reporting.export", fail)
+    trainer = build(tmp_path, techniques={"export": ExportConfig(["onnx"])})
+    with pytest.raises(RuntimeError, match="no kernel"):
+        trainer.train()
+    saved = BertForSequenceClassification.from_pretrained(tmp_path / "_student")
+    assert torch.equal(saved.classifier.weight, trainer.model.classifier.weight)

@@ -138,3 +138,55 @@ def test_a_model_without_a_head_is_not_quantized_for_a_task(workshop, capsys):
     given = without_data(workshop, model_name_or_path=workshop / "base", scheme="int8_weight_only")
     assert main(["quantize", *given]) == 2
     assert "has no head for text-classification" in capsys.readouterr().err
+
+
+def test_overwriting_leaves_nothing_of_the_first_model(workshop):
+    need("onnx")
+    assert main(["export", *without_data(workshop, export="onnx", export_quantization="none")]) == 0
+    command = ["quantize", *without_data(workshop, scheme="codebook"), "--overwrite_output_dir"]
+    assert main(command) == 0
+    assert not (workshop / "out" / "onnx").exists()
+
+
+def test_an_overwriting_that_was_interrupted_is_not_finished(workshop, monkeypatch):
+    given = without_data(workshop, scheme="int8_weight_only")
+    assert main(["quantize", *given]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("hf_efficient.trainer.quantize", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main(["quantize", *without_data(workshop, scheme="codebook"), "--overwrite_output_dir"])
+    assert main(["quantize", *without_data(workshop, scheme="codebook"), "--resume_from_checkpoint", "True"]) == 0
+    assert CompressionReport.load(workshop / "out").configs["quantization"]["scheme"] == "codebook"
+
+
+def test_a_push_that_failed_is_made_when_resumed(workshop, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        "hf_efficient.hub.push_folder", lambda folder, args: pushed.append((folder, args.hub_model_id))
+    )
+    assert main(["quantize", *without_data(workshop, scheme="int8_weight_only")]) == 0
+    given = without_data(workshop, scheme="int8_weight_only", resume_from_checkpoint=True, hub_model_id="me/x")
+    assert main(["quantize", *given]) == 0
+    assert pushed == []
+    assert main(["quantize", *given, "--push_to_hub"]) == 0
+    assert pushed == [(workshop / "out", "me/x")]
+
+
+def test_steps_of_a_recipe_train_nothing_here(workshop):
+    assert main(["quantize", *without_data(workshop, scheme="int8_weight_only", max_steps=3)]) == 0
+    assert not any("trained" in stage for stage in CompressionReport.load(workshop / "out").stages)
+
+
+def test_a_quantized_model_has_no_other_forms(workshop, capsys):
+    assert main(["quantize", *without_data(workshop, scheme="int8_weight_only")]) == 0
+    assert main(["measure", str(workshop / "out"), "--forms", "float32"]) == 2
+    assert "out is quantized already: leave out --forms, or give its float form" in capsys.readouterr().err
+
+
+def test_the_card_of_codebooks_tells_of_codebooks(workshop):
+    assert main(["quantize", *without_data(workshop, scheme="codebook")]) == 0
+    card = (workshop / "out" / "README.md").read_text()
+    assert "Weights are indices into codebooks" in card
+    assert "Deep Compression" in card
+    for untrue in ("differ in width", "Eight bits", "What was removed", "Jacob"):
+        assert untrue not in card

@@ -63,7 +63,10 @@ class Codebook(nn.Module):
         return self._made
 
     def _make(self) -> torch.Tensor:
-        indices = unpack(self.indices, self.bits, self.rows * self.columns).view(self.rows, self.columns)
+        # Where transformers keeps a module in float32, it casts the indices too; they are whole numbers all the same.
+        indices = unpack(self.indices.to(torch.uint8), self.bits, self.rows * self.columns).view(
+            self.rows, self.columns
+        )
         starts = torch.arange(self.rows, device=indices.device) // self.group << self.bits
         return self.table.flatten()[indices.long() + starts[:, None]]
 

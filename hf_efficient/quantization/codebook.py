@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from sklearn.cluster import KMeans
@@ -26,10 +26,7 @@ def quantize_codebook(
     Raises ValueError: nothing of it would be quantized. Raises TypeError: the family of `model` is unknown.
     """
     family, importance = family_of(model), importance or {}
-    bits = {
-        **(dict.fromkeys(dict(chosen_linears(model, config)), config.bits) if config.scheme == "codebook" else {}),
-        **dict.fromkeys(dict(chosen_embeddings(model, config)), config.embedding_bits or config.bits),
-    }
+    bits = dict(chosen_for_codebooks(model, config))
     if not bits:
         raise ValueError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -103,6 +100,14 @@ def _summed_up(values: torch.Tensor, costs: torch.Tensor) -> tuple[torch.Tensor,
     shares = torch.zeros(MOST_POINTS, device=values.device).index_add_(0, bins, costs)
     sums = torch.zeros(MOST_POINTS, device=values.device).index_add_(0, bins, costs * values)
     return sums / shares.clamp(min=1e-30), shares
+
+
+def chosen_for_codebooks(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, int]]:
+    """Yields the names of what becomes a codebook, and the bits of an index."""
+    if config.scheme == "codebook":
+        yield from ((name, config.index_bits) for name, _ in chosen_linears(model, config))
+    for name, _ in chosen_embeddings(model, config):
+        yield name, config.embedding_bits or config.index_bits
 
 
 def against_uniform(model: PreTrainedModel, quantized: PreTrainedModel) -> dict[str, float] | None:

@@ -23,7 +23,9 @@ class QuantizationConfig:
             "codebook: weights are indices into tables found by k-means."
         },
     )
-    bits: int = field(default=4, metadata={"help": "Bits of an index into a codebook, 2 to 8."})
+    bits: int | None = field(
+        default=None, metadata={"help": "Bits of an index into a codebook, 2 to 8; 4 when left out."}
+    )
     embedding_bits: int | None = field(
         default=None,
         metadata={
@@ -62,6 +64,15 @@ class QuantizationConfig:
             value = getattr(self, name)
             if value is not None and not 2 <= value <= 8:
                 raise ValueError(f"{name}={value} is out of range: give 2 to 8")
+        if self.is_int8 and self.bits not in (None, 8):
+            raise ValueError(
+                f"bits={self.bits} is for codebooks, {self.scheme} has 8: give scheme='codebook', or embedding_bits "
+                "for the embeddings alone"
+            )
+        if not self.quantize_embeddings and self.embedding_bits is not None:
+            raise ValueError(
+                f"embedding_bits={self.embedding_bits} and quantize_embeddings=False contradict each other: give one"
+            )
         if self.codebook_rows < 0:
             raise ValueError(f"codebook_rows={self.codebook_rows} must not be negative: give 64, or 0 for all rows")
         if self.aware and self.scheme not in INT8_SCHEMES:
@@ -77,11 +88,17 @@ class QuantizationConfig:
     @property
     def skip_patterns(self) -> tuple[str, ...]:
         """The regular expressions of `skip_modules`."""
-        return tuple(pattern.strip() for pattern in self.skip_modules.split(",") if pattern.strip())
+        # Not at the comma of a repetition, {1,2}.
+        return tuple(pattern.strip() for pattern in re.split(r",(?![^{]*\})", self.skip_modules) if pattern.strip())
 
     def skips(self, name: str) -> bool:
         """Whether the module called `name` stays in float."""
         return any(re.search(pattern, name) for pattern in self.skip_patterns)
+
+    @property
+    def index_bits(self) -> int:
+        """Bits of an index into a codebook of the layers."""
+        return 4 if self.bits is None else self.bits
 
     @property
     def is_int8(self) -> bool:
@@ -96,11 +113,11 @@ class QuantizationConfig:
     def describe(self) -> str:
         """Returns what is done, for a report."""
         if self.scheme == "codebook":
-            return f"stored as indices of {self.bits} bits into codebooks, task head in float"
+            return f"stored as indices of {self.index_bits} bits into codebooks, task head in float"
         tables = f", embeddings in codebooks of {self.embedding_bits} bits" if self.embeddings_are_codebooks else ""
         return f"quantized to 8 bits ({self.scheme}){tables}, task head in float"
 
     @property
     def title(self) -> str:
         """What to call the result in a table."""
-        return f"{self.bits}-bit codebook" if self.scheme == "codebook" else "8-bit"
+        return f"{self.index_bits}-bit codebook" if self.scheme == "codebook" else "8-bit"
