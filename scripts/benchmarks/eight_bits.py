@@ -219,7 +219,8 @@ def draw(results: Results) -> None:
     right.set_xticks(range(len(speeds)), [key.rpartition(" ")[2] for key in speeds])
     right.set_xlabel("batch x tokens")
     right.set_title("BERT-base's shape: times as fast as float32 in torch")
-    right.legend(frameon=False)
+    right.set_ylim(top=1.25 * right.get_ylim()[1])
+    right.legend(frameon=False, ncols=3, loc="upper center")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(OUT / "eight_bits" / "results.png", dpi=140)
