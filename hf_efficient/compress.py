@@ -17,7 +17,7 @@ from hf_efficient import hub
 from hf_efficient.data import DataConfig, load_splits
 from hf_efficient.exporting import FORMATS, check_export
 from hf_efficient.job import Job
-from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
+from hf_efficient.measurement.report import REPORT_NAME, CompressionReport, with_ratios
 from hf_efficient.quantizing import check_quantization
 from hf_efficient.ready import Ready, make_student, prepare, trim
 from hf_efficient.reporting import Original
@@ -101,6 +101,7 @@ def compress(job: Job) -> CompressionReport:
         task=task.pipeline,
         dataset=job.data.label if splits else None,
         metric=task.metric,
+        models=with_ratios(found.models, task.metric),
         stages=(*first, *found.stages),
         configs={**found.configs, "data": _public(job.data)},
     )

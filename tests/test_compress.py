@@ -121,6 +121,11 @@ def test_regression_is_told_by_its_labels(workshop):
     report = CompressionReport.load(workshop / "out")
     assert report.metric == "spearman"
     assert report.row("student").metrics["spearman"] > 0.8
+    teacher, student = report.row("teacher"), report.row("student")
+    # Of the metric that counts, which is not the first.
+    kept = student.metrics["spearman"] / teacher.metrics["spearman"]
+    assert student.ratios.metric_retained == pytest.approx(kept, abs=1e-12)
+    assert kept != student.metrics["pearson"] / teacher.metrics["pearson"]
 
 
 def test_the_script_is_the_command(workshop):
