@@ -26,11 +26,7 @@ class Asking(Trainer):
     def _write_targets(self, distiller: Distiller) -> None:
         """Lets the first teacher write what the student learns to write; one process does it for all."""
         teacher, config = distiller.teacher, distiller.config
-        if not isinstance(self.train_dataset, Dataset):
-            raise ValueError(
-                f"targets={config.targets!r} keeps what the teacher writes in a datasets.Dataset, the training data "
-                f"is a {type(self.train_dataset).__name__}: leave it out, or load the data with `datasets`"
-            )
+        self._check_kept(f"targets={config.targets!r} keeps what the teacher writes")
         if teacher.token_ids is not None:
             raise ValueError(
                 f"targets={config.targets!r} would be in the teacher's tokens, of which the student has only some: "
@@ -47,11 +43,7 @@ class Asking(Trainer):
     def _cache_teacher(self, distiller: Distiller) -> None:
         """Asks the teacher once for every training example; one process does it, the others read the file."""
         config, answers = distiller.config, distiller.teacher.answers
-        if not isinstance(self.train_dataset, Dataset):
-            raise ValueError(
-                f"cache_teacher keeps what the teacher says in a datasets.Dataset, the training data is a "
-                f"{type(self.train_dataset).__name__}: leave it out, or load the data with `datasets`"
-            )
+        self._check_kept("cache_teacher keeps what the teacher says")
         if answers is None or isinstance(self.data_collator, AnswersCollator):
             return
         left = getattr(self.processing_class, "padding_side", "right") == "left"
@@ -69,6 +61,14 @@ class Asking(Trainer):
         self.data_collator = AnswersCollator(
             self.data_collator, answers.have_length, of_labels=answers.encodes_labels, left=left
         )
+
+    def _check_kept(self, wish: str) -> None:
+        """Raises ValueError: the training data is nothing that answers can be kept in."""
+        if not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                f"{wish} in a datasets.Dataset, the training data is a {type(self.train_dataset).__name__}: leave it "
+                "out, or load the data with `datasets`"
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         """Lets the teacher's cached answers through to the loss, and what only the teacher reads."""

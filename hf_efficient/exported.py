@@ -31,7 +31,7 @@ class ExportedModule(nn.Module):
         self.config = exported.config
         self.bytes_on_disk = folder_bytes(directory)
         format = _format(exported)
-        form = (quantization or "float32").replace("_", " ")
+        form = form_name(quantization)
         self.runtime, self.title = f"{TITLES.get(format, format)} {form}", f"{format} {form}"
 
     def forward(self, **inputs: torch.Tensor) -> Any:
@@ -151,6 +151,11 @@ def load_exported(
         exported.to(**_options(_format(exported), exact))
     writes = DECODE in exported.components
     return (ExportedWriter if writes else ExportedModule)(exported, folder, quantization)
+
+
+def form_name(quantization: str | None) -> str:
+    """Returns what to call a quantization in a table."""
+    return (quantization or "float32").replace("_", " ")
 
 
 def complete(batch: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:

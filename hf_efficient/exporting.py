@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, exporters
 from transformers.exporters.base import EXPORT_MANIFEST_FILE
 
-from hf_efficient.exported import DECODE, ENCODER, PREFILL, complete, empty_cache, load_exported, shifted
+from hf_efficient.exported import DECODE, ENCODER, PREFILL, complete, empty_cache, form_name, load_exported, shifted
 from hf_efficient.measurement.comparison import model_inputs
 from hf_efficient.measurement.runtimes import PACKAGES, check_runtime, quiet
 from hf_efficient.models import family_of, is_quantized
@@ -186,11 +186,6 @@ def check_form(format: str, quantization: str | None) -> None:
 def needs_calibration(format: str, quantization: str | None) -> bool:
     """Whether that form finds the ranges of activations on data, before it is run."""
     return (format, quantization) == ("openvino", "int8")
-
-
-def form_name(quantization: str | None) -> str:
-    """Returns what to call a quantization in a table."""
-    return (quantization or "float32").replace("_", " ")
 
 
 def _inputs(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ def quantize(
     check_quantization(model, config)
     if calibration is not None and config.scheme != "codebook":
         raise ValueError(f"scheme={config.scheme!r} needs no calibration data: leave `calibration` out")
-    if _has_codebooks(config):
+    if config.embeddings_are_codebooks:
         importance = None
         if calibration is not None:
             importance = squared_gradients(model, calibration, task_or_sampled_loss())
@@ -51,17 +51,13 @@ def check_quantization(model: PreTrainedModel, config: QuantizationConfig) -> No
     if is_quantized(model):
         raise ValueError("the model is quantized already: start from its float form")
     check_chosen(model, config)
-    if _has_codebooks(config):
+    if config.embeddings_are_codebooks:
         family = family_of(model)
         family.class_for(type(model), family.pruned_config(model.config, family.structure(model.config)))
         if not any(True for _ in chosen_for_codebooks(model, config)):
             raise ValueError(
                 f"no weight of {type(model).__name__} would be in a codebook with skip_modules={config.skip_modules!r}"
             )
-
-
-def _has_codebooks(config: QuantizationConfig) -> bool:
-    return config.scheme == "codebook" or (config.quantize_embeddings and config.embeddings_are_codebooks)
 
 
 def describe(model: PreTrainedModel, quantized: PreTrainedModel, config: QuantizationConfig) -> str:

@@ -26,8 +26,9 @@ from hf_efficient.measurement.runtime import environment
 from hf_efficient.tasks import Encoding, Task, find_columns, infer_task, without_notes
 from hf_efficient.tasks.labels import label_numbers
 from hf_efficient.tasks.masked import masked_once
+from hf_efficient.tasks.task import IGNORED
 
-BATCH_SIZE, IGNORED = 32, -100
+BATCH_SIZE = 32
 
 
 def measure_models(

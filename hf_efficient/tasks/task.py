@@ -28,6 +28,7 @@ TEXT_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "labels", "target", "score")
 # Columns of encoded rows that no model reads: the number of the row that each is of, and where its tokens stand.
+IGNORED = -100  # the label of what does not count
 EXAMPLE, PLACES = "example", "offset_mapping"
 
 

@@ -10,11 +10,10 @@ from transformers import DataCollatorForTokenClassification, PreTrainedConfig
 
 from hf_efficient.data import DataConfig
 from hf_efficient.measurement.metrics import tagging_metrics
-from hf_efficient.tasks.task import Batch, Encoding, Metrics, Task, logits_of
+from hf_efficient.tasks.task import IGNORED, Batch, Encoding, Metrics, Task, logits_of
 
 WORD_COLUMNS = (("tokens",), ("words",))
 TAG_COLUMNS = ("ner_tags", "tags", "pos_tags", "labels", "label")
-IGNORED = -100
 
 
 def encode_words(batch: Batch, encoding: Encoding) -> dict[str, Any]:

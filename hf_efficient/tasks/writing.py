@@ -10,9 +10,8 @@ from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedConfi
 
 from hf_efficient.data import DataConfig
 from hf_efficient.measurement.metrics import summary_metrics, translation_metrics
-from hf_efficient.tasks.task import Batch, Columns, Encoding, Metrics, Task
+from hf_efficient.tasks.task import IGNORED, Batch, Columns, Encoding, Metrics, Task
 
-IGNORED = -100
 PAIRS = "translation"
 SUMMARY_COLUMNS = (("document",), ("article",), ("dialogue",), ("text",), ("content",), ("source",))
 SUMMARY_LABELS = ("summary", "highlights", "abstract", "target", "labels")

@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import statistics
 
-import torch
 from matplotlib.figure import Figure
 from sst2 import OUT, Results, Sst2
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
-from hf_efficient import DistillationConfig, EfficientTrainer
+from hf_efficient import DistillationConfig
 from hf_efficient.distillation.layers import student_of_config, student_of_layers
-from hf_efficient.tasks.classification import judge_class
 
 METHODS: dict[str, DistillationConfig | None] = {
     "no teacher": None,
@@ -44,32 +42,19 @@ def run(sst2: Sst2, method: str, seed: int, steps: int) -> dict[str, float | Non
     config = {**METHODS, **NARROW_METHODS}[method]
     student = student_of_config(teacher, NARROW) if narrow else student_of_layers(teacher, 3)
     folder = OUT / "distillation" / f"{method.replace(' ', '-')}-{seed}"
-    trainer = EfficientTrainer(
-        model=student,
-        args=TrainingArguments(
-            str(folder),
-            max_steps=steps,
-            per_device_train_batch_size=64,
-            learning_rate=5e-4 if narrow else 3e-4,
-            warmup_steps=50,
-            train_sampling_strategy="group_by_length",
-            bf16=True,
-            use_cpu=not torch.accelerator.is_available(),
-            seed=seed,
-            save_strategy="no",
-            logging_steps=100,
-            report_to="none",
-            disable_tqdm=True,
-        ),
+    trainer = sst2.train(
+        student,
+        folder,
+        {
+            "max_steps": steps,
+            "learning_rate": 5e-4 if narrow else 3e-4,
+            "warmup_steps": 50,
+            "seed": seed,
+            "logging_steps": 100,
+        },
         teacher=None if config is None else teacher,
         distillation=config,
-        train_dataset=sst2.data["train"],
-        eval_dataset=sst2.data["evaluation"],
-        processing_class=sst2.tokenizer,
-        compute_metrics=judge_class(),
     )
-    trainer.train()
-    trainer.report.save(folder)
     row = trainer.report.row("student" if config else "model")
     return {
         "accuracy": row.metrics["accuracy"],

@@ -13,17 +13,15 @@ import copy
 import math
 import statistics
 
-import torch
 from matplotlib.figure import Figure
 from sst2 import OUT, Results, Sst2
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
-from hf_efficient import DistillationConfig, EfficientTrainer, PruningConfig, prune
+from hf_efficient import DistillationConfig, PruningConfig, prune
 from hf_efficient.models import family_of
 from hf_efficient.pruning.budget import Selection
 from hf_efficient.pruning.surgery import cut
-from hf_efficient.tasks.classification import judge_class
 
 METHODS = ("pruned", "pruned while training", "even layers")
 LEARNING_RATES = {2: 1e-4, 4: 2e-4, 8: 5e-4}
@@ -54,33 +52,20 @@ def run(sst2: Sst2, method: str, ratio: float, seed: int, epochs: float) -> dict
         student = even_layers(teacher, ratio)
     untrained = None if ramps else sst2.accuracy(student)
     folder = OUT / "distilled" / f"{method.replace(' ', '-')}-{ratio:g}x-{seed}"
-    trainer = EfficientTrainer(
-        model=student,
-        args=TrainingArguments(
-            str(folder),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=64,
-            learning_rate=RAMP_LEARNING_RATE if ramps else LEARNING_RATES.get(int(ratio), 1e-4),
-            warmup_steps=100,
-            train_sampling_strategy="group_by_length",
-            bf16=True,
-            use_cpu=not torch.accelerator.is_available(),
-            seed=seed,
-            save_strategy="no",
-            logging_steps=500,
-            report_to="none",
-            disable_tqdm=True,
-        ),
+    trainer = sst2.train(
+        student,
+        folder,
+        {
+            "num_train_epochs": epochs,
+            "learning_rate": RAMP_LEARNING_RATE if ramps else LEARNING_RATES.get(int(ratio), 1e-4),
+            "warmup_steps": 100,
+            "seed": seed,
+            "logging_steps": 500,
+        },
         teacher=teacher,
         distillation=DistillationConfig(temperature=2.0, hard_label_weight=0.1, hidden_weight=10.0),
         pruning=PruningConfig(target_flops=ratio, ramp=RAMP) if ramps else None,
-        train_dataset=sst2.data["train"],
-        eval_dataset=sst2.data["evaluation"],
-        processing_class=sst2.tokenizer,
-        compute_metrics=judge_class(),
     )
-    trainer.train()
-    trainer.report.save(folder)
     row = trainer.report.row("student")
     return {
         "accuracy": row.metrics["accuracy"],

@@ -34,17 +34,15 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
-    TrainingArguments,
     set_seed,
 )
 
-from hf_efficient import DistillationConfig, EfficientTrainer, QuantizationConfig, export, load_exported, quantize
+from hf_efficient import DistillationConfig, QuantizationConfig, export, load_exported, quantize
 from hf_efficient.forms import FORMS
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.cost import saved_bytes
 from hf_efficient.models.codebook import Codebook
 from hf_efficient.quantization.codebook import against_uniform, rounded_uniformly
-from hf_efficient.tasks.classification import judge_class
 
 KEPT = ("float32", "int8", "int8_weight_only", "onnx_int8", "openvino_int8", "openvino_int8_weight_only")
 FAST = ("float32", "bfloat16", "int8", "int8_compiled", "onnx_int8", "openvino_int8")
@@ -81,32 +79,19 @@ def trained(results: Results, sst2: Sst2) -> None:
     for seed in (0, 1, 2):
         set_seed(seed)
         folder = OUT / "eight_bits" / f"aware-{seed}"
-        trainer = EfficientTrainer(
-            model=sst2.teacher(),
-            args=TrainingArguments(
-                str(folder),
-                max_steps=AWARE_STEPS,
-                per_device_train_batch_size=64,
-                learning_rate=AWARE_LEARNING_RATE,
-                warmup_steps=30,
-                train_sampling_strategy="group_by_length",
-                bf16=True,
-                use_cpu=not torch.accelerator.is_available(),
-                seed=seed,
-                save_strategy="no",
-                logging_steps=100,
-                report_to="none",
-                disable_tqdm=True,
-            ),
+        trainer = sst2.train(
+            sst2.teacher(),
+            folder,
+            {
+                "max_steps": AWARE_STEPS,
+                "learning_rate": AWARE_LEARNING_RATE,
+                "warmup_steps": 30,
+                "seed": seed,
+                "logging_steps": 100,
+            },
             distillation=DistillationConfig(temperature=2.0, hard_label_weight=0.1, hidden_weight=10.0),
             quantization=QuantizationConfig(aware=True, compile=False),
-            train_dataset=sst2.data["train"],
-            eval_dataset=sst2.data["evaluation"],
-            processing_class=sst2.tokenizer,
-            compute_metrics=judge_class(),
         )
-        trainer.train()
-        trainer.report.save(folder)
         results[f"trained seed {seed}"] = {"accuracy": trainer.report.row("quantized").metrics["accuracy"]}
 
 

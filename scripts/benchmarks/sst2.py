@@ -11,10 +11,18 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    TrainingArguments,
+)
 
+from hf_efficient import EfficientTrainer
 from hf_efficient.data import DataConfig, load_splits
 from hf_efficient.tasks import TASKS, Columns, Encoding
+from hf_efficient.tasks.classification import judge_class
 
 OUT = Path(__file__).parents[2] / "out"
 ASSETS = Path(os.environ.get("HF_EFFICIENT_ASSETS", ""))
@@ -48,6 +56,33 @@ class Sst2:
         batches = [dict(self.collate(rows[start : start + batch_size])) for start in range(0, count, batch_size)]
         random.Random(seed).shuffle(batches)  # the first of them are as good a sample as any
         return batches
+
+    def train(
+        self, model: PreTrainedModel, folder: Path, settings: Mapping[str, Any], **techniques: Any
+    ) -> EfficientTrainer:
+        """Returns the trainer of `model` after its training; its report lies in `folder`, its last weights count."""
+        trainer = EfficientTrainer(
+            model=model,
+            args=TrainingArguments(
+                str(folder),
+                per_device_train_batch_size=64,
+                train_sampling_strategy="group_by_length",
+                bf16=True,
+                use_cpu=not torch.accelerator.is_available(),
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                **settings,
+            ),
+            train_dataset=self.data["train"],
+            eval_dataset=self.data["evaluation"],
+            processing_class=self.tokenizer,
+            compute_metrics=judge_class(),
+            **techniques,
+        )
+        trainer.train()
+        trainer.report.save(folder)
+        return trainer
 
     def accuracy(self, model: PreTrainedModel) -> float:
         """Returns the fraction of the evaluation rows that `model` gets right."""
