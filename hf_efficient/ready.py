@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +125,8 @@ def trim(ready: Ready) -> tuple[Ready, torch.Tensor]:
     """Returns the model, its tokenizer and the data with only the tokens of the training data, and their old ids."""
     tokenizer = ready.encoding.tokenizer
     texts = texts_of(ready.rows["train"], ready.task, ready.encoding.columns)
-    small = trim_vocabulary(ready.model, tokenizer, used_tokens(texts, tokenizer))
+    prefix = ready.encoding.data.source_prefix or ""
+    small = trim_vocabulary(ready.model, tokenizer, used_tokens(itertools.chain([prefix], texts), tokenizer))
     encoding = dataclasses.replace(ready.encoding, tokenizer=small.tokenizer)
     data = ready.task.tokenize(ready.rows, encoding)
     return dataclasses.replace(ready, model=small.model, encoding=encoding, data=data), small.token_ids

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeAlias
 
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_efficient.measurement.comparison import model_inputs
+from hf_efficient.measurement.comparison import model_inputs, writing
 from hf_efficient.measurement.cost import count_flops, count_parameters
 from hf_efficient.measurement.runtime import time_in_turn
 from hf_efficient.measurement.runtimes import check_runtime, prepare
@@ -27,6 +28,9 @@ from hf_efficient.pruning.sparsity import sparsify
 from hf_efficient.pruning.surgery import cut
 
 logger = logging.get_logger(__name__)
+
+# What is timed of a model, for a config.
+Work: TypeAlias = Callable[[PreTrainedModel, PruningConfig], Callable[[], object]]
 
 ATTEMPTS = 8
 TABLE_SECONDS = 0.4
@@ -65,18 +69,32 @@ def _parameters(model: PreTrainedModel, config: PruningConfig) -> float:
     return float(count_parameters(model))
 
 
-def _latency(model: PreTrainedModel, config: PruningConfig) -> float:
-    return _medians({"model": model}, config, TABLE_SECONDS)["model"]
+def _pass(model: PreTrainedModel, config: PruningConfig) -> Callable[[], object]:
+    return prepare(config.latency_runtime, model, _inputs(model, config))
 
 
-def _latency_ratio(reference: PreTrainedModel, student: PreTrainedModel, config: PruningConfig) -> float:
-    medians = _medians({"reference": reference, "student": student}, config, CHECK_SECONDS)
-    return medians["reference"] / medians["student"]
+def _writing(model: PreTrainedModel, config: PruningConfig) -> Callable[[], object]:
+    return writing(model, _inputs(model, config), config.latency_new_tokens)
 
 
-def _medians(models: dict[str, PreTrainedModel], config: PruningConfig, seconds: float) -> dict[str, float]:
-    """Returns the median latency of each model in milliseconds, taken in turn for about `seconds` in all."""
-    calls = {name: prepare(config.latency_runtime, model, _inputs(model, config)) for name, model in models.items()}
+def _timed(work: Work) -> Cost:
+    """Returns the cost that is the time of `work` with a model."""
+
+    def time(model: PreTrainedModel, config: PruningConfig) -> float:
+        return _medians(work, {"model": model}, config, TABLE_SECONDS)["model"]
+
+    def ratio(reference: PreTrainedModel, student: PreTrainedModel, config: PruningConfig) -> float:
+        medians = _medians(work, {"reference": reference, "student": student}, config, CHECK_SECONDS)
+        return medians["reference"] / medians["student"]
+
+    return Cost(time, ratio, aim=1.07, least=1.05, most=1.1, counted=False)
+
+
+def _medians(
+    work: Work, models: Mapping[str, PreTrainedModel], config: PruningConfig, seconds: float
+) -> dict[str, float]:
+    """Returns the median time of `work` with each model in milliseconds, taken in turn for about `seconds` in all."""
+    calls = {name: work(model, config) for name, model in models.items()}
     once = sum(median(times) for times in time_in_turn(calls, repeats=1, warmup=1).values()) / 1e3
     repeats = min(100, max(5, round(seconds / once)))
     return {name: median(times) for name, times in time_in_turn(calls, repeats, warmup=1).items()}
@@ -89,7 +107,8 @@ def _exact(
 
 
 COSTS = {
-    "target_speedup": Cost(_latency, _latency_ratio, aim=1.07, least=1.05, most=1.1, counted=False),
+    "target_speedup": _timed(_pass),
+    "target_generation_speedup": _timed(_writing),
     "target_flops": Cost(_flops, _exact(_flops)),
     "target_size": Cost(_parameters, _exact(_parameters)),
 }
@@ -193,6 +212,11 @@ def check_prunable(model: PreTrainedModel, config: PruningConfig) -> None:
     family.class_for(type(model), model.config)
     config.check_stacks(tuple(family.stacks(model)))
     check_runtime(config.latency_runtime)
+    if config.target_generation_speedup is not None and not model.can_generate():
+        raise ValueError(
+            f"target_generation_speedup is about models that write, {type(model).__name__} writes nothing: give "
+            "target_speedup"
+        )
 
 
 def select(

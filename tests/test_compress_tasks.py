@@ -145,6 +145,15 @@ def test_measure_finds_what_the_job_reported(job, tmp_path, task):
     assert found == pytest.approx(CompressionReport.load(tmp_path / "out").row("model").metrics[metric])
 
 
+def test_a_trimmed_tokenizer_reads_the_prefix_as_before(job, tmp_path):
+    prefix = "who rains "
+    arguments = job("translation", source_prefix=prefix, vocabulary=True, target_generation_speedup=1.05)
+    assert main(["compress", *arguments]) == 0
+    whole, small = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("base", "out"))
+    assert len(small) < len(whole)
+    assert small.tokenize(prefix) == whole.tokenize(prefix)
+
+
 def test_generation_settings_of_the_flags_are_taken(job):
     arguments = job("translation", generation_num_beams=3)
     assert parse_job(arguments).training.generation_num_beams == 3

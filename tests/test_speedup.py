@@ -180,7 +180,7 @@ def measured_ratios(monkeypatch):
     def install(latency):
         checks = []
 
-        def medians(models, config, seconds):
+        def medians(work, models, config, seconds):
             found = {name: latency(model) for name, model in models.items()}
             if "student" in found:
                 checks.append(found["reference"] / found["student"])
@@ -241,6 +241,50 @@ def test_latency_is_measured_at_the_shape_of_the_config(make_model, monkeypatch)
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
     )
     config = PruningConfig(target_speedup=2.0, latency_batch_size=5, latency_sequence_length=11)
-    assert speedup._medians({"reference": model, "model": model}, config, 1.0) == {"reference": 9.0, "model": 5.0}
+    assert speedup._medians(speedup._pass, {"reference": model, "model": model}, config, 1.0) == {
+        "reference": 9.0,
+        "model": 5.0,
+    }
     assert set(seen) == {(5, 11)}
     assert not model.training
+
+
+def test_writing_is_timed_greedily_for_as_many_tokens_as_the_config_says(make_model, monkeypatch):
+    seen = []
+
+    def time_in_turn(calls, repeats, warmup):
+        seen.extend(call() for call in calls.values())
+        return {key: [1.0] for key in calls}
+
+    monkeypatch.setattr(speedup, "time_in_turn", time_in_turn)
+    model = make_model("T5ForConditionalGeneration").train()
+    model.generation_config.num_beams = 3
+    config = PruningConfig(target_generation_speedup=2.0, latency_batch_size=5, latency_new_tokens=7)
+    speedup._medians(speedup._writing, {"model": model}, config, 1.0)
+    assert {tuple(written.shape) for written in seen} == {(5, 1 + 7)}  # with the token that it starts from
+    assert not model.training
+
+
+def test_shallow_decoders_are_chosen_where_writing_is_to_be_fast(make_model, make_batch, monkeypatch):
+    """Each decoder layer runs once for every token that is written, an encoder layer once in all."""
+
+    def medians(work, models, config, seconds):
+        assert work is speedup._writing
+        return {name: writing_time(model) for name, model in models.items()}
+
+    def writing_time(model):
+        layers = family_of(model).layers(model)
+        return 10.0 + sum(20.0 if name.startswith("decoder") else 1.0 for name in layers)
+
+    monkeypatch.setattr(speedup, "_medians", medians)
+    model = make_model("T5ForConditionalGeneration")
+    config = PruningConfig(target_generation_speedup=1.4, criterion="magnitude")
+    student = prune(model, config, [make_batch("T5ForConditionalGeneration", labelled=True)])
+    whole, left = ([name.partition(".")[0] for name in family_of(each).layers(each)] for each in (model, student))
+    assert left.count("decoder") < whole.count("decoder")
+    assert left.count("encoder") == whole.count("encoder")
+
+
+def test_what_does_not_write_is_refused_a_target_of_writing(prune_to):
+    with pytest.raises(ValueError, match="BertForSequenceClassification writes nothing: give target_speedup"):
+        prune_to(target_generation_speedup=2.0)

@@ -103,12 +103,11 @@ def _generations(models: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], 
     writers = {role: model for role, model in models.items() if getattr(model, "can_generate", bool)()}
     if not writers:
         return {}
-    calls: dict[str, Callable[[], object]] = {}
-    for role, model in writers.items():
-        for tokens in (1, NEW_TOKENS):
-            asked = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
-            texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-            calls[f"{role} {tokens}"] = partial(model.generate, **texts, **asked)
+    calls = {
+        f"{role} {tokens}": writing(model, inputs, tokens)
+        for role, model in writers.items()
+        for tokens in (1, NEW_TOKENS)
+    }
     durations = time_in_turn(calls, max(1, repeats // 6), warmup=1, turn=5)
     batch_size, length = inputs["input_ids"].shape
     found = {}
@@ -116,6 +115,12 @@ def _generations(models: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], 
         first, whole = (statistics.median(durations[f"{role} {tokens}"]) for tokens in (1, NEW_TOKENS))
         found[role] = Generation(first, (whole - first) / (NEW_TOKENS - 1), NEW_TOKENS, batch_size, length)
     return found
+
+
+def writing(model: Any, inputs: Mapping[str, torch.Tensor], tokens: int) -> Callable[[], object]:
+    """Returns a call that lets `model` write so many tokens to `inputs`, greedily and with a cache."""
+    asked = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
+    return partial(model.eval().generate, **{name: inputs[name] for name in ("input_ids", "attention_mask")}, **asked)
 
 
 def _bytes_on_disk(model: nn.Module) -> int | None:

@@ -119,13 +119,19 @@ def keep_best(scores: torch.Tensor, width: int) -> tuple[int, ...]:
 def measure_costs(blocks: Sequence[BlockFacts], cost_of: Callable[[Selection], float], points: int = 9) -> CostTable:
     """Returns the cost table of a network, found by asking `cost_of` for the cost of narrower copies of it.
 
-    Blocks with the same `shape_key` are asked for together, all at one width, and share what the width costs.
+    Blocks with the same `shape_key` are asked for together, all at one width, and share what the width costs; so do
+    layers that are made of the same kinds of blocks share what they cost without any unit.
     """
     layers = tuple(dict.fromkeys(block.layer for block in blocks))
     nothing = {block.name: () for block in blocks}
     base = cost_of(Selection((), nothing))
     empty = cost_of(Selection(layers, nothing))
-    overhead = max(0.0, (empty - base) / len(layers))
+    overheads: dict[str, float] = {}
+    kinds = {layer: tuple(block.shape_key for block in blocks if block.layer == layer) for layer in layers}
+    for kind in dict.fromkeys(kinds.values()):
+        alike = tuple(layer for layer in layers if kinds[layer] == kind)
+        alone = empty if alike == layers else cost_of(Selection(alike, nothing))
+        overheads |= dict.fromkeys(alike, max(0.0, (alone - base) / len(alike)))
 
     widths: dict[str, Sequence[int]] = {}
     costs: dict[str, Sequence[float]] = {}
@@ -140,7 +146,7 @@ def measure_costs(blocks: Sequence[BlockFacts], cost_of: Callable[[Selection], f
             rises.append((cost_of(Selection(layers, {**nothing, **kept})) - empty) / members)
         for block in group:
             widths[block.name], costs[block.name] = support, np.maximum.accumulate(rises).tolist()
-    return CostTable(base, dict.fromkeys(layers, overhead), widths, costs)
+    return CostTable(base, overheads, widths, costs)
 
 
 @dataclass(frozen=True)

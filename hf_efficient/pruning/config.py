@@ -9,7 +9,7 @@ from hf_efficient.pruning.connections import CONNECTION_CRITERIA
 from hf_efficient.pruning.importance import CRITERIA
 from hf_efficient.pruning.sparsity import OWN_SCOPES, parse_n_m
 
-TARGETS = ("target_speedup", "target_flops", "target_size")
+TARGETS = ("target_speedup", "target_generation_speedup", "target_flops", "target_size")
 FRACTIONS = ("heads", "neurons", "blocks", "layers")
 SCOPES = ("global", "layer")
 REWINDS = ("weights", "learning_rate")
@@ -27,6 +27,10 @@ class PruningConfig:
 
     target_speedup: float | None = field(
         default=None, metadata={"help": "Latency of the teacher divided by the student's, measured here: 2 halves it."}
+    )
+    target_generation_speedup: float | None = field(
+        default=None,
+        metadata={"help": "Time of the teacher to write a text, greedily and with a cache, divided by the student's."},
     )
     target_flops: float | None = field(
         default=None, metadata={"help": "Floating point operations of the teacher divided by the student's."}
@@ -101,6 +105,7 @@ class PruningConfig:
     latency_sequence_length: int = field(
         default=128, metadata={"help": "Tokens an example where latency is measured."}
     )
+    latency_new_tokens: int = field(default=20, metadata={"help": "Tokens that are written where that is timed."})
     latency_runtime: str = field(
         default="torch", metadata={"help": "Where target_speedup is measured: torch, compiled, onnx or openvino."}
     )
@@ -118,7 +123,14 @@ class PruningConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name}={value} is no fraction: give a number in [0, 1)")
-        for name in ("rounds", "scoring_samples", "multiple_of", "latency_batch_size", "latency_sequence_length"):
+        for name in (
+            "rounds",
+            "scoring_samples",
+            "multiple_of",
+            "latency_batch_size",
+            "latency_sequence_length",
+            "latency_new_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.n_m is not None:
@@ -154,6 +166,11 @@ class PruningConfig:
             raise ValueError(
                 "portable=True keeps shapes that a stock class holds, which fractions of heads, neurons or blocks are "
                 "not: give a target, or only layers"
+            )
+        if self.target_generation_speedup is not None and self.latency_runtime != "torch":
+            raise ValueError(
+                f"latency_runtime={self.latency_runtime!r} is where target_speedup is measured; writing is timed in "
+                "torch: leave it out"
             )
         if self.portable and self.scope == "layer":
             raise ValueError("portable=True keeps every head, scope='layer' removes some of each layer: give one")

@@ -1,0 +1,75 @@
+"""Four kinds of tasks by one command: a teacher fine-tuned by the job itself, half its operations, what was kept.
+
+    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/tasks.py [--tasks banking77 stsb wnut17 xquad_en] [--seeds 0]
+
+HF_EFFICIENT_ASSETS names a folder with models/minilm-l6-h384 and data/<task>. Each run is one `hf-efficient compress`,
+about ten minutes on two cores; it keeps its last checkpoint, the rows that it is judged on choose nothing. Results in
+out/tasks/results.json, each copied from the run's compression_report.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from sst2 import ASSETS, OUT, Results
+from transformers.utils import logging
+
+from hf_efficient import CompressionReport
+
+COMMAND = (
+    *("--target_flops", "2", "--latency_batch_size", "8", "--latency_sequence_length", "64"),
+    *("--hidden_weight", "10", "--hard_label_weight", "0.1", "--temperature", "2"),
+    *("--warmup_steps", "50", "--bf16", "--save_strategy", "no", "--report_to", "none", "--logging_steps", "50"),
+)
+# The split to judge on, and what each data set needs of training.
+RUNS = {
+    "banking77": ("test", "--num_train_epochs 5 --per_device_train_batch_size 32 --learning_rate 2e-4"),
+    "stsb": ("test", "--num_train_epochs 4 --per_device_train_batch_size 32 --learning_rate 1e-4"),
+    "wnut17": ("test", "--num_train_epochs 5 --per_device_train_batch_size 16 --learning_rate 2e-4"),
+    "xquad_en": ("validation", "--num_train_epochs 10 --per_device_train_batch_size 16 --learning_rate 2e-4"),
+}
+
+
+def run(task: str, seed: int) -> dict[str, float | str | None]:
+    """Returns the figures of one run, from its report."""
+    split, training = RUNS[task]
+    data, folder = ASSETS / "data" / task, OUT / "tasks" / f"{task}-{seed}"
+    command = [str(Path(__file__).parents[1] / "compress.py"), "--model_name_or_path"]
+    command += [str(ASSETS / "models" / "minilm-l6-h384"), "--train_file", str(data / "train.parquet")]
+    command += ["--validation_file", str(data / f"{split}.parquet"), *COMMAND, *training.split()]
+    command += ["--seed", str(seed), "--output_dir", str(folder), "--overwrite_output_dir"]
+    subprocess.run([sys.executable, *command], check=True)
+    report = CompressionReport.load(folder)
+    teacher, student = report.row("teacher"), report.row("student")
+    metric = str(report.metric)
+    return {
+        "metric": metric,
+        "teacher": teacher.metrics[metric],
+        "student": student.metrics[metric],
+        "kept": student.ratios.metric_retained,
+        "flops": student.ratios.flops,
+        "speedup": student.ratios.speedup,
+        "size": student.ratios.size,
+    }
+
+
+def main() -> None:
+    """Runs what has no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    args = parser.parse_args()
+    results = Results(OUT / "tasks" / "results.json")
+    for seed in args.seeds:
+        for task in args.tasks:
+            key = f"{task} seed {seed}"
+            if key not in results:
+                results[key] = run(task, seed)
+                logging.get_logger("hf_efficient").warning(f"{key}: {results[key]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""A translator that writes in half the time: pruned for the time of writing, taught by what its teacher writes.
+
+    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/translation.py [--epochs 14]
+
+HF_EFFICIENT_ASSETS names a folder with models/t5-multi30k and data/multi30k_en_de. First the one command, about forty
+minutes on one core; then teacher, student and the student's 8-bit forms translate the 1,000 test sentences greedily,
+and are timed in turn on the same sentences, one and sixteen at once. The last checkpoint is kept, the test set chooses
+nothing. Results in out/translation/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import load_dataset
+from sst2 import ASSETS, OUT, Results
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from hf_efficient import CompressionReport, QuantizationConfig, export, load_exported, quantize
+from hf_efficient.measurement.metrics import translation_metrics
+from hf_efficient.measurement.runtime import environment, time_in_turn
+
+NAME, DATA = ASSETS / "models" / "t5-multi30k", ASSETS / "data" / "multi30k_en_de"
+FOLDER = OUT / "translation"
+COMMAND = (
+    *("--source_lang", "en", "--target_lang", "de", "--target_generation_speedup", "2.1"),
+    *("--latency_batch_size", "16", "--latency_sequence_length", "16", "--latency_new_tokens", "16"),
+    *("--targets", "teacher", "--target_beams", "4", "--cache_teacher", "--cache_top_k", "32", "--temperature", "1"),
+    *("--per_device_train_batch_size", "64", "--learning_rate", "1e-3", "--warmup_steps", "300", "--bf16"),
+    *("--save_strategy", "no", "--report_to", "none"),
+)
+LONGEST = 64
+TIMED = {1: 32, 16: 320}  # sentences that are translated for one duration, by how many at once
+REPEATS = 8
+
+
+def train(epochs: float) -> Path:
+    """Returns the folder of the student, made by the main job."""
+    folder = FOLDER / "student"
+    if not (folder / "compression_report.json").exists():
+        command = [str(Path(__file__).parents[1] / "compress.py"), "--model_name_or_path", str(NAME)]
+        command += ["--train_file", str(DATA / "train.parquet"), "--validation_file", str(DATA / "test.parquet")]
+        command += [*COMMAND, "--num_train_epochs", str(epochs), "--output_dir", str(folder), "--overwrite_output_dir"]
+        subprocess.run([sys.executable, *command], check=True)
+    return folder
+
+
+def forms(folder: Path) -> dict[str, Any]:
+    """Returns the models to compare, by name."""
+    teacher, student = (
+        AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval() for name in (NAME, folder)
+    )
+    found = {"teacher": teacher, "student": student, "student, torch int8": quantize(student, QuantizationConfig())}
+    for format, form in (("onnx", "int8"), ("openvino", "int8_weight_only")):
+        export(student, FOLDER / format, format, form)
+        found[f"student, {format} {form}"] = load_exported(FOLDER / format, form)
+    return found
+
+
+def translate(model: Any, tokenizer: Any, sentences: Sequence[str], at_once: int) -> list[str]:
+    """Returns the translations, written greedily."""
+    texts: list[str] = []
+    for start in range(0, len(sentences), at_once):
+        batch = tokenizer(list(sentences[start : start + at_once]), return_tensors="pt", padding=True)
+        texts += tokenizer.batch_decode(
+            model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_length=LONGEST,
+                do_sample=False,
+                num_beams=1,
+            ),
+            skip_special_tokens=True,
+        )
+    return texts
+
+
+def main() -> None:
+    """Trains where there is no student yet, then measures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=float, default=14)
+    folder = train(parser.parse_args().epochs)
+    rows = load_dataset("parquet", data_files=str(DATA / "test.parquet"), split="train")["translation"]
+    sources, right = [row["en"] for row in rows], [row["de"] for row in rows]
+    tokenizer, models = AutoTokenizer.from_pretrained(NAME), forms(folder)
+    report = CompressionReport.load(folder)
+    found: dict[str, dict[str, Any]] = {}
+    for name, model in models.items():
+        scores = translation_metrics(translate(model, tokenizer, sources, 16), right)
+        found[name] = {"sacrebleu": scores["sacrebleu"], "chrf": scores["chrf"]}
+    for at_once, count in TIMED.items():
+        calls: dict[str, Callable[[], object]] = {
+            name: partial(translate, model, tokenizer, sources[:count], at_once) for name, model in models.items()
+        }
+        durations = {
+            name: statistics.median(times)
+            for name, times in time_in_turn(calls, repeats=REPEATS, warmup=1, turn=2).items()
+        }
+        for name, duration in durations.items():
+            found[name][f"ms a sentence, {at_once} at once"] = duration / count
+            found[name][f"times as fast, {at_once} at once"] = durations["teacher"] / duration
+    results = Results(FOLDER / "results.json")
+    results["environment"] = environment()
+    results["stages"] = {"stages": report.stages, "structure": report.row("student").structure}
+    for name, figures in found.items():
+        results[name] = {**figures, "sacrebleu kept": figures["sacrebleu"] / found["teacher"]["sacrebleu"]}
+
+
+if __name__ == "__main__":
+    main()
