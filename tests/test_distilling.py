@@ -2,8 +2,7 @@ import copy
 
 import pytest
 import torch
-from datasets import Dataset
-from trainers import accuracy, arguments, collate, losses, rows
+from trainers import accuracy, arguments, collate, livelier, losses, pad, rows, t5, written
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -13,7 +12,6 @@ from transformers import (
     ElectraConfig,
     ElectraForPreTraining,
     Seq2SeqTrainingArguments,
-    T5Config,
     T5ForConditionalGeneration,
     Trainer,
     set_seed,
@@ -61,41 +59,9 @@ GIVEN += ("save_strategy", "disable_tqdm", "learning_rate", "seed")
 SMALL = {"scoring_samples": 16, "multiple_of": 4}
 
 
-def livelier(model):
-    for parameter in model.parameters():
-        parameter.data.mul_(3)
-    return model
-
-
 def bert(seed=1, model_class=BertForSequenceClassification, **changes):
     set_seed(seed)
     return livelier(model_class(BertConfig(**{**SIZES, **changes})))
-
-
-def t5(seed=1, width=32):
-    set_seed(seed)
-    sizes = {"d_model": width, "d_kv": 8, "num_heads": 2, "num_layers": 2, "d_ff": 32, "vocab_size": 60}
-    return T5ForConditionalGeneration(T5Config(**sizes, dropout_rate=0.0, pad_token_id=0, decoder_start_token_id=0))
-
-
-def written(count=32):
-    """Texts with texts as labels, of other lengths."""
-    return Dataset.from_list(
-        [
-            {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"], "labels": row["input_ids"][1::2]}
-            for row in rows(count)
-        ]
-    )
-
-
-def pad(examples, filled=-100):
-    fill = {"labels": filled}
-    return {
-        name: torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(example[name]) for example in examples], batch_first=True, padding_value=fill.get(name, 0)
-        )
-        for name in examples[0]
-    }
 
 
 def without_labels(examples):

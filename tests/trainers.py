@@ -2,7 +2,14 @@
 
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainingArguments,
+    set_seed,
+)
 
 from hf_efficient import EfficientTrainer
 
@@ -25,9 +32,7 @@ def classifier(labels=3, dropout=0.0, **config):
             **config,
         )
     )
-    for parameter in model.parameters():
-        parameter.data.mul_(3)
-    return model
+    return livelier(model)
 
 
 def rows(count=32, labels=3, seed=0):
@@ -80,3 +85,37 @@ def build(folder, trainer_class=EfficientTrainer, model=None, data=None, techniq
 
 def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def livelier(model):
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    return model
+
+
+def t5(seed=1, width=32, dropout=0.0):
+    set_seed(seed)
+    sizes = {"d_model": width, "d_kv": 8, "num_heads": 2, "num_layers": 2, "d_ff": 32, "vocab_size": 60}
+    return T5ForConditionalGeneration(
+        T5Config(**sizes, dropout_rate=dropout, pad_token_id=0, decoder_start_token_id=0)
+    )
+
+
+def written(count=32):
+    """Texts with texts as labels, of other lengths."""
+    return Dataset.from_list(
+        [
+            {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"], "labels": row["input_ids"][1::2]}
+            for row in rows(count)
+        ]
+    )
+
+
+def pad(examples, filled=-100):
+    fill = {"labels": filled}
+    return {
+        name: torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(example[name]) for example in examples], batch_first=True, padding_value=fill.get(name, 0)
+        )
+        for name in examples[0]
+    }
