@@ -152,7 +152,9 @@ def _fine_tune(
     """Returns the model fine-tuned as its own teacher, in `_teacher`, and what was done in words."""
     folder = Path(args.output_dir) / "_teacher"
     if args.resume_from_checkpoint and (folder / "config.json").exists():
-        return task.auto_class.from_pretrained(folder), ("fine-tuned on the same data first",)
+        attention = model.config._attn_implementation
+        again = task.auto_class.from_pretrained(folder, attn_implementation=attention)
+        return again, ("fine-tuned on the same data first",)
     tuning = copy.copy(args)
     tuning.output_dir, tuning.push_to_hub = str(folder), False
     trainer = trainer_class(model=model, args=tuning, **{**common, "eval_dataset": None})

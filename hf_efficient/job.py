@@ -41,6 +41,10 @@ class ModelConfig:
             "help": "Learn from a teacher; on when one is named, or pruning or training for 8 bits is asked for."
         },
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "How attention is computed, such as sdpa or eager; by default as Transformers finds fastest."},
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace a model that output_dir already holds."}
     )

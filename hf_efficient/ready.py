@@ -85,7 +85,13 @@ def prepare(job: Job, splits: DatasetDict) -> Ready:
             config.id2label = dict(enumerate(label_names(splits, columns.label)))
             config.label2id = {label: index for index, label in config.id2label.items()}
         numbers = label_numbers(splits, columns.label, config)
-    model = task.auto_class.from_pretrained(name, config=config, dtype=torch.float32, trust_remote_code=remote)
+    model = task.auto_class.from_pretrained(
+        name,
+        config=config,
+        dtype=torch.float32,
+        trust_remote_code=remote,
+        attn_implementation=job.models.attn_implementation,
+    )
     answers = job.distils and job.distillation.uses_logits
     teachers = tuple(load_teacher(teacher, task.auto_class, answers, remote) for teacher in named)
     for teacher in named:

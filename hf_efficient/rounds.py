@@ -232,7 +232,8 @@ class PruningRounds(Trainer):
         """Loads what a phase starts from; every process loads the same."""
         family = family_of(self.model)
         model_class = family.class_for(type(self.model), transformers.AutoConfig.from_pretrained(folder))
-        return model_class.from_pretrained(folder, dtype=self.model.dtype)
+        attention = self.model.config._attn_implementation
+        return model_class.from_pretrained(folder, dtype=self.model.dtype, attn_implementation=attention)
 
     def _install(self, model: PreTrainedModel) -> None:
         """Makes `model` the one that is trained, evaluated and saved; forgetting one of these trains nothing."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +19,8 @@ from hf_efficient.distillation.distiller import check_same_task
 from hf_efficient.distillation.teacher import load_teacher
 from hf_efficient.distilling import Distilling
 from hf_efficient.exporting import ExportConfig, check_export
+from hf_efficient.measurement.energy import EnergyCounter
+from hf_efficient.measurement.report import training_cost
 from hf_efficient.models import is_quantized
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization import aware
@@ -125,16 +129,19 @@ class _Compression(PruningRounds, Distilling, Reporting):
         trains = learns or self.quantization.scheme is None
 
         output: TrainOutput | None = None
+        begun = time.perf_counter()
         try:
-            if self.pruning.active:
-                output = self.train_in_rounds(resume_from_checkpoint, *args, **kwargs)
-            elif trains and self.trains:
-                checkpoint = _found(resume_from_checkpoint, self.args.output_dir)
-                self._round_as_in_8_bits(self.model)
-                output = super().train(checkpoint, *args, **kwargs)
-                self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
+            with EnergyCounter() as counter:
+                if self.pruning.active:
+                    output = self.train_in_rounds(resume_from_checkpoint, *args, **kwargs)
+                elif trains and self.trains:
+                    checkpoint = _found(resume_from_checkpoint, self.args.output_dir)
+                    self._round_as_in_8_bits(self.model)
+                    output = super().train(checkpoint, *args, **kwargs)
+                    self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
         finally:
             aware.restore(self.model)
+        training = training_cost(time.perf_counter() - begun, counter.energy) if output is not None else None
         self._restore_forward(self.model)
         self.distiller = None  # nothing more is learned
 
@@ -152,7 +159,7 @@ class _Compression(PruningRounds, Distilling, Reporting):
             self.stages.append(describe(self.model, quantized, self.quantization))
             self._install(quantized)
             models["quantized"] = self.model
-        self.report = self._measure(models)
+        self.report = dataclasses.replace(self._measure(models), training=training)
         return output
 
     def _install(self, model: PreTrainedModel) -> None:

@@ -49,7 +49,7 @@ def test_the_card_says_what_the_report_says(folder, report):
     for text in (
         "4.0 times smaller than its teacher, 2.50 times as fast, with 99.0% of its accuracy",
         "| latency | 50.0 ms | 20.0 ms |",
-        "| energy a sample | not measured | not measured |",
+        "| energy of 1,000 predictions | not measured | not measured |",
         "batch 8 x 64 tokens, models in turn, on abacus, 2 threads",
         "* trained for 7 steps",
         "AutoModelForSequenceClassification.from_pretrained(name).eval()",

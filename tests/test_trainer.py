@@ -9,6 +9,7 @@ from trainers import arguments, build, classifier, collate, losses, rows
 from transformers import AlbertConfig, AlbertForSequenceClassification, BertForSequenceClassification, Trainer
 
 from hf_efficient import (
+    CompressionReport,
     DistillationConfig,
     EfficientSeq2SeqTrainer,
     EfficientTrainer,
@@ -333,3 +334,43 @@ def test_codebooks_of_an_unknown_architecture_are_refused_before_training(tmp_pa
     )
     with pytest.raises(TypeError, match="albert"):
         build(tmp_path, model=model, techniques={"quantization": QuantizationConfig("codebook")})
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_attention_stays_as_it_was_asked_for_and_is_reported(tmp_path, name):
+    techniques = {
+        "pruning": PruningConfig(heads=0.5, rounds=2, scoring_samples=8),
+        "quantization": QuantizationConfig("int8_weight_only", compile=False),
+    }
+    trainer = build(tmp_path, model=classifier(attn_implementation=name), techniques=techniques)
+    trainer.train()
+    assert trainer.model.config._attn_implementation == name
+    assert trainer.report.configs["training"]["attn_implementation"] == name
+    assert f"{name} attention" in trainer.report.circumstances()
+
+
+def test_what_training_took_is_reported_and_what_was_not_counted_is_null(tmp_path):
+    trainer = build(tmp_path)
+    trainer.train()
+    assert trainer.report.training.seconds > 0
+    assert json.loads(trainer.report.to_json())["training"]["energy_joules"] is None
+    assert CompressionReport.from_json(trainer.report.to_json()).training == trainer.report.training
+    alone = build(tmp_path / "b", techniques={"quantization": QuantizationConfig("int8_weight_only", compile=False)})
+    alone.train()
+    assert alone.report.training is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cut_student_learns_the_same_compiled(tmp_path):
+    found = []
+    for compiles in (False, True):
+        techniques = {
+            "pruning": PruningConfig(target_flops=2.0, scoring_samples=8, multiple_of=4),
+            "distillation": DistillationConfig(hidden_weight=1.0),
+        }
+        trainer = build(tmp_path / str(compiles), techniques=techniques, torch_compile=compiles, seed=3)
+        trainer.train()
+        found.append(losses(trainer))
+    assert len(found[0]) == 4
+    assert found[1] == pytest.approx(found[0], rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,11 +19,14 @@ from hf_efficient.measurement.cost import (
     count_parameters,
     saved_bytes,
 )
+from hf_efficient.measurement.energy import EnergyCounter
+from hf_efficient.measurement.memory import peak_bytes
 from hf_efficient.measurement.report import ModelRow, with_ratios
 from hf_efficient.measurement.runtime import Generation, sample_inputs, summarize, time_in_turn
 from hf_efficient.measurement.runtimes import TITLES, check_runtime, prepare
 
 MORE_ZEROS = 0.01
+ENERGY_SECONDS = 5.0
 NEW_TOKENS = 20
 
 
@@ -80,6 +84,8 @@ def compare(
         elsewhere = getattr(model, "runtime", None)
         title = elsewhere or f"{TITLES.get(runtime, runtime)} {str(_dtype(model)).rpartition('.')[2]}"
         latency = summarize(durations[role], batch_size, length, title)
+        in_torch = elsewhere is None and runtime in ("torch", "compiled")
+        size = _bytes_on_disk(model)
         rows.append(
             ModelRow(
                 name=(names or {}).get(role, role),
@@ -88,10 +94,12 @@ def compare(
                 parameters=None if elsewhere else count_parameters(model),
                 nonzero_parameters=None if elsewhere else count_nonzero_parameters(model),
                 flops=None if elsewhere else count_flops(model, inputs),
-                bytes_on_disk=_bytes_on_disk(model),
+                bytes_on_disk=size,
                 latency_ms=latency,
                 generation_ms=generations.get(role),
                 samples_per_second=batch_size / latency.p50 * 1e3,
+                peak_memory_bytes=size + _alive(calls[role]) if in_torch and size is not None else None,
+                energy_joules_per_sample=_joules(calls[role], batch_size),
                 structure=(structures or {}).get(role),
             )
         )
@@ -121,6 +129,25 @@ def writing(model: Any, inputs: Mapping[str, torch.Tensor], tokens: int) -> Call
     """Returns a call that lets `model` write so many tokens to `inputs`, greedily and with a cache."""
     asked = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
     return partial(model.eval().generate, **{name: inputs[name] for name in ("input_ids", "attention_mask")}, **asked)
+
+
+def _alive(call: Callable[[], object]) -> int:
+    """Returns the most bytes of tensors that are alive at one time during `call`, beside the weights."""
+    with torch.inference_mode():
+        return peak_bytes(call)
+
+
+def _joules(call: Callable[[], object], batch_size: int) -> float | None:
+    """Returns the energy of one sample, counted over some seconds of calls; None where no counter can be read."""
+    counter, calls = EnergyCounter(), 0
+    if not counter.counts:
+        return None
+    with counter, torch.inference_mode():
+        end = time.perf_counter() + ENERGY_SECONDS
+        while time.perf_counter() < end:
+            call()
+            calls += 1
+    return counter.energy.joules / (calls * batch_size) if counter.energy else None
 
 
 def _bytes_on_disk(model: nn.Module) -> int | None:

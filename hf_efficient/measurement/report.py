@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_efficient.measurement.energy import Energy
 from hf_efficient.measurement.runtime import Generation, Latency
 
 if TYPE_CHECKING:
@@ -71,11 +72,25 @@ class ModelRow:
 
 
 @dataclass(frozen=True)
+class TrainingCost:
+    """What all the training of a run took: seconds on the clock, joules and grams of CO2 where they were counted."""
+
+    seconds: float
+    energy_joules: float | None = None
+    co2_grams: float | None = None
+
+
+def training_cost(seconds: float, energy: Energy | None) -> TrainingCost:
+    """Returns what training took, from a clock and from what was counted."""
+    return TrainingCost(seconds, energy and energy.joules, energy and energy.co2_grams)
+
+
+@dataclass(frozen=True)
 class CompressionReport:
     """Teacher and students side by side.
 
     `metric` names the entry of `metrics` that counts, `stages` say in words what was done, `configs` hold the
-    settings it was done with.
+    settings it was done with; `training` is what that took, None where nothing was trained.
     """
 
     task: str | None = None
@@ -85,6 +100,7 @@ class CompressionReport:
     models: Sequence[ModelRow] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     configs: Mapping[str, Any] = field(default_factory=dict)
+    training: TrainingCost | None = None
 
     def row(self, role: str) -> ModelRow:
         """Returns the row with the role `role`. Raises KeyError: there is none."""
@@ -116,7 +132,8 @@ class CompressionReport:
                 if row.get(name):
                     row[name] = form(**row[name])
             models.append(ModelRow(**row))
-        return cls(**data, models=tuple(models))
+        training = data.pop("training", None)
+        return cls(**data, models=tuple(models), training=TrainingCost(**training) if training else None)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `compression_report.json` into `folder`, whole or not at all, and returns its path."""
@@ -166,7 +183,10 @@ class CompressionReport:
             *(sparse if self.sparse else ()),
             ("operations", lambda m: _number(m.flops and m.flops / 1e9, "{:.2f} GFLOP")),
             ("peak memory", lambda m: _number(m.peak_memory_bytes and m.peak_memory_bytes / 1e6, "{:.0f} MB")),
-            ("energy a sample", lambda m: _number(m.energy_joules_per_sample, "{:.3f} J")),
+            (
+                "energy of 1,000 predictions",
+                lambda m: _number(m.energy_joules_per_sample and 1e3 * m.energy_joules_per_sample, "{:.1f} J"),
+            ),
         ]
         body = [[name, *(cell(model) for model in self.models)] for name, cell in measures]
         return ["", *(model.name for model in self.models)], body
@@ -188,10 +208,12 @@ class CompressionReport:
         if not latencies:
             return "Latency was not measured."
         first, where = latencies[0], self.environment
+        attention = (self.configs.get("training") or {}).get("attn_implementation")
         device = where.get("accelerator") or f"{where.get('processor')}, {first.threads} threads"
         return (
             f"Latency: median of one forward pass at batch {first.batch_size} x {first.sequence_length} tokens, "
-            f"models in turn, on {device}; speed-up is against the teacher's row."
+            f"models in turn, on {device}{f', {attention} attention' if attention else ''}; speed-up is against the "
+            "teacher's row."
         )
 
     def table(self) -> Table:

@@ -28,7 +28,10 @@ def quantize_int8(model: PreTrainedModel, config: QuantizationConfig) -> PreTrai
     with quiet_torchao(), tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         quantized: PreTrainedModel = type(model).from_pretrained(
-            folder, quantization_config=torchao_config(model, config), dtype=model.dtype
+            folder,
+            quantization_config=torchao_config(model, config),
+            dtype=model.dtype,
+            attn_implementation=model.config._attn_implementation,
         )
     quantized.config._name_or_path = model.config._name_or_path
     return quantized.to(model.device).eval()

@@ -88,7 +88,8 @@ def test_empty_report_survives_json():
 
 def test_json_has_the_keys_that_others_read(report):
     data = json.loads(report.to_json())
-    assert list(data) == ["schema_version", "task", "dataset", "metric", "stages", "models", "environment", "configs"]
+    contract = ["schema_version", "task", "dataset", "metric", "stages", "models", "environment", "configs"]
+    assert list(data) == [*contract, "training"]
     assert data["schema_version"] == 1
     row = data["models"][1]
     assert {

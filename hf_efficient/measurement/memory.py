@@ -1,0 +1,40 @@
+"""How much memory a forward pass takes: the most bytes that are in tensors at one time."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from hf_efficient.quiet import quiet_native
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Returns the most bytes that torch had given out at one time during `call`, beyond those it had before.
+
+    On an accelerator its allocator says so. On a processor all that the allocator gave and took back is added up in
+    its order; what a library takes beside torch's allocator is not seen.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with quiet_native(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    held = most = 0
+    for _, change in changes:
+        held += change
+        most = max(most, held)
+    return most

@@ -1,0 +1,45 @@
+import os
+
+import pytest
+import torch
+
+from hf_efficient.measurement.comparison import measure
+from hf_efficient.measurement.memory import peak_bytes
+from hf_efficient.quiet import quiet_native
+
+MEGABYTE = 1000 * 1000
+
+
+def test_the_most_that_is_alive_at_one_time_counts():
+    given = torch.zeros(MEGABYTE // 4)
+
+    def work():
+        first = given + 1
+        second = first + 1
+        del first
+        third = second + 1
+        return float((second + third)[0])
+
+    assert 3 * MEGABYTE <= peak_bytes(work) < 3 * MEGABYTE + 10_000
+
+
+def test_what_was_there_before_is_not_counted():
+    given = torch.zeros(MEGABYTE)
+    assert peak_bytes(lambda: given.add_(1)) < 10_000
+
+
+def test_a_larger_batch_takes_more_beside_the_same_weights(make_model, make_batch):
+    model = make_model()
+    few, many = (
+        measure(model, {"input_ids": torch.ones(batch, 16, dtype=torch.long)}, repeats=1) for batch in (1, 16)
+    )
+    activations = [row.peak_memory_bytes - row.bytes_on_disk for row in (few, many)]
+    assert activations[0] > 0
+    assert activations[1] == pytest.approx(16 * activations[0], rel=0.1)
+
+
+def test_native_remarks_are_silenced_and_heard_again(capfd):
+    with quiet_native():
+        os.write(2, b"a remark")
+    os.write(2, b"an error")
+    assert capfd.readouterr().err == "an error"
