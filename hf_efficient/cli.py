@@ -1,13 +1,11 @@
-"""The command line: `hf-efficient compress | prune | distill | quantize | export | measure | demo`."""
+"""The command line: `hf-efficient compress | prune | distill | quantize | export | measure | push | demo`."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -21,12 +19,13 @@ from hf_efficient.demo import run_demo
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distilling import NonFiniteLossError
 from hf_efficient.exporting import FORMATS, ExportConfig
-from hf_efficient.forms import FORMS
 from hf_efficient.job import Job, ModelConfig
-from hf_efficient.measurement.report import CompressionReport
+from hf_efficient.measuring import run_measure, show
 from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.pushable import repositories, size_bytes
+from hf_efficient.pushing import PushConfig, push
 from hf_efficient.quantization.config import SCHEMES, QuantizationConfig
-from hf_efficient.side_by_side import measure_models
+from hf_efficient.space import LIBRARY, SpaceConfig, check_space, push_space
 
 logger = logging.get_logger(__name__)
 
@@ -37,18 +36,6 @@ DESCRIPTIONS = {
     "export": "Write a model for ONNX Runtime and OpenVINO beside torch, and measure all of them.",
     "prune": "Remove parts of a model without training it, measure it, and save what from_pretrained loads.",
 }
-MEASURED_DATA = (
-    "text_column",
-    "text_pair_column",
-    "label_column",
-    "summary_column",
-    "source_lang",
-    "target_lang",
-    "source_prefix",
-    "max_length",
-    "max_target_length",
-    "max_eval_samples",
-)
 UNTRAINED = ("--num_train_epochs", "0", "--max_steps", "-1", "--distil", "False")
 USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
 
@@ -177,50 +164,47 @@ def run_distill(argv: Sequence[str]) -> None:
     finish(job)
 
 
-def run_measure(argv: Sequence[str]) -> None:
-    """Runs `hf-efficient measure`."""
+def run_push(argv: Sequence[str]) -> None:
+    """Runs `hf-efficient push`."""
     parser = argparse.ArgumentParser(
-        prog="hf-efficient measure",
-        description="Measure models side by side; the first is what the others are compared with.",
+        prog="hf-efficient push",
+        description="Put a folder that holds a model on the Hugging Face Hub.",
+        epilog="The token is that of `hf auth login` or HF_TOKEN: a flag would show in the list of processes.",
         allow_abbrev=False,
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="folders, or names on the Hub")
+    parser.add_argument("folder", metavar="FOLDER", help="what `hf-efficient compress` or save_pretrained wrote")
+    parser.add_argument("--repo_id", required=True, help="user/name or organisation/name")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="push to this branch, made where there is none")
+    parser.add_argument("--tag", metavar="NAME", help="give the commit this tag")
+    parser.add_argument("--create_pr", action="store_true", help="propose the commit in a pull request")
+    parser.add_argument("--commit_message", default=PushConfig.commit_message)
+    parser.add_argument("--dry_run", action="store_true", help="list what would be pushed; needs no token")
     parser.add_argument(
-        "--forms", nargs="+", default=[], metavar="FORM", help=f"measure each in these forms: {', '.join(FORMS)}"
+        "--space", metavar="USER/NAME", help="also make a Space where a classifier runs in the browser"
     )
-    parser.add_argument("--validation_file", help="rows to measure quality on")
-    parser.add_argument("--train_file", help="rows that openvino_int8 finds its ranges on")
-    parser.add_argument("--dataset_name", help="a data set on the Hub to measure quality on")
-    parser.add_argument("--dataset_config_name")
-    for name in MEASURED_DATA:
-        parser.add_argument(f"--{name}", **_as_of(DataConfig, name))
-    parser.add_argument("--latency_batch_size", type=int, default=1)
-    parser.add_argument("--latency_sequence_length", type=int, default=128)
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code from the models' repositories")
-    parser.add_argument("--output_dir", help="write compression_report.json and .png here")
+    parser.add_argument(
+        "--space_teacher", metavar="USER/NAME", help="a model on the Hub with an onnx/ to show beside it"
+    )
+    parser.add_argument("--space_library", default=LIBRARY, metavar="URL", help="where the page finds transformers.js")
+    parser.add_argument("--space_runtime", metavar="URL", help="folder with ONNX Runtime's files for the web")
     known = vars(parser.parse_args(argv))
-    names, output, remote = known.pop("models"), known.pop("output_dir"), known.pop("trust_remote_code")
-    batch_size, sequence_length = known.pop("latency_batch_size"), known.pop("latency_sequence_length")
-    forms = known.pop("forms")
-    report = measure_models(names, DataConfig(**known), batch_size, sequence_length, remote, forms)
-    show(report)
-    if output:
-        report.save(output)
-        report.plot(output)
-
-
-def _as_of(config: type, name: str) -> dict[str, Any]:
-    """Returns how a flag of the same name as a field of a config is read."""
-    field = next(field for field in dataclasses.fields(config) if field.name == name)
-    return {"default": field.default, "type": type(field.default) if field.default else str, **field.metadata}
-
-
-def show(report: CompressionReport) -> None:
-    """Prints the table of `report`."""
-    console = Console()
-    for number, stage in enumerate(report.stages, start=1):
-        console.print(f"{number}. {stage}")
-    console.print(report.table())
+    folder, dry = Path(known.pop("folder")), known.pop("dry_run")
+    space = SpaceConfig(**{name: known.pop(name) for name in list(known) if name.startswith("space")})
+    config, console = PushConfig(**known), Console(soft_wrap=True)
+    if space.space:
+        check_space(folder, config)
+    if not dry:
+        commits = push(folder, config)
+        for repo_id, commit in commits.items():
+            console.print(f"{repo_id}: {commit.pr_url or commit.commit_url}", markup=False)
+        if space.space:
+            console.print(f"{space.space}: {push_space(folder, next(iter(commits)), space)}", markup=False)
+        return
+    for repo_id, contents in repositories(folder, config.repo_id).items():
+        console.print(f"{repo_id}: {len(contents)} files, nothing is pushed", markup=False)
+        for path, content in sorted(contents.items()):
+            console.print(f"{size_bytes(content):>14,}  {path}", markup=False, highlight=False)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -230,6 +214,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "quantize": run_quantize,
     "export": run_export,
     "measure": run_measure,
+    "push": run_push,
     "demo": run_demo,
 }
 

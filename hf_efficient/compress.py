@@ -21,6 +21,7 @@ from hf_efficient.measurement.report import REPORT_NAME, CompressionReport, with
 from hf_efficient.quantizing import check_quantization
 from hf_efficient.ready import Ready, make_student, prepare, trim
 from hf_efficient.reporting import Original
+from hf_efficient.rounds import save_whole
 from hf_efficient.speedup import check_prunable
 from hf_efficient.tasks import Task
 from hf_efficient.trainer import EfficientSeq2SeqTrainer, EfficientTrainer
@@ -110,8 +111,10 @@ def compress(job: Job) -> CompressionReport:
     else:
         trainer.save_model()
         trainer.create_model_card()
-    for stage in output.glob("_round-*"):
-        shutil.rmtree(stage)
+    for stage in (*output.glob("_round-*"), *output.glob("_cut-*"), output / "_tuning"):
+        shutil.rmtree(stage, ignore_errors=True)
+    for costs in output.glob("_costs-*"):
+        costs.unlink()
     return report
 
 
@@ -156,10 +159,14 @@ def _fine_tune(
         again = task.auto_class.from_pretrained(folder, attn_implementation=attention)
         return again, ("fine-tuned on the same data first",)
     tuning = copy.copy(args)
-    tuning.output_dir, tuning.push_to_hub = str(folder), False
+    tuning.output_dir, tuning.push_to_hub = str(folder.with_name("_tuning")), False
+    if not args.resume_from_checkpoint and args.should_save:
+        shutil.rmtree(tuning.output_dir, ignore_errors=True)
     trainer = trainer_class(model=model, args=tuning, **{**common, "eval_dataset": None})
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
+    if args.should_save:
+        save_whole(trainer.model, folder, common["processing_class"])
+    trainer.accelerator.wait_for_everyone()
     return trainer.model, (f"fine-tuned on the same data first, {trainer.state.global_step} steps",)
 
 

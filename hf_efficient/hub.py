@@ -8,13 +8,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitInfo, EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
 from hf_efficient.models import FAMILIES
+from hf_efficient.pushing import PushConfig, push, push_in_background
 
 logger = logging.get_logger(__name__)
 
@@ -106,31 +106,17 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
 
 
 def push_folder(folder: Path, args: TrainingArguments) -> CommitInfo:
-    """Uploads a finished folder as `Trainer.push_to_hub` would have, without what only resuming needs."""
-    api = HfApi(token=args.hub_token)
-    repo = api.create_repo(args.hub_model_id or folder.resolve().name, private=args.hub_private_repo, exist_ok=True)
-    return api.upload_folder(
-        repo_id=repo.repo_id,
-        folder_path=folder,
-        ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
-        commit_message="Add compressed model",
-        revision=args.hub_revision,
-    )
+    """Uploads a finished folder as `Trainer.push_to_hub` would have; see `pushing.push`."""
+    name = args.hub_model_id or folder.resolve().name
+    *_, commit = push(folder, PushConfig(name, args.hub_private_repo, args.hub_revision), args.hub_token).values()
+    return commit
 
 
 def push_checkpoint(
     folder: str, repo_id: str, step: int, token: str | None, revision: str | None
 ) -> Future[CommitInfo]:
-    """Uploads the model files of a checkpoint in the background, never what only resuming needs."""
-    return HfApi(token=token).upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        allow_patterns=["*.json", "*.safetensors", "*.py", "*.txt", "*.model"],
-        ignore_patterns=["trainer_state.json"],
-        commit_message=f"Training in progress, step {step}",
-        revision=revision,
-        run_as_future=True,
-    )
+    """Uploads the model of a checkpoint in the background, with its code and a card; see `pushing`."""
+    return push_in_background(folder, repo_id, step, token, revision)
 
 
 def needs_code(config: PreTrainedConfig) -> bool:

@@ -43,7 +43,9 @@ class ModelConfig:
     )
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "How attention is computed, such as sdpa or eager; by default as Transformers finds fastest."},
+        metadata={
+            "help": "How attention is computed, such as sdpa or eager; by default as Transformers finds fastest."
+        },
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace a model that output_dir already holds."}

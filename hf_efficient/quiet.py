@@ -1,8 +1,6 @@
 """Keeps remarks that nobody can act on off the user's screen."""
 
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,17 +19,3 @@ def quiet_torchao() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextmanager
-def quiet_native() -> Iterator[None]:
-    """Silences what native code writes to the standard error, past Python."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import PushInProgress
 
@@ -22,6 +24,7 @@ from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
 from hf_efficient.models import FAMILIES, family_of
 from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.pushing import PushConfig, push, push_later, told
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantization.int8 import compiled
 
@@ -156,6 +159,7 @@ class Reporting(Trainer):
             "fp16",
         )
         training = {name: getattr(self.args, name) for name in (*names, "gradient_accumulation_steps")}
+        training["attn_implementation"] = self.model.config._attn_implementation
         return {
             "training": training,
             **{name: dataclasses.asdict(config) for name, config in configs.items() if config is not None},
@@ -181,6 +185,38 @@ class Reporting(Trainer):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             hub.write_documents(self.report, self.args.output_dir, base_model=self.base_model)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository as the parent does. Raises PushError: the Hub refused, before anything is trained."""
+        with told(self.args.output_dir, self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
+            super().init_hf_repo(token, private)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Saves, writes the card and pushes as the parent does, by `pushing.push`: what must not leave never does."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token, revision = token or self.args.hub_token, revision or self.args.hub_revision
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        name = str(self.hub_model_id)
+        self.create_model_card(**{"model_name": name.rpartition("/")[2], **kwargs})
+        self._finish_current_push()
+        private = self.args.hub_private_repo if private is None else private
+        config = PushConfig(name, private, revision, commit_message=commit_message or "End of training")
+        if not blocking:
+            return push_later(self.args.output_dir, config, token)
+        *_, commit = push(self.args.output_dir, config, token).values()
+        return commit
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Pushes a checkpoint while training goes on; the parent would push `training_args.bin` with the token."""

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
@@ -20,7 +20,7 @@ from hf_efficient.distillation.teacher import read_by
 from hf_efficient.distillation.teacher_cache import without_answers
 from hf_efficient.models import family_of
 from hf_efficient.pruning.batches import task_or_sampled_loss
-from hf_efficient.pruning.budget import Scores, Selection
+from hf_efficient.pruning.budget import Scores
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.connections import CONNECTION_CRITERIA, CONNECTION_SAMPLES, ConnectionScores
 from hf_efficient.pruning.pruner import sample, score
@@ -30,6 +30,7 @@ from hf_efficient.pruning.surgery import cut
 from hf_efficient.speedup import Shapes, check_prunable, prune
 
 Batches = list[dict[str, torch.Tensor]]
+Found = TypeVar("Found")
 
 
 class PruningRounds(Trainer):
@@ -71,9 +72,11 @@ class PruningRounds(Trainer):
         folder = Path(self.args.output_dir)
         epochs, steps = self.args.num_train_epochs, self.args.max_steps
         begun = _last_round(folder) if resume else None
-        if begun is None and self.args.should_save:
-            for stale in folder.glob("_round-*"):
+        if not resume and self.args.should_save:
+            for stale in (*folder.glob("_round-*"), *folder.glob("_cut-*")):
                 shutil.rmtree(stale)
+            for stale in folder.glob("_costs-*"):
+                stale.unlink()
         try:
             for phase in phases(self.pruning):
                 round_folder = folder / f"_round-{phase.number}"
@@ -108,15 +111,19 @@ class PruningRounds(Trainer):
         trained, config = self.model, self.pruning
         request = config.step(max(1, phase.number))
         before, staged = folder.with_name(f"_round-{phase.number - 1}"), folder.with_name(f"_cut-{phase.number}")
+        costs = folder.with_name(f"_costs-{phase.number}.json")
         rewinds = bool(phase.number) and config.rewind == "weights"
         batches = self._scoring_batches() if phase.number else []
-        scores = self._final_scores(request, batches) if phase.number and config.removes_units else None
-        if self.args.should_save:
+        is_cut = self._from_first((staged / "config.json").exists())  # before an interruption
+        scores = self._final_scores(request, batches) if phase.number and config.removes_units and not is_cut else None
+        self._gates = None
+        batches_of_all = self._from_all(batches)
+        if self.args.should_save and not is_cut:
             start = self._load_pruned(before) if rewinds else trained
             if scores is not None and rewinds:
-                start = cut(start, Shapes(trained, request.units_only(), self.teacher).kept(scores))
+                start = cut(start, Shapes(trained, request.units_only(), self.teacher, costs).kept(scores))
             elif scores is not None:
-                start = prune(trained, request.units_only(), batches, reference=self.teacher, scores=scores)
+                start = prune(trained, request.units_only(), batches_of_all, self.teacher, scores=scores, costs=costs)
             save_whole(start, staged)
         self.accelerator.wait_for_everyone()
         start = self._load_pruned(staged)
@@ -135,7 +142,8 @@ class PruningRounds(Trainer):
         """Lets act, while the phase is trained, what closes gates or keeps connections at zero."""
         callbacks: list[TrainerCallback] = []
         if phase.ramps and self.pruning.removes_units:
-            shapes = Shapes(self.model, self.pruning, self.teacher)
+            file = Path(self.args.output_dir) / "costs.json" if self.args.should_save else None
+            shapes = Shapes(self.model, self.pruning, self.teacher, file)
             self._gates = ClosingGates(
                 choose=lambda due, scores: self._from_first(shapes.expected(self.pruning.at(due), scores)),
                 criterion=self.pruning.criterion,
@@ -202,8 +210,7 @@ class PruningRounds(Trainer):
         """Returns the scores to prune by: those that the gates found while they closed, if there were any."""
         if self._gates is None:
             return self._scores(request, batches)
-        scores, self._gates = self._gates.scores(), None
-        return scores
+        return self._gates.scores()
 
     def _scores(self, request: PruningConfig, batches: Batches) -> Scores:
         loss = task_or_sampled_loss(self.teacher, self.args.seed)
@@ -219,9 +226,16 @@ class PruningRounds(Trainer):
         found: torch.Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="mean")
         return found
 
-    def _from_first(self, selection: Selection) -> Selection:
-        """Returns what the first process chose: measured costs differ from process to process."""
-        chosen = [selection]
+    def _from_all(self, batches: Batches) -> Batches:
+        """Returns the batches of all processes in the order of the data, as one process would have read them."""
+        if self.args.world_size == 1:
+            return batches
+        shares = gather_object([batches])
+        return [batch for turn in zip(*shares, strict=True) for batch in turn]
+
+    def _from_first(self, found: Found) -> Found:
+        """Returns what the first process found: measured costs differ from process to process."""
+        chosen = [found]
         if self.args.world_size > 1:
             broadcast_object_list(chosen)
         return chosen[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +21,7 @@ from hf_efficient.measurement.runtime import time_in_turn
 from hf_efficient.measurement.runtimes import check_runtime, prepare
 from hf_efficient.models import family_of, is_quantized
 from hf_efficient.pruning.batches import Batch, Loss, task_or_sampled_loss
-from hf_efficient.pruning.budget import Scores, Selection
+from hf_efficient.pruning.budget import CostTable, Scores, Selection
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.connections import CONNECTION_SAMPLES
 from hf_efficient.pruning.pruner import BudgetedChoice, sample, score, select_fractions
@@ -129,17 +131,29 @@ def _probe(model: PreTrainedModel, cost: Cost, config: PruningConfig) -> PreTrai
 class Shapes:
     """The shapes that a model can be given under a target, with costs that are measured once.
 
-    `reference` is the model that the target is a ratio of; None: `model`.
+    `reference` is the model that the target is a ratio of; None: `model`. What was measured is kept in the file
+    `costs`, if there is one, and taken from there for the same models and settings: an interrupted run goes on with
+    the same numbers.
     """
 
     def __init__(
-        self, model: PreTrainedModel, config: PruningConfig, reference: PreTrainedModel | None = None
+        self,
+        model: PreTrainedModel,
+        config: PruningConfig,
+        reference: PreTrainedModel | None = None,
+        costs: Path | None = None,
     ) -> None:
         self.model, self.config = model, config
         self.reference = model if reference is None else reference
         if config.target is None:
             return
         self.cost = COSTS[config.target[0]]
+        key = _measured_for(model, self.reference, config)
+        known = _read_costs(costs, key)
+        if known is not None:
+            self.whole, table = known
+            self.choice = BudgetedChoice(model, config, lambda _: math.nan, table)
+            return
         probe = _probe(model, self.cost, config)
         with logging.tqdm(desc="costs of narrower shapes", unit=" shapes") as progress:
 
@@ -149,6 +163,8 @@ class Shapes:
 
             self.choice = BudgetedChoice(model, config, cost_of)
         self.whole = self.cost.of(self.reference, config)
+        if costs is not None and not self.cost.counted:
+            _write_costs(costs, key, self.whole, self.choice.table)
 
     def expected(self, config: PruningConfig, scores: Scores) -> Selection:
         """Returns what stays if the table of costs is believed, for the target or the fractions of `config`."""
@@ -195,6 +211,32 @@ class Shapes:
         return self.cost.ratio(self.reference, cut(self.model, selection), self.config)
 
 
+def _measured_for(model: PreTrainedModel, reference: PreTrainedModel, config: PruningConfig) -> dict[str, Any]:
+    """Returns what measured costs depend on: shapes, the target's name, and how and where it is measured."""
+    settings = {name: value for name, value in asdict(config).items() if name.startswith("latency_")}
+    shapes = [
+        {"class": type(each).__name__, "parameters": {name: [*p.shape] for name, p in each.named_parameters()}}
+        for each in (model, reference)
+    ]
+    place = {"device": str(model.device), "threads": torch.get_num_threads()}
+    return {"target": (config.target or ("",))[0], **settings, **place, "models": shapes}
+
+
+def _read_costs(file: Path | None, key: Mapping[str, Any]) -> tuple[float, CostTable] | None:
+    """Returns the whole cost and the table that `file` holds for `key`, None where it holds none."""
+    if file is None or not file.exists():
+        return None
+    held = json.loads(file.read_text(encoding="utf-8"))
+    return (held["whole"], CostTable(**held["table"])) if held["of"] == key else None
+
+
+def _write_costs(file: Path, key: Mapping[str, Any], whole: float, table: CostTable) -> None:
+    beside = file.with_name(file.name + ".partial")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    beside.write_text(json.dumps({"of": key, "whole": whole, "table": asdict(table)}), encoding="utf-8")
+    beside.replace(file)
+
+
 def check_prunable(model: PreTrainedModel, config: PruningConfig) -> None:
     """Refuses what cannot work before any of the work is done.
 
@@ -238,6 +280,7 @@ def prune(
     reference: PreTrainedModel | None = None,
     loss: Loss | None = None,
     scores: Scores | None = None,
+    costs: Path | None = None,
 ) -> PreTrainedModel:
     """Returns a smaller copy of `model`, without training it; `model` itself stays as it is.
 
@@ -247,6 +290,7 @@ def prune(
     | reference | the model that the target is a ratio of; None: `model` |
     | loss | sum of the losses of a batch's examples, (); None: the task's, or by the answers of `reference` |
     | scores | found already; None: by the criterion of `config` |
+    | costs | a file that keeps measured costs, and gives them back for the same models and settings |
 
     A target is kept: the student's cost is measured (latency in turn with the reference's), and while it misses the
     choice is made again. What is left is fitted to what it wrote before (`recovery`), where there is data. Single
@@ -261,7 +305,7 @@ def prune(
     student = model
     if config.removes_units:
         scores = scores or score(model, config, batches, loss)
-        selection = Shapes(model, config, reference).kept(scores)
+        selection = Shapes(model, config, reference, costs).kept(scores)
         student = cut(model, selection)
         if config.recovery and batches:
             correct(student, model, selection, sample(batches, CALIBRATION_SAMPLES, model.device))

@@ -27,6 +27,9 @@ LEVELS = {
     "quantizing": 2,
     "exported": 2,
     "exporting": 2,
+    "pushable": 2,
+    "pushing": 2,
+    "space": 2,
     "hub": 2,
     "reporting": 2,
     "trainer": 2,
@@ -35,6 +38,9 @@ LEVELS = {
     "compress": 3,
     "forms": 3,
     "side_by_side": 3,
+    "training_worker": 3,
+    "training_measured": 3,
+    "measuring": 4,
     "demo": 4,
     "cli": 5,
     "__init__": 6,
@@ -45,14 +51,18 @@ NEIGHBOURS = {
     "ready": {"job"},
     "compress": {"job", "ready"},
     "side_by_side": {"forms"},
+    "training_measured": {"training_worker"},
     "distilling": {"asking"},
     "trainer": {"distilling", "exporting", "quantizing", "reporting", "rounds"},
-    "reporting": {"exported", "exporting", "hub"},
+    "hub": {"pushing"},
+    "pushing": {"pushable"},
+    "space": {"pushable", "pushing"},
+    "reporting": {"exported", "exporting", "hub", "pushing"},
     "exporting": {"exported"},
     "rounds": {"speedup"},
 }
 KNOWS_NOTHING_OF_OURS = {"measurement"}
-HEAVY = {"torchao", "matplotlib", "rich", "onnxruntime", "sacrebleu", "seqeval", "rouge_score"}
+HEAVY = {"torchao", "matplotlib", "rich", "onnx", "onnxruntime", "sacrebleu", "seqeval", "rouge_score", "codecarbon"}
 PRINTS = {"cli", "demo"}
 MODULES = {
     ".".join(path.relative_to(HOUSE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))

@@ -71,24 +71,6 @@ def test_a_path_of_this_machine_is_not_named_as_base_model(folder, report, tmp_p
     assert "base_model" not in text
 
 
-def test_a_checkpoint_push_takes_what_loading_needs_and_nothing_else(folder, monkeypatch):
-    asked = {}
-
-    class Api:
-        def __init__(self, token):
-            asked["token"] = token
-
-        def upload_folder(self, **kwargs):
-            asked.update(kwargs)
-
-    monkeypatch.setattr(hub, "HfApi", Api)
-    hub.push_checkpoint(str(folder), "me/films", 7, token="hf_secret", revision="main")
-    assert asked["token"] == "hf_secret"
-    assert asked["repo_id"] == "me/films"
-    assert not {"*.bin", "*.pt", "*.pth", "*"} & set(asked["allow_patterns"])
-    assert "step 7" in asked["commit_message"]
-
-
 @pytest.mark.parametrize("shape", ["uneven widths", "a stock shape"])
 def test_the_card_of_a_translator_loads_it_by_its_auto_class(make_model, select, report, tmp_path, shape):
     head = "T5ForConditionalGeneration"

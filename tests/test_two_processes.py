@@ -5,8 +5,35 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification, BertModel
+
+from hf_efficient import CompressionReport
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
+COMPRESS = Path(__file__).parents[1] / "scripts" / "compress.py"
+
+
+def launched(command, processes=2, timeout=300):
+    """Runs a script and its arguments by so many processes."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    return subprocess.run(
+        [sys.executable, *launcher, *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def by_two(folder, changes):
+    return launched([SCRIPT, folder, json.dumps(changes)])
+
+
+def found(folder, rank):
+    """Returns what the process `rank` ended with."""
+    what = json.loads((folder / f"found-{rank}.json").read_text())
+    assert what.pop("rank") == rank
+    return what
 
 
 @pytest.mark.slow
@@ -27,17 +54,65 @@ SCRIPT = Path(__file__).parent / "two_processes.py"
     ids=str,
 )
 def test_two_processes_cut_the_same_units_and_learn_the_same_weights(tmp_path, changes):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    run = subprocess.run(
-        [*command, str(SCRIPT), str(tmp_path), json.dumps(changes)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    run = by_two(tmp_path, changes)
     assert run.returncode == 0, run.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
-    assert first.pop("rank") == 0
-    assert second.pop("rank") == 1
+    first, second = (found(tmp_path, rank) for rank in (0, 1))
     assert first == second
     assert first["projections"][0] == (2 * 16 * 32 if "narrow" in changes else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teaching": None},
+        {"teaching": {"hidden_weight": 1.0}},
+        {"target_flops": 2.0},
+        {"teaching": {}, "rounding": "int8_weight_only"},
+    ],
+    ids=["teacher", "distillation", "pruning", "training for 8 bits"],
+)
+def test_two_processes_learn_what_one_does_with_batches_twice_as_large(tmp_path, changes):
+    for folder in ("two", "one"):
+        (tmp_path / folder).mkdir()
+    run = by_two(tmp_path / "two", changes)
+    assert run.returncode == 0, run.stderr[-3000:]
+    alone = launched([SCRIPT, tmp_path / "one", json.dumps({**changes, "batch": 8})], processes=1)
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    two, one = found(tmp_path / "two", 0), found(tmp_path / "one", 0)
+    assert len(one["losses"]) == 8
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    assert two["structure"] == one["structure"]
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_other(tmp_path):
+    run = by_two(tmp_path, {"target_flops": 2.0, "fails": 3})
+    assert run.returncode != 0
+    assert "this process has had enough" in run.stderr
+    assert not list(tmp_path.glob("found-*"))
+
+
+@pytest.mark.slow
+def test_two_processes_prune_and_learn_from_a_stream(tmp_path):
+    run = by_two(tmp_path, {"target_flops": 2.0, "streams": True})
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert found(tmp_path, 0) == found(tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_the_whole_job_in_two_processes_leaves_one_model(workshop, tmp_path):
+    BertModel.from_pretrained(workshop / "model").save_pretrained(workshop / "model")
+    given = {"target_flops": 1.5, "rounds": 2, "scheme": "int8_weight_only", "compile": False, "multiple_of": 4}
+    given |= {"num_train_epochs": 2, "learning_rate": 5e-3, "report_to": "none", "output_dir": tmp_path / "out"}
+    given |= {"model_name_or_path": workshop / "model"}
+    given |= {f"{name}_file": workshop / file for name, file in (("train", "train.csv"), ("validation", "dev.csv"))}
+    run = launched([COMPRESS, *(str(part) for name, value in given.items() for part in (f"--{name}", value))])
+    assert run.returncode == 0, run.stderr[-3000:]
+    report = CompressionReport.load(tmp_path / "out")
+    assert [row.role for row in report.models] == ["teacher", "student", "quantized"]
+    assert "fine-tuned on the same data first" in report.stages[0]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert model.config.quantization_config is not None
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    assert not list((tmp_path / "out").glob("_round-*"))

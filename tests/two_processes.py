@@ -1,4 +1,4 @@
-"""Run by two processes: prunes, distils and trains, and prints from each what it ended with."""
+"""Run by two processes, or by one: prunes, distils and trains, and writes from each what it ended with."""
 
 import hashlib
 import json
@@ -6,10 +6,10 @@ import os
 import sys
 
 import torch
-from trainers import build, classifier
+from trainers import build, classifier, losses, rows
 from transformers import TrainerCallback
 
-from hf_efficient import DistillationConfig, PruningConfig
+from hf_efficient import DistillationConfig, PruningConfig, QuantizationConfig
 from hf_efficient.distillation.layers import student_of_config
 from hf_efficient.models import family_of
 
@@ -20,8 +20,22 @@ class Projections(TrainerCallback):
     weights = torch.zeros(0)
 
     def on_train_end(self, args, state, control, **kwargs):
-        parameters = self.trainer.distiller.projections.parameters()
+        distiller = self.trainer.distiller
+        parameters = [] if distiller is None else distiller.projections.parameters()
         self.weights = torch.cat([weight.detach().flatten() for weight in parameters] or [self.weights])
+
+
+def failing(step, number):
+    """Returns the training step, which fails the `number`th time."""
+    left = [number]
+
+    def run(*args, **kwargs):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("this process has had enough")
+        return step(*args, **kwargs)
+
+    return run
 
 
 def digest(weights):
@@ -30,7 +44,10 @@ def digest(weights):
 
 def main(folder: str, changes: dict) -> None:
     teaching, narrow = changes.pop("teaching", {}), changes.pop("narrow", None)
-    techniques = {"distillation": DistillationConfig(**teaching)}
+    batch, fails, streams = changes.pop("batch", 4), changes.pop("fails", None), changes.pop("streams", False)
+    techniques = {} if teaching is None else {"distillation": DistillationConfig(**teaching)}
+    if rounding := changes.pop("rounding", None):
+        techniques["quantization"] = QuantizationConfig(rounding, aware=True, compile=False)
     if changes:
         techniques["pruning"] = PruningConfig(scoring_samples=16, multiple_of=4, **changes)
     teacher = classifier()
@@ -39,21 +56,29 @@ def main(folder: str, changes: dict) -> None:
     trainer = build(
         folder,
         model=student_of_config(teacher, narrow) if narrow else teacher,
+        data=rows().to_iterable_dataset() if streams else None,
         techniques=techniques,
         num_train_epochs=2,
-        per_device_train_batch_size=4,
+        # Each process reads on its own: batches of several lengths cannot be dealt out by one.
+        **({"max_steps": 8, "accelerator_config": {"dispatch_batches": False}} if streams else {}),
+        per_device_train_batch_size=batch,
         learning_rate=1e-2,
     )
+    rank = int(os.environ.get("RANK", 0))
+    if fails and rank == 1:
+        trainer.training_step = failing(trainer.training_step, fails)
     projections = Projections()
     projections.trainer = trainer
     trainer.add_callback(projections)
     trainer.train()
+    whole = "quantized" if "quantization" in techniques else "student" if techniques else "model"
     found = {
-        "rank": int(os.environ["RANK"]),
+        "rank": rank,
+        "losses": losses(trainer),
         "structure": family_of(trainer.model).structure(trainer.model.config).to_dict(),
-        "weights": digest(torch.cat([weight.flatten() for weight in trainer.model.state_dict().values()])),
+        "weights": digest(torch.cat([w.dequantize().flatten() for w in trainer.model.state_dict().values()])),
         "projections": (len(projections.weights), digest(projections.weights)),
-        "accuracy": trainer.report.row("student").metrics["accuracy"],
+        "accuracy": trainer.report.row(whole).metrics["accuracy"],
     }
     with open(f"{folder}/found-{found['rank']}.json", "w") as file:
         json.dump(found, file)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-
-from hf_efficient.quiet import quiet_native
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -38,3 +39,17 @@ def peak_bytes(call: Callable[[], object]) -> int:
         held += change
         most = max(most, held)
     return most
+
+
+@contextmanager
+def quiet_native() -> Iterator[None]:
+    """Silences what native code writes to the standard error, past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -82,7 +82,7 @@ class TrainingCost:
 
 def training_cost(seconds: float, energy: Energy | None) -> TrainingCost:
     """Returns what training took, from a clock and from what was counted."""
-    return TrainingCost(seconds, energy and energy.joules, energy and energy.co2_grams)
+    return TrainingCost(seconds) if energy is None else TrainingCost(seconds, energy.joules, energy.co2_grams)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Scores:
     | --- | --- |
     | units | one tensor (units,) a block |
     | layers | one number a layer |
-    | together | (units + 1,) a block: the rise when the k lowest scored units of the block go together |
+    | together | (units, units) a block: the rise when some of its units go together is the sum over their pairs |
 
     Without `together` the units of a block count as if each went alone.
     """
@@ -97,17 +97,24 @@ class Scores:
         return Scores(
             units={name: function(scores) for name, scores in self.units.items()},
             layers={name: float(function(torch.tensor(score))) for name, score in self.layers.items()},
-            together={name: function(rises) for name, rises in self.together.items()},
+            together={name: function(pairs) for name, pairs in self.together.items()},
         )
 
     def removal_errors(self, block: str, widths: Sequence[int]) -> np.ndarray:
         """Returns, for each width, the score of what goes from `block` when its best `width` units stay."""
         scores = self.units[block]
         if block in self.together:
-            rises = self.together[block].double().cpu().numpy()
+            order = scores.argsort(stable=True)
+            rises = _nested_sums(self.together[block][order][:, order]).double().cpu().numpy()
         else:
             rises = np.concatenate([[0.0], np.cumsum(np.sort(scores.double().cpu().numpy()))])
         return np.asarray(rises[len(scores) - np.asarray(widths)])
+
+
+def _nested_sums(pairs: torch.Tensor) -> torch.Tensor:
+    """Returns the sums of the leading squares of `pairs` (units, units), which never fall, (units + 1,)."""
+    squares = pairs.cumsum(0).cumsum(1).diagonal()
+    return torch.nn.functional.pad(squares, (1, 0)).cummax(0).values
 
 
 def keep_best(scores: torch.Tensor, width: int) -> tuple[int, ...]:

@@ -109,15 +109,8 @@ def fisher(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exampl
     return Scores(
         units={name: matrix.diagonal().clone() for name, matrix in matrices.items()},
         layers={name: float(total) / (2 * examples) for name, total in layers.items()},
-        together={name: _nested_sums(matrix) for name, matrix in matrices.items()},
+        together=matrices,
     )
-
-
-def _nested_sums(matrix: torch.Tensor) -> torch.Tensor:
-    """Returns the sums of the leading squares of `matrix` (units, units) sorted by its diagonal, (units + 1,)."""
-    order = matrix.diagonal().argsort(stable=True)
-    squares = matrix[order][:, order].cumsum(0).cumsum(1).diagonal()
-    return nn.functional.pad(squares, (1, 0)).cummax(0).values
 
 
 def taylor(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = example_loss) -> Scores:

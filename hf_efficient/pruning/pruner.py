@@ -67,9 +67,15 @@ def score(model: PreTrainedModel, config: PruningConfig, batches: Iterable[Batch
 class BudgetedChoice:
     """Chooses shapes under budgets: costs are taken once, then each budget is answered in a moment."""
 
-    def __init__(self, model: PreTrainedModel, config: PruningConfig, cost_of: Callable[[Selection], float]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: PruningConfig,
+        cost_of: Callable[[Selection], float],
+        table: CostTable | None = None,
+    ) -> None:
         self.facts, self.config = block_facts(model, config), config
-        self.table: CostTable = measure_costs(self.facts, cost_of)
+        self.table = table or measure_costs(self.facts, cost_of)
 
     def smallest(self, scores: Scores) -> float:
         """Returns the cost in the table of the cheapest shape that is considered."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,10 +25,12 @@ def quantize_int8(model: PreTrainedModel, config: QuantizationConfig) -> PreTrai
 
     Raises ValueError: nothing of it would be quantized.
     """
-    with quiet_torchao(), tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+    with quiet_torchao():
+        # Nothing is written on the way: of several processes only the first would.
         quantized: PreTrainedModel = type(model).from_pretrained(
-            folder,
+            None,
+            config=copy.deepcopy(model.config),
+            state_dict=model.state_dict(),
             quantization_config=torchao_config(model, config),
             dtype=model.dtype,
             attn_implementation=model.config._attn_implementation,

@@ -41,8 +41,10 @@ def test_scores_are_finite_and_of_the_documented_shape(make_model, make_batch, c
     assert all(isinstance(score, float) for score in scores.layers.values())
     assert torch.tensor(list(scores.layers.values())).isfinite().all()
     assert len(set(scores.layers.values())) == len(layers)
-    for name, rises in scores.together.items():
-        assert rises.shape == (blocks[name].units + 1,)
+    for name, pairs in scores.together.items():
+        units = blocks[name].units
+        assert pairs.shape == (units, units)
+        rises = torch.tensor(scores.removal_errors(name, list(range(units, -1, -1))))
         assert rises[0] == 0
         assert rises.isfinite().all()
         assert rises.diff().min() >= 0

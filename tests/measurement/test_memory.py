@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from hf_efficient.measurement.comparison import measure
-from hf_efficient.measurement.memory import peak_bytes
-from hf_efficient.quiet import quiet_native
+from hf_efficient.measurement.memory import peak_bytes, quiet_native
 
 MEGABYTE = 1000 * 1000
 

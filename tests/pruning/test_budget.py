@@ -42,8 +42,13 @@ def with_rises(draw, facts, scores):
     together = {}
     for name, units in scores.units.items():
         steps = torch.tensor([0.0, *(draw.choice([0.0, draw.random(), 3 * draw.random()]) for _ in units)])
-        together[name] = steps.cumsum(0)
+        together[name] = pairs(units, steps.cumsum(0))
     return facts, replace(scores, together=together)
+
+
+def pairs(units, rises):
+    """Returns a matrix that makes the k lowest of the units rise the loss so much together, (units + 1,)."""
+    return torch.diag(torch.zeros(len(units)).scatter(0, units.argsort(stable=True), rises.diff()))
 
 
 def with_signs(draw, facts, scores):
@@ -120,9 +125,9 @@ def cost_and_error(shape, scores, table):
         cost += table.layer[layer]
         for name, width in widths.items():
             cost += table.costs[name][width]
-            ordered = sorted(scores.units[name].tolist())
-            gone = len(ordered) - width
-            error += float(scores.together[name][gone]) if scores.together else sum(ordered[:gone])
+            units = scores.units[name]
+            gone = units.argsort(stable=True)[: len(units) - width]
+            error += float(scores.together[name][gone][:, gone].sum() if scores.together else units[gone].sum())
     return cost, error
 
 
@@ -185,7 +190,9 @@ def test_error_of_a_width_is_what_goes():
 
 
 def test_error_of_a_width_is_that_of_what_goes_together():
-    scores = Scores({"a": torch.tensor([3.0, 1.0, 2.0])}, together={"a": torch.tensor([0.0, 1.0, 9.0, 9.5])})
+    # The lowest alone 1; with the next, whose own is 2, twice 3 for the pair; the last one takes some of it back.
+    matrix = torch.tensor([[3.0, 0.0, -1.25], [0.0, 1.0, 3.0], [-1.25, 3.0, 2.0]])
+    scores = Scores({"a": torch.tensor([3.0, 1.0, 2.0])}, together={"a": matrix})
     assert scores.removal_errors("a", [0, 1, 2, 3]).tolist() == [9.5, 9.0, 1.0, 0.0]
 
 
@@ -195,11 +202,11 @@ def test_error_of_a_width_falls_below_zero_where_units_are_better_gone():
 
 
 def test_a_function_maps_every_tensor_of_scores():
-    scores = Scores({"a": torch.tensor([1.0, 2.0])}, {"l": 3.0}, {"a": torch.tensor([0.0, 1.0, 4.0])})
+    scores = Scores({"a": torch.tensor([1.0, 2.0])}, {"l": 3.0}, {"a": torch.tensor([[1.0, 0.5], [0.5, 2.0]])})
     doubled = scores.map(lambda values: 2 * values)
     assert doubled.units["a"].tolist() == [2, 4]
     assert doubled.layers == {"l": 6.0}
-    assert doubled.together["a"].tolist() == [0, 2, 8]
+    assert doubled.together["a"].tolist() == [[2, 1], [1, 4]]
 
 
 @pytest.mark.parametrize(
@@ -340,8 +347,9 @@ def test_units_that_go_together_are_told_from_units_that_go_alone():
     """Two layers alike but for what their neurons do together: alone each is worth little, in one layer all are."""
     facts = network(layers=2, heads=1, neurons=4)
     units = {block.name: torch.ones(block.units) * (9.0 if block.kind == "heads" else 0.1) for block in facts}
-    together = {name: torch.arange(len(scores) + 1) * scores[0] for name, scores in units.items()}
-    together["encoder.0.feed_forward"] = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])
+    together = {name: pairs(scores, torch.arange(len(scores) + 1) * scores[0]) for name, scores in units.items()}
+    first = "encoder.0.feed_forward"
+    together[first] = pairs(units[first], torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0]))
     table = measure_costs(facts, lambda s: float(sum(len(keep) for keep in s.units.values())))
     selection = choose(facts, Scores(units, together=together), table, budget=2 + 4 + HALF)
     assert [len(selection.units[f"encoder.{i}.feed_forward"]) for i in range(2)] == [4, 0]
