@@ -23,6 +23,7 @@ from hf_efficient.measurement.energy import EnergyCounter
 from hf_efficient.measurement.report import training_cost
 from hf_efficient.models import is_quantized
 from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.ordering import Ordering
 from hf_efficient.quantization import aware
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantizing import check_quantization, describe, quantize
@@ -34,7 +35,7 @@ logger = logging.get_logger(__name__)
 Teachers: TypeAlias = PreTrainedModel | str | Sequence[PreTrainedModel | str] | None
 
 
-class _Compression(PruningRounds, Distilling, Reporting):
+class _Compression(PruningRounds, Distilling, Reporting, Ordering):
     """What both trainers share; see `EfficientTrainer`."""
 
     def __init__(

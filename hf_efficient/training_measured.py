@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from hf_efficient.tasks import infer_task, task_named
 from hf_efficient.training_worker import Job, head_of
 
 WORKER = "hf_efficient.training_worker"
+ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)(:|$)")  # the line after a traceback
 LONGEST_REASON = 200
 MEMORY_STEPS = 2  # from the second on the optimizer has its state
 
@@ -130,9 +132,10 @@ def _run(job: Job, variables: Mapping[str, str]) -> TrainingCost:
 
 
 def _reason(status: int, said: str) -> str:
-    """Returns why a worker failed: the last line of its error, or the signal that ended it."""
+    """Returns why a worker failed: its last error, or the signal that ended it."""
     if status < 0:
         ended = f"ended by {signal.Signals(-status).name}"
         return f"{ended}: out of memory?" if -status == getattr(signal, "SIGKILL", None) else ended
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return lines[-1][:LONGEST_REASON] if lines else f"ended with status {status}"
+    errors = [line for line in lines if ERROR.match(line)] or lines or [f"ended with status {status}"]
+    return errors[-1][:LONGEST_REASON]

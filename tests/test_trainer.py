@@ -374,3 +374,46 @@ def test_a_cut_student_learns_the_same_compiled(tmp_path):
         found.append(losses(trainer))
     assert len(found[0]) == 4
     assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+class Interrupted(Exception):
+    """What stops a run in these tests."""
+
+
+def stopped_after(trainer, steps):
+    """Trains, and stops as a killed process would in the step after so many."""
+    step, left = trainer.training_step, [steps]
+
+    def run(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Interrupted
+        return step(*args, **kwargs)
+
+    trainer.training_step = run
+    with pytest.raises(Interrupted):
+        trainer.train()
+
+
+@pytest.mark.parametrize("at", [3, 6, 11])
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_an_interrupted_run_goes_on_with_the_same_batches(tmp_path, strategy, at):
+    changes = {"train_sampling_strategy": strategy, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 1}
+    whole = build(tmp_path / "whole", model=classifier(dropout=0.1), **changes)
+    whole.train()
+    stopped_after(build(tmp_path / "broken", model=classifier(dropout=0.1), **changes), at)
+    resumed = build(tmp_path / "broken", model=classifier(dropout=0.1), **changes)
+    resumed.train(resume_from_checkpoint=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_batches_of_like_lengths_come_in_another_order_in_every_epoch(tmp_path):
+    trainer = build(tmp_path, train_sampling_strategy="group_by_length")
+    sampler = trainer._get_train_sampler()
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == list(range(32))

@@ -27,6 +27,7 @@ def wide(tmp_path_factory):
     return save_model(folder, BertForSequenceClassification(tiny_config(**sizes)))
 
 
+@pytest.mark.slow
 def test_settings_are_measured_and_the_fastest_that_fits_is_named(wide, tmp_path, capsys, monkeypatch):
     sizes = ["--train_batch_size", "16", "--train_sequence_length", "128", "--accumulation", "1"]
     command = ["measure", str(wide), "--training", *sizes, *NARROW, "--output_dir", str(tmp_path)]
@@ -52,6 +53,7 @@ def test_settings_are_measured_and_the_fastest_that_fits_is_named(wide, tmp_path
     assert TrainingCosts.load(tmp_path) == costs
 
 
+@pytest.mark.slow
 def test_a_setting_that_fails_is_a_row_and_the_others_go_on(wide, tmp_path, monkeypatch):
     def run(job):
         if job.setting == Setting():
@@ -72,6 +74,8 @@ def test_a_setting_that_fails_is_a_row_and_the_others_go_on(wide, tmp_path, monk
 def test_a_killed_process_is_out_of_memory():
     assert training_measured._reason(-9, "half a line") == "ended by SIGKILL: out of memory?"
     assert training_measured._reason(1, "Traceback\n  File\nRuntimeError: no memory\n\n") == "RuntimeError: no memory"
+    left = "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\nand more of it\n[W] a warning at the end\n"
+    assert training_measured._reason(1, left) == "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
     assert training_measured._reason(3, "") == "ended with status 3"
 
 
