@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin, exporters
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin
 
 from hf_efficient.measurement.cost import folder_bytes
 from hf_efficient.measurement.runtimes import TITLES, quiet
@@ -147,7 +148,7 @@ def load_exported(
     """
     folder = Path(directory)
     with quiet():
-        exported = exporters.ExportedModel.from_pretrained(folder)
+        exported = transformers.exporters.ExportedModel.from_pretrained(folder)
         exported.to(**_options(_format(exported), exact))
     writes = DECODE in exported.components
     return (ExportedWriter if writes else ExportedModule)(exported, folder, quantization)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import PreTrainedModel, exporters
-from transformers.exporters.base import EXPORT_MANIFEST_FILE
+from transformers import PreTrainedModel
 
 from hf_efficient.exported import DECODE, ENCODER, PREFILL, complete, empty_cache, form_name, load_exported, shifted
 from hf_efficient.measurement.comparison import model_inputs
@@ -24,7 +24,7 @@ from hf_efficient.models.structure import stock_fields
 from hf_efficient.quantization.int8 import reduces_range
 
 FORMATS = tuple(PACKAGES)
-EXPORTERS = {"onnx": exporters.OnnxExporter, "openvino": exporters.OpenVINOExporter}
+EXPORTERS = {"onnx": "OnnxExporter", "openvino": "OpenVINOExporter"}
 QUANTIZATIONS = {"onnx": ("int8",), "openvino": ("int8", "int8_weight_only")}
 MOST_DIFFERENCE = 1e-3
 CHOICES = 4
@@ -128,12 +128,12 @@ def export(
     samples = _calls(model, _inputs(model, 2, 16))
     with quiet():
         data = _calibration(model, calibration, list(samples)) if calibration is not None else {}
-        exporter = EXPORTERS[format]()
+        exporter = getattr(transformers.exporters, EXPORTERS[format])()
         components = {
             name: exporter.export(part, dict(inputs), _config(format, model, quantization, data.get(name)))
             for name, (part, inputs) in samples.items()
         }
-        exported = exporters.ExportedModel(
+        exported = transformers.exporters.ExportedModel(
             {name: each.components["model"] for name, each in components.items()},
             next(iter(components.values())).export_format,
             config=_stock_config(model),
@@ -165,7 +165,8 @@ def check_export(model: PreTrainedModel, format: str, quantization: str | None) 
 def _own_folder(directory: str | os.PathLike[str]) -> Path:
     """Returns the folder to write. Raises ValueError: it holds what no export of ours left there."""
     folder = Path(directory).resolve()
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / EXPORT_MANIFEST_FILE).exists():
+    manifest = folder / transformers.exporters.base.EXPORT_MANIFEST_FILE
+    if folder.is_dir() and any(folder.iterdir()) and not manifest.exists():
         raise ValueError(
             f"{str(directory)!r} holds other files than an export: name a folder of its own, such as onnx"
         )
@@ -230,16 +231,18 @@ def _config(format: str, model: PreTrainedModel, quantization: str | None, data:
     """Returns the config of an exporter of Transformers."""
     quantizer: Any = None
     if format == "onnx":
-        dynamic = exporters.OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=reduces_range(model.device))
-        quantizer = exporters.OnnxRuntimeQuantizer(dynamic) if quantization else None
-        return exporters.OnnxConfig(dynamic=True, quantizer=quantizer)
+        dynamic = transformers.exporters.OnnxRuntimeDynamicConfig(
+            per_channel=True, reduce_range=reduces_range(model.device)
+        )
+        quantizer = transformers.exporters.OnnxRuntimeQuantizer(dynamic) if quantization else None
+        return transformers.exporters.OnnxConfig(dynamic=True, quantizer=quantizer)
     if quantization == "int8":
-        static = exporters.NNCFQuantizationConfig(subset_size=len(data or ()))
-        quantizer = exporters.NNCFOpenVINOQuantizer(static, calibration_dataset=data)
+        static = transformers.exporters.NNCFQuantizationConfig(subset_size=len(data or ()))
+        quantizer = transformers.exporters.NNCFOpenVINOQuantizer(static, calibration_dataset=data)
     elif quantization:
-        quantizer = exporters.NNCFOpenVINOQuantizer(exporters.NNCFWeightCompressionConfig())
+        quantizer = transformers.exporters.NNCFOpenVINOQuantizer(transformers.exporters.NNCFWeightCompressionConfig())
     # A cache kept inside would be shared by all who generate at the same time.
-    return exporters.OpenVINOConfig(dynamic=True, quantizer=quantizer, stateful=False)
+    return transformers.exporters.OpenVINOConfig(dynamic=True, quantizer=quantizer, stateful=False)
 
 
 def enough(batches: Iterable[Mapping[str, torch.Tensor]]) -> list[Mapping[str, torch.Tensor]]:

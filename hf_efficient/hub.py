@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from transformers.utils import logging
 
 from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
 from hf_efficient.models import FAMILIES
+from hf_efficient.pushable import THIS
 from hf_efficient.pushing import PushConfig, push, push_in_background
 
 logger = logging.get_logger(__name__)
 
 # How each export is called, and what it needs besides transformers and torch.
 LOADERS = {"onnx": ("ONNX Runtime", "onnx onnxruntime"), "openvino": ("OpenVINO", "openvino")}
+# What a compressed model takes over from the card of the model that it is made of.
+INHERITED = ("license", "license_name", "license_link", "language")
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 CITATIONS = {
     "inside": "Jiao et al. 2020, *TinyBERT: Distilling BERT for Natural Language Understanding*, arXiv 1909.10351",
@@ -71,6 +75,7 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         for name, value in final.metrics.items()
         if name != "loss"
     ]
+    dataset = (report.configs.get("data") or {}).get("dataset_name")
     told = {"model": "A fine-tuned model, measured.", "teacher": "A model in forms for several runtimes, measured."}
     data = ModelCardData(
         library_name="transformers",
@@ -81,8 +86,11 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         else None,
         tags=["hf_efficient", *sorted(set(report.configs) & {"pruning", "distillation", "quantization"})],
         metrics=[name for name in final.metrics if name != "loss"],
+        datasets=[dataset] if dataset else None,
         model_name=title,
         eval_results=results or None,
+        co2_eq_emissions=_emissions(report),
+        **_inherited(base_model),
     )
     return ModelCard.from_template(
         data,
@@ -93,7 +101,7 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         circumstances=report.circumstances(),
         evaluation=_evaluation(report),
         picture=PICTURE_NAME if (folder / PICTURE_NAME).exists() else None,
-        stages=list(report.stages) or ["Fine-tuned, not compressed."],
+        stages=[*(report.stages or ["Fine-tuned, not compressed."]), *_effort(report)],
         requirements=" ".join(_requirements(config)),
         snippet=_snippet(config, report, folder),
         loading_note=_loading_note(config, report),
@@ -103,6 +111,41 @@ def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_m
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
         citations=_citations(report.configs),
     )
+
+
+def _inherited(base_model: str | None) -> dict[str, Any]:
+    """Returns what the card of `base_model`, a folder or a name on the Hub, says of licence and languages."""
+    if not base_model:
+        return {}
+    try:
+        path = Path(base_model) / "README.md"
+        told = ModelCard.load(path if path.exists() else base_model, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        logger.info(f"the card of {base_model!r} cannot be read, so no licence is taken over from it: {error}")
+        return {}
+    return {name: told[name] for name in INHERITED if told.get(name)}
+
+
+def _emissions(report: CompressionReport) -> dict[str, Any] | None:
+    """Returns the CO2 of training in grams for the card's metadata, where energy was counted and the country known."""
+    if report.training is None or report.training.co2_grams is None:
+        return None
+    where = report.environment
+    return {
+        "emissions": report.training.co2_grams,
+        "source": "codecarbon",
+        "training_type": "fine-tuning",
+        "hardware_used": where.get("accelerator") or where.get("processor"),
+    }
+
+
+def _effort(report: CompressionReport) -> list[str]:
+    """Returns how long the training took and, where it was counted, what energy it took."""
+    if report.training is None:
+        return []
+    energy = report.training.energy_joules
+    counted = f"{energy / 3.6e6:.3g} kWh" if energy else "energy not measured, no counter could be read"
+    return [f"all of it took {report.training.seconds / 60:.1f} minutes; {counted}"]
 
 
 def push_folder(folder: Path, args: TrainingArguments) -> CommitInfo:
@@ -164,7 +207,7 @@ def _snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) 
     lines += [
         f"from transformers import {auto}, AutoTokenizer",
         "",
-        f'name = "{folder.resolve().name}"  # this repository, or a folder with its files',
+        f'name = "{folder.resolve().name}"{THIS}',
         f"tokenizer = AutoTokenizer.from_pretrained(name{remote})",
         f"model = {auto}.from_pretrained(name{remote}).eval()",
     ]

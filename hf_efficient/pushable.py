@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import transformers
 import yaml
 from huggingface_hub import ModelCardData, metadata_load
 from transformers.dynamic_module_utils import get_relative_imports
-from transformers.exporters.base import EXPORT_MANIFEST_FILE
 from transformers.utils import logging
 
 from hf_efficient.distillation.distiller import PROJECTIONS_NAME
@@ -47,6 +48,8 @@ PIPELINES = {
     "ForMultipleChoice": "multiple-choice",
 }
 COMPANION = "-ONNX"
+# How a card says, behind the name that it loads, what that name is: a push puts the repository there.
+THIS = "  # this repository, or a folder with its files"
 LARGEST_GRAPH_BYTES = 2_000_000_000  # protobuf holds no more in one file
 IN_THE_GRAPH = b"The weights are inside model.onnx.\n"
 
@@ -133,7 +136,7 @@ def repositories(folder: Path, repo_id: str) -> dict[str, Contents]:
     root = {"config.json": _web_config(contents["onnx/config.json" if uneven else "config.json"], web)} if web else {}
     companion = f"{repo_id}{COMPANION}" if web and uneven else None
     whole: Contents = {**contents, **web, **({} if companion else root)}
-    whole["README.md"] = _readme(contents, companion)
+    whole["README.md"] = _readme(contents, repo_id, companion)
     if companion is None:
         return {repo_id: whole}
     beside: Contents = {path: each for path, each in contents.items() if any(fnmatch(path, own) for own in TOKENIZER)}
@@ -151,7 +154,7 @@ def web_files(contents: Contents) -> Contents:
     too. `ExportedModel.from_pretrained` reads them as before.
     """
     graph = contents.get("onnx/model.onnx")
-    manifest = _json(contents.get(f"onnx/{EXPORT_MANIFEST_FILE}"))
+    manifest = _json(contents.get(f"onnx/{transformers.exporters.base.EXPORT_MANIFEST_FILE}"))
     if not isinstance(graph, Path) or "onnx/config.json" not in contents or [*manifest["components"]] != ["model"]:
         return {}
     size_bytes = sum(path.stat().st_size for path in graph.parent.glob("model.onnx*"))
@@ -177,7 +180,8 @@ def _web_config(config: Path | bytes, web: Contents) -> bytes:
 
 def stale(held: set[str], contents: Contents) -> list[str]:
     """Returns the paths in a repository that an earlier push left: weights and exports that are there no more."""
-    exports = [path.removesuffix(EXPORT_MANIFEST_FILE) for path in held if path.endswith(f"/{EXPORT_MANIFEST_FILE}")]
+    manifest = transformers.exporters.base.EXPORT_MANIFEST_FILE
+    exports = [path.removesuffix(manifest) for path in held if path.endswith(f"/{manifest}")]
     return sorted(
         path
         for path in held - contents.keys()
@@ -185,12 +189,13 @@ def stale(held: set[str], contents: Contents) -> list[str]:
     )
 
 
-def _readme(contents: Contents, companion: str | None) -> Path | bytes:
-    """Returns the folder's card, or a small one, with a link to the companion."""
+def _readme(contents: Contents, repo_id: str, companion: str | None) -> bytes:
+    """Returns the folder's card, or a small one, that calls the repository by its name and links to the companion."""
     held = contents.get("README.md")
     text = held.read_text(encoding="utf-8") if isinstance(held, Path) else small_card(contents, "A compressed model.")
+    text = re.sub(f'^name = ".*"{re.escape(THIS)}$', f'name = "{repo_id}"{THIS}', text, flags=re.MULTILINE)
     if companion is None or companion in text:
-        return held or text.encode()
+        return text.encode()
     section = (
         "## In the browser\n\n"
         f"The ONNX form, with the config of the stock class, is in [{companion}](https://huggingface.co/{companion}), "

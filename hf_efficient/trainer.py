@@ -22,8 +22,8 @@ from hf_efficient.exporting import ExportConfig, check_export
 from hf_efficient.measurement.energy import EnergyCounter
 from hf_efficient.measurement.report import training_cost
 from hf_efficient.models import is_quantized
-from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.ordering import Ordering
+from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization import aware
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantizing import check_quantization, describe, quantize

@@ -55,7 +55,7 @@ NEIGHBOURS = {
     "training_measured": {"training_worker"},
     "distilling": {"asking"},
     "trainer": {"distilling", "exporting", "ordering", "quantizing", "reporting", "rounds"},
-    "hub": {"pushing"},
+    "hub": {"pushable", "pushing"},
     "pushing": {"pushable"},
     "space": {"pushable", "pushing"},
     "reporting": {"exported", "exporting", "hub", "pushing"},
@@ -63,7 +63,18 @@ NEIGHBOURS = {
     "rounds": {"speedup"},
 }
 KNOWS_NOTHING_OF_OURS = {"measurement"}
-HEAVY = {"torchao", "matplotlib", "rich", "onnx", "onnxruntime", "sacrebleu", "seqeval", "rouge_score", "codecarbon"}
+HEAVY = {
+    "torchao",
+    "matplotlib",
+    "rich",
+    "onnx",
+    "onnxruntime",
+    "sacrebleu",
+    "seqeval",
+    "rouge_score",
+    "codecarbon",
+    "sklearn",
+}
 PRINTS = {"cli", "demo"}
 MODULES = {
     ".".join(path.relative_to(HOUSE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))

@@ -275,7 +275,7 @@ def test_flags_win_over_the_recipe(workshop):
 
 def test_an_unknown_command_lists_the_commands(capsys):
     assert main(["squeeze"]) == 2
-    assert "compress,prune,distill,quantize,export,measure,demo" in capsys.readouterr().err
+    assert "compress,prune,distill,quantize,export,measure,push,demo" in capsys.readouterr().err
     assert main(["--help"]) == 0
 
 

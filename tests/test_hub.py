@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_efficient import CompressionReport, hub
-from hf_efficient.measurement.report import ModelRow, with_ratios
+from hf_efficient.measurement.report import ModelRow, TrainingCost, with_ratios
 from hf_efficient.measurement.runtime import Latency
 from hf_efficient.pruning.surgery import cut
 
@@ -79,3 +80,38 @@ def test_the_card_of_a_translator_loads_it_by_its_auto_class(make_model, select,
     assert (
         "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer" in ModelCard.load(tmp_path / "README.md").text
     )
+
+
+def test_licence_and_languages_are_those_of_the_teacher(folder, report, tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "README.md").write_text(
+        "---\nlicense: cc-by-4.0\nlanguage: [de]\npipeline_tag: x\n---\n# t"
+    )
+    hub.write_documents(report, folder, base_model=str(tmp_path / "teacher"))
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.language, data.pipeline_tag) == ("cc-by-4.0", ["de"], "text-classification")
+
+
+def test_without_a_card_of_the_teacher_no_licence_is_claimed(folder, report):
+    hub.write_documents(report, folder, base_model="somebody/films")  # which is out of reach
+    assert ModelCard.load(folder / "README.md").data.license is None
+
+
+def test_energy_and_carbon_are_told_where_they_were_counted(folder, report):
+    def card(**training):
+        hub.write_documents(replace(report, training=TrainingCost(**training)), folder)
+        return ModelCard.load(folder / "README.md")
+
+    counted = card(seconds=90.0, energy_joules=7.2e6, co2_grams=110.0)
+    assert "* all of it took 1.5 minutes; 2 kWh" in counted.text
+    assert counted.data.co2_eq_emissions["emissions"] == 110.0
+    assert counted.data.co2_eq_emissions["source"] == "codecarbon"
+    unknown = card(seconds=90.0)
+    assert "energy not measured, no counter could be read" in unknown.text
+    assert "co2_eq_emissions" not in unknown.data.to_dict()
+
+
+def test_the_data_set_is_named_where_it_lies_on_the_hub(folder, report):
+    configs = {**report.configs, "data": {"dataset_name": "somebody/reviews"}}
+    hub.write_documents(replace(report, configs=configs), folder)
+    assert ModelCard.load(folder / "README.md").data.datasets == ["somebody/reviews"]

@@ -376,7 +376,7 @@ def test_a_cut_student_learns_the_same_compiled(tmp_path):
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     """What stops a run in these tests."""
 
 
@@ -387,11 +387,11 @@ def stopped_after(trainer, steps):
     def run(*args, **kwargs):
         left[0] -= 1
         if left[0] < 0:
-            raise Interrupted
+            raise StoppedError
         return step(*args, **kwargs)
 
     trainer.training_step = run
-    with pytest.raises(Interrupted):
+    with pytest.raises(StoppedError):
         trainer.train()
 
 

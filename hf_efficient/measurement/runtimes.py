@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import exporters
 
 Inputs = Mapping[str, torch.Tensor]
 Call = Callable[[], Any]
@@ -85,7 +85,9 @@ def in_onnx_runtime(model: nn.Module, inputs: Inputs) -> Call:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = _ORT_ERRORS
     with quiet():
-        exported = exporters.OnnxExporter().export(model, dict(inputs), exporters.OnnxConfig())
+        exported = transformers.exporters.OnnxExporter().export(
+            model, dict(inputs), transformers.exporters.OnnxConfig()
+        )
         exported.to(_device(model), session_options=options)
     return _call_of(exported, inputs)
 
@@ -100,7 +102,9 @@ def in_openvino(model: nn.Module, inputs: Inputs) -> Call:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     with quiet():
-        exported = exporters.OpenVINOExporter().export(model, dict(inputs), exporters.OpenVINOConfig())
+        exported = transformers.exporters.OpenVINOExporter().export(
+            model, dict(inputs), transformers.exporters.OpenVINOConfig()
+        )
         exported.to(_device(model), config=properties)
     return _call_of(exported, inputs)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from sklearn.cluster import KMeans
 from transformers import PreTrainedModel
 
 from hf_efficient.models import family_of
@@ -69,6 +68,8 @@ def fit_codebook(
 
 def _fit(values: torch.Tensor, count: int, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns indices, of the shape of `values`, and the `count` values of their table."""
+    from sklearn.cluster import KMeans
+
     flat = values.flatten()
     costs = torch.ones_like(flat) if importance is None or not importance.any() else importance.flatten()
     points, shares = _summed_up(flat, costs)
