@@ -12,12 +12,13 @@ from functools import cache
 import datasets
 import pytest
 import torch
+from heads import BERT_HEADS, HEADS
 from reviews import reviewer, workshop  # noqa: F401 (fixtures)
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_efficient.models import FAMILIES, family_of
+from hf_efficient.models import family_of
 from hf_efficient.models.structure import AttentionBlock
 from hf_efficient.pruning.budget import Selection
 
@@ -28,8 +29,6 @@ def own_caches(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
-HEADS = {cls.__name__: (family, cls) for family in FAMILIES.values() for cls in family.pruned_classes}
-BERT_HEADS = tuple(cls.__name__ for cls in FAMILIES["bert"].pruned_classes)
 TINY = {
     "hidden_size": 32,
     "num_attention_heads": 4,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import BERT_HEADS, HEADS
+from heads import BERT_HEADS, HEADS
 from trainers import build, collate, rows
 from transformers import (
     AlbertConfig,
