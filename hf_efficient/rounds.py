@@ -92,6 +92,8 @@ class PruningRounds(Trainer):
                 self.args.output_dir = str(round_folder)
                 self.args.num_train_epochs = epochs * phase.share
                 self.args.max_steps = max(1, round(steps * phase.share)) if steps > 0 else steps
+                # What came before, and an interruption left out, has drawn random numbers too.
+                transformers.set_seed(self.args.seed + phase.number)
                 with self._acting(phase):
                     self.stages.append(f"{self._said(phase)}: {self._shape()}" if phase.number else self._said(phase))
                     if not self.trains:

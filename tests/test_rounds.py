@@ -16,8 +16,12 @@ class InterruptionError(Exception):
 
 
 def interrupted(folder, techniques, at, **changes):
+    """Builds a trainer, and trains and stops as `stop` does."""
+    stop(build(folder, techniques=techniques, **{**STEPS, **changes}), at)
+
+
+def stop(trainer, at):
     """Trains until the step `at` of all phases together, and stops there as a killed process would."""
-    trainer = build(folder, techniques=techniques, **{**STEPS, **changes})
     training_step, steps = trainer.training_step, iter(range(10_000))
 
     def step(*args, **kwargs):
@@ -103,13 +107,15 @@ def test_the_gates_of_the_ramp_end_as_the_shape_that_is_cut(tmp_path):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("at", [3, 9])
+@pytest.mark.parametrize("at", [0, 3, 9])
 def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, changes, at):
     techniques = {"pruning": PruningConfig(**changes, **SMALL)}
-    whole = build(tmp_path / "whole", techniques=techniques, **STEPS)
+    whole, broken, resumed = (
+        build(tmp_path / name, model=classifier(dropout=0.1), techniques=techniques, **STEPS)
+        for name in ("whole", "broken", "broken")
+    )
     whole.train()
-    interrupted(tmp_path / "broken", techniques, at)
-    resumed = build(tmp_path / "broken", techniques=techniques, **STEPS)
+    stop(broken, at)
     resumed.train(resume_from_checkpoint=True)
     expected = whole.model.state_dict()
     assert resumed.model.state_dict().keys() == expected.keys()
