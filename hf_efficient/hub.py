@@ -28,6 +28,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 CITATIONS = {
     "inside": "Jiao et al. 2020, *TinyBERT: Distilling BERT for Natural Language Understanding*, arXiv 1909.10351",
     "relations": "Wang et al. 2021, *MiniLMv2: Multi-Head Self-Attention Relation Distillation ...*, arXiv 2012.15828",
+    "targets": "Kim and Rush 2016, *Sequence-Level Knowledge Distillation*, arXiv 1606.07947",
     "distillation": "Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531",
     "activation": "Hu et al. 2016, *Network Trimming: A Data-Driven Neuron Pruning Approach ...*, arXiv 1607.03250",
     "fisher": "Kwon et al. 2022, *A Fast Post-Training Pruning Framework for Transformers*, arXiv 2204.09656",
@@ -297,6 +298,7 @@ def _citations(configs: Mapping[str, Any]) -> list[str]:
         criterion: pruning,
         "inside": any(teaching.get(f"{name}_weight") for name in ("hidden", "embedding", "attention")),
         "relations": teaching.get("relation_weight"),
+        "targets": teaching.get("targets", "gold") != "gold",
     }
     used = [name for name, wanted in asked.items() if wanted] + used
     return [CITATIONS[name] for name in used if name in CITATIONS]

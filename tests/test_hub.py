@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_efficient import CompressionReport, hub
+from hf_efficient import CompressionReport, DistillationConfig, hub
 from hf_efficient.measurement.report import ModelRow, TrainingCost, with_ratios
 from hf_efficient.measurement.runtime import Latency
 from hf_efficient.pruning.surgery import cut
@@ -115,3 +115,19 @@ def test_the_data_set_is_named_where_it_lies_on_the_hub(folder, report):
     configs = {**report.configs, "data": {"dataset_name": "somebody/reviews"}}
     hub.write_documents(replace(report, configs=configs), folder)
     assert ModelCard.load(folder / "README.md").data.datasets == ["somebody/reviews"]
+
+
+def test_a_student_of_written_targets_says_so_and_cites_it(folder, report):
+    configs = {**report.configs, "distillation": {"targets": "teacher"}}
+    hub.write_documents(replace(report, configs=configs), folder)
+    assert "Kim and Rush 2016" in ModelCard.load(folder / "README.md").text
+    hub.write_documents(report, folder)
+    assert "Kim and Rush 2016" not in ModelCard.load(folder / "README.md").text
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [("gold", "labels"), ("teacher", "what the teacher writes"), ("both", "labels and what the teacher writes")],
+)
+def test_the_stage_names_what_was_learned_from(targets, said):
+    assert DistillationConfig(targets=targets).describe() == f"{said}, the teacher's soft labels (T=2)"

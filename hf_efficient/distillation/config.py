@@ -156,8 +156,13 @@ class DistillationConfig:
         soft = f"{self.temperature:g}"
         if self.temperature_end is not None:
             soft += f" to {self.temperature_end:g}"
+        written = {
+            "gold": "labels",
+            "teacher": "what the teacher writes",
+            "both": "labels and what the teacher writes",
+        }
         named = {
-            "labels": self.uses_labels,
+            written[self.targets]: self.uses_labels,
             f"the teacher's soft labels (T={soft})": self.uses_logits,
             "its hidden states": self.hidden_weight,
             "its embeddings": self.embedding_weight,

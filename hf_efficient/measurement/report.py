@@ -326,7 +326,8 @@ def _plot_structures(figure: Any, shapes: Sequence[ModelRow]) -> None:
             width = 0.8 / len(shapes)
             places = [place + (index - (len(shapes) - 1) / 2) * width for place in range(len(labels))]
             axis.bar(places, heights, width, label=model.name)
-        axis.set_xticks(range(len(labels)), labels)
+        named = any(" " in label for label in labels)
+        axis.set_xticks(range(len(labels)), labels, rotation=30 if named else 0, ha="right" if named else "center")
         axis.set_xlabel("layer of the teacher")
         axis.set_title("attention heads kept" if kind == "heads" else "feed-forward neurons kept")
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,60 @@
+"""Makes the cards in model_cards/ anew: of a classifier of reviews, a translator and a classifier of intents.
+
+    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/model_cards.py [--names ...]
+
+A model that is not there is made first, by the benchmark that makes it; its card, report and picture are then
+rendered from its compression_report.json. About an hour on two cores if all are made. `scripts/demo` makes the demo's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sst2 import OUT
+
+from hf_efficient import CompressionReport
+from hf_efficient.hub import write_documents
+from hf_efficient.measurement.report import REPORT_NAME
+
+HERE = Path(__file__).parent
+CARDS = HERE.parents[1] / "model_cards"
+# By the name of the card: where the model lies, and what makes it.
+MODELS = {
+    "minilm-sst2-2x-int8": (OUT / "main_job", [str(HERE / "main_job")]),
+    "t5-multi30k-2x": (OUT / "translation" / "student", [sys.executable, str(HERE / "translation.py")]),
+    "minilm-banking77-2x": (
+        OUT / "tasks" / "banking77-0",
+        [sys.executable, str(HERE / "tasks.py"), "--tasks", "banking77"],
+    ),
+}
+
+
+def render(name: str, model: Path) -> None:
+    """Writes the card, the report and the picture of the model into the folder of cards called `name`."""
+    with tempfile.TemporaryDirectory() as place:
+        staged = Path(place) / name
+        staged.mkdir()
+        shutil.copy(model / "config.json", staged)
+        write_documents(CompressionReport.load(model), staged)
+        (staged / "config.json").unlink()
+        shutil.copytree(staged, CARDS / name, dirs_exist_ok=True)
+
+
+def main() -> None:
+    """Makes what is not there, and renders."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", nargs="+", choices=MODELS, default=list(MODELS))
+    for name in parser.parse_args().names:
+        folder, command = MODELS[name]
+        if not (folder / REPORT_NAME).exists():
+            subprocess.run(command, check=True)
+        render(name, folder)
+
+
+if __name__ == "__main__":
+    main()
