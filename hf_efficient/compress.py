@@ -21,10 +21,10 @@ from hf_efficient.measurement.report import REPORT_NAME, CompressionReport, with
 from hf_efficient.quantizing import check_quantization
 from hf_efficient.ready import Ready, make_student, prepare, trim
 from hf_efficient.reporting import Original
-from hf_efficient.rounds import save_whole
 from hf_efficient.speedup import check_prunable
 from hf_efficient.tasks import Task
 from hf_efficient.trainer import EfficientSeq2SeqTrainer, EfficientTrainer
+from hf_efficient.whole import save_whole
 
 logger = logging.get_logger(__name__)
 

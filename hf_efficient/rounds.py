@@ -14,7 +14,7 @@ import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
 from hf_efficient.distillation.teacher import read_by
 from hf_efficient.distillation.teacher_cache import without_answers
@@ -28,6 +28,7 @@ from hf_efficient.pruning.schedule import ClosingGates, GrowingZeros, Phase, pha
 from hf_efficient.pruning.sparsity import KeepZeros, remove_connections, zero_fraction
 from hf_efficient.pruning.surgery import cut
 from hf_efficient.speedup import Shapes, check_prunable, prune
+from hf_efficient.whole import last_whole_checkpoint, save_whole
 
 Batches = list[dict[str, torch.Tensor]]
 Found = TypeVar("Found")
@@ -88,7 +89,7 @@ class PruningRounds(Trainer):
                 self._install(self._load_pruned(round_folder))
                 if phase.number == begun:
                     self._load_beside(round_folder)
-                checkpoint = get_last_checkpoint(str(round_folder)) if phase.number == begun else None
+                checkpoint = last_whole_checkpoint(round_folder) if phase.number == begun else None
                 self.args.output_dir = str(round_folder)
                 self.args.num_train_epochs = epochs * phase.share
                 self.args.max_steps = max(1, round(steps * phase.share)) if steps > 0 else steps
@@ -298,17 +299,6 @@ class PruningRounds(Trainer):
 
     def _from_teacher(self) -> str:
         return ""
-
-
-def save_whole(model: PreTrainedModel, folder: Path, processing_class: Any = None) -> None:
-    """Saves `model` into `folder` so that an interruption leaves the folder whole or absent."""
-    beside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    for part in (model, processing_class):
-        if part is not None:
-            part.save_pretrained(beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
 
 
 def _last_round(folder: Path) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import transformers
 from transformers import PreTrainedModel, Seq2SeqTrainer
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from hf_efficient.distillation.config import DistillationConfig
@@ -28,7 +28,8 @@ from hf_efficient.quantization import aware
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantizing import check_quantization, describe, quantize
 from hf_efficient.reporting import Original, Reporting
-from hf_efficient.rounds import PruningRounds, save_whole
+from hf_efficient.rounds import PruningRounds
+from hf_efficient.whole import last_whole_checkpoint, save_whole
 
 logger = logging.get_logger(__name__)
 
@@ -216,4 +217,4 @@ def _found(resume: str | bool | None, folder: str) -> str | None:
     """Returns the checkpoint to go on from: the given one, the last in `folder` for True, or None to start."""
     if isinstance(resume, str):
         return resume
-    return get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
+    return last_whole_checkpoint(Path(folder)) if resume else None

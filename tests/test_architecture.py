@@ -12,6 +12,7 @@ import hf_efficient
 HOUSE = Path(hf_efficient.__file__).parent
 LEVELS = {
     "quiet": 0,
+    "whole": 0,
     "models": 0,
     "distillation": 1,
     "pruning": 1,

@@ -417,3 +417,18 @@ def test_batches_of_like_lengths_come_in_another_order_in_every_epoch(tmp_path):
         orders.append(list(sampler))
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[0]) == list(range(32))
+
+
+@pytest.mark.parametrize("left", [None, "", '{"epoch": 1'], ids=["no state", "an empty state", "half a state"])
+def test_a_checkpoint_that_was_not_written_to_its_end_is_left_out(tmp_path, left):
+    changes = {"save_strategy": "steps", "save_steps": 1}
+    whole = build(tmp_path, **changes)
+    whole.train()
+    expected = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    state = tmp_path / "checkpoint-4" / "trainer_state.json"
+    state.unlink() if left is None else state.write_text(left)
+    (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"half of it")
+    resumed = build(tmp_path, **changes)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 4
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
