@@ -43,7 +43,7 @@ def compress(job: Job) -> CompressionReport:
     args.resume_from_checkpoint = said.get(str(args.resume_from_checkpoint).lower(), args.resume_from_checkpoint)
     if args.resume_from_checkpoint and (output / REPORT_NAME).exists():
         logger.warning(f"{output} holds a finished run: nothing is done")
-        if args.push_to_hub:
+        if args.push_to_hub and args.should_save:
             hub.push_folder(output, args)
         return CompressionReport.load(output)
     _check_output(job, output)
@@ -67,6 +67,10 @@ def compress(job: Job) -> CompressionReport:
     first: tuple[str, ...] = ()
     if not ready.tuned and compresses and not job.models.teacher_name_or_path and not pruning.before_training:
         logger.warning(f"{job.models.model_name_or_path} has no head for {task.name}: it is fine-tuned first")
+        if not args.resume_from_checkpoint and args.should_save:
+            # Else the run that is replaced would pass for this one, were this one interrupted.
+            (output / REPORT_NAME).unlink(missing_ok=True)
+            shutil.rmtree(output / "_teacher", ignore_errors=True)
         model, first = _fine_tune(trainer_class, model, args, task, ready.for_trainer())
     original = None
     if pruning.vocabulary:
@@ -94,7 +98,9 @@ def compress(job: Job) -> CompressionReport:
         **ready.for_trainer(),
     )
     if job.models.overwrite_output_dir and not args.resume_from_checkpoint:
-        _clear(output, keep="_teacher" if first else "")
+        if args.should_save:
+            _clear(output, keep="_teacher" if first else "")
+        trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     found = trainer.report
     report = trainer.report = dataclasses.replace(
@@ -111,10 +117,12 @@ def compress(job: Job) -> CompressionReport:
     else:
         trainer.save_model()
         trainer.create_model_card()
-    for stage in (*output.glob("_round-*"), *output.glob("_cut-*"), output / "_tuning"):
-        shutil.rmtree(stage, ignore_errors=True)
-    for costs in output.glob("_costs-*"):
-        costs.unlink()
+    trainer.accelerator.wait_for_everyone()
+    if args.should_save:
+        for stage in (*output.glob("_round-*"), *output.glob("_cut-*"), output / "_tuning"):
+            shutil.rmtree(stage, ignore_errors=True)
+        for costs in output.glob("_costs-*"):
+            costs.unlink()
     return report
 
 

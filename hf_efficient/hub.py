@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import CommitInfo, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
@@ -48,12 +49,12 @@ CITATIONS = {
 
 def write_documents(report: CompressionReport, folder: str | os.PathLike[str], base_model: str | None = None) -> None:
     """Writes the report (`compression_report.json` and `.png`) and the card `README.md` beside the model."""
-    report.save(folder)
     report.plot(folder)
     path = Path(folder) / "README.md"
     beside = path.with_suffix(".md.partial")
     model_card(report, folder, base_model).save(beside)
     beside.replace(path)
+    report.save(folder)  # last: where it lies, a run is finished
 
 
 def model_card(report: CompressionReport, folder: str | os.PathLike[str], base_model: str | None = None) -> ModelCard:
@@ -121,7 +122,7 @@ def _inherited(base_model: str | None) -> dict[str, Any]:
     try:
         path = Path(base_model) / "README.md"
         told = ModelCard.load(path if path.exists() else base_model, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, yaml.YAMLError, HfHubHTTPError) as error:
         logger.info(f"the card of {base_model!r} cannot be read, so no licence is taken over from it: {error}")
         return {}
     return {name: told[name] for name in INHERITED if told.get(name)}
@@ -146,7 +147,7 @@ def _effort(report: CompressionReport) -> list[str]:
         return []
     energy = report.training.energy_joules
     counted = f"{energy / 3.6e6:.3g} kWh" if energy else "energy not measured, no counter could be read"
-    return [f"all of it took {report.training.seconds / 60:.1f} minutes; {counted}"]
+    return [f"pruning and training it took {report.training.seconds / 60:.1f} minutes; {counted}"]
 
 
 def push_folder(folder: Path, args: TrainingArguments) -> CommitInfo:

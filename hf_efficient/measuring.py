@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from rich.console import Console
 
@@ -106,7 +106,8 @@ def _training_flags(group: Any) -> list[str]:
 def _as_of(config: type, name: str) -> dict[str, Any]:
     """Returns how a flag of the same name as a field of a config is read."""
     field = next(field for field in dataclasses.fields(config) if field.name == name)
-    return {"default": field.default, "type": type(field.default) if field.default else str, **field.metadata}
+    whole = get_type_hints(config)[name] in (int, int | None)
+    return {"default": field.default, "type": int if whole else str, **field.metadata}
 
 
 def _measure_side_by_side(args: argparse.Namespace) -> None:

@@ -10,6 +10,8 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+HALF_A_STEP = 1e-6  # of an epoch: the count of epochs is a sum of fractions
+
 
 class Ordering(Trainer):
     """A trainer that draws the order of batches of like lengths anew for each epoch, from its number and the seed.
@@ -22,23 +24,21 @@ class Ordering(Trainer):
         sampler: Sampler[int] | None = super()._get_train_sampler(*args, **kwargs)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return _OfEpoch(sampler, seed)
+            return _OfEpoch(sampler, seed, self)
         return sampler
 
 
 class _OfEpoch(Sampler[int]):
     """Indices of like lengths beside each other, in the order of an epoch."""
 
-    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        self.sampler, self.seed, self.epoch = sampler, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Says which epoch begins."""
-        self.epoch = epoch
+    def __init__(self, sampler: LengthGroupedSampler, seed: int, trainer: Trainer) -> None:
+        self.sampler, self.seed, self.trainer = sampler, seed, trainer
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[int]:
-        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        # Asked of the trainer: what accelerate wraps around a sampler does not always tell it of the epoch.
+        epoch = int((self.trainer.state.epoch or 0) + HALF_A_STEP)
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + epoch)
         return iter(self.sampler)

@@ -155,7 +155,11 @@ def web_files(contents: Contents) -> Contents:
     """
     graph = contents.get("onnx/model.onnx")
     manifest = _json(contents.get(f"onnx/{transformers.exporters.base.EXPORT_MANIFEST_FILE}"))
-    if not isinstance(graph, Path) or "onnx/config.json" not in contents or [*manifest["components"]] != ["model"]:
+    if (
+        not isinstance(graph, Path)
+        or "onnx/config.json" not in contents
+        or [*manifest.get("components", ())] != ["model"]
+    ):
         return {}
     size_bytes = sum(path.stat().st_size for path in graph.parent.glob("model.onnx*"))
     if find_spec("onnx") is None or size_bytes > LARGEST_GRAPH_BYTES:

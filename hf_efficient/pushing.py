@@ -103,8 +103,8 @@ def push(folder: str | os.PathLike[str], config: PushConfig, token: str | None =
     with told(place, repo_id):
         api.create_repo(repo_id, private=config.private, exist_ok=True)
         private = bool(api.model_info(repo_id).private)
-    if config.private and not private:
-        raise ValueError(f"{repo_id} is there and public: make it private on the Hub, or leave out private")
+    if config.private:
+        _refuse_public(repo_id, private)
     commits = {}
     for name, contents in planned.items():  # the main one last: its card links to the other
         with told(place, name):
@@ -173,6 +173,8 @@ def push_in_background(
 
         def run() -> CommitInfo:
             with kept, told(place, repo_id):
+                if revision and not revision.startswith("refs/"):
+                    api.create_branch(repo_id, branch=revision, exist_ok=True)
                 return _commit(api, repo_id, {**contents, "README.md": card.encode()}, config, written=True)
 
         job = _QUEUE.run_as_future(run)
@@ -183,6 +185,16 @@ def push_in_background(
 def push_later(folder: str | os.PathLike[str], config: PushConfig, token: str | None = None) -> Future[CommitInfo]:
     """Pushes in the background, after what is on its way; returns the commit of the model to come."""
     return _QUEUE.run_as_future(lambda: [*push(folder, config, token).values()][-1])
+
+
+def check_private(repo_id: str, token: str | None) -> None:
+    """Raises ValueError: the repository is public."""
+    _refuse_public(repo_id, bool(HfApi(token=token).model_info(repo_id).private))
+
+
+def _refuse_public(repo_id: str, private: bool) -> None:
+    if not private:
+        raise ValueError(f"{repo_id} is there and public: make it private on the Hub, or leave out private")
 
 
 def _link(file: Path, path: Path) -> Path:

@@ -93,7 +93,8 @@ def prepare(job: Job, splits: DatasetDict) -> Ready:
         attn_implementation=job.models.attn_implementation,
     )
     answers = job.distils and job.distillation.uses_logits
-    teachers = tuple(load_teacher(teacher, task.auto_class, answers, remote) for teacher in named)
+    attention = job.models.attn_implementation
+    teachers = tuple(load_teacher(teacher, task.auto_class, answers, remote, attention) for teacher in named)
     for teacher in named:
         _check_tokens(teacher, tokenizer, remote)
     types = any(map(reads_token_types, teachers)) or None

@@ -24,7 +24,7 @@ from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.runtime import environment
 from hf_efficient.models import FAMILIES, family_of
 from hf_efficient.pruning.config import PruningConfig
-from hf_efficient.pushing import PushConfig, push, push_later, told
+from hf_efficient.pushing import PushConfig, check_private, push, push_later, told
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantization.int8 import compiled
 
@@ -190,6 +190,9 @@ class Reporting(Trainer):
         """Makes the repository as the parent does. Raises PushError: the Hub refused, before anything is trained."""
         with told(self.args.output_dir, self.args.hub_model_id or Path(self.args.output_dir).absolute().name):
             super().init_hf_repo(token, private)
+            wanted = self.args.hub_private_repo if private is None else private
+            if wanted and self.is_world_process_zero():
+                check_private(str(self.hub_model_id), token or self.args.hub_token)
 
     def push_to_hub(
         self,

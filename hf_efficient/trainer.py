@@ -29,7 +29,7 @@ from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantizing import check_quantization, describe, quantize
 from hf_efficient.reporting import Original, Reporting
 from hf_efficient.rounds import PruningRounds
-from hf_efficient.whole import last_whole_checkpoint, save_whole
+from hf_efficient.whole import has_begun, last_whole_checkpoint, save_whole
 
 logger = logging.get_logger(__name__)
 
@@ -79,7 +79,8 @@ class _Compression(PruningRounds, Distilling, Reporting, Ordering):
             head = type(self.model).__name__.partition("For")[2]
             auto = {"": "AutoModel", "ConditionalGeneration": "AutoModelForSeq2SeqLM"}.get(head, f"AutoModelFor{head}")
             answers = self.distillation is not None and self.distillation.uses_logits
-            return load_teacher(teacher, getattr(transformers, auto), answers)
+            attention = self.model.config._attn_implementation
+            return load_teacher(teacher, getattr(transformers, auto), answers, attn_implementation=attention)
         return teacher
 
     def _check(self, teachers: Sequence[PreTrainedModel | str]) -> None:
@@ -131,9 +132,10 @@ class _Compression(PruningRounds, Distilling, Reporting, Ordering):
         trains = learns or self.quantization.scheme is None
 
         output: TrainOutput | None = None
+        goes_on = bool(resume_from_checkpoint) and has_begun(Path(self.args.output_dir))
         begun = time.perf_counter()
         try:
-            with EnergyCounter() as counter:
+            with EnergyCounter(self.args.device) as counter:
                 if self.pruning.active:
                     output = self.train_in_rounds(resume_from_checkpoint, *args, **kwargs)
                 elif trains and self.trains:
@@ -143,7 +145,8 @@ class _Compression(PruningRounds, Distilling, Reporting, Ordering):
                     self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
         finally:
             aware.restore(self.model)
-        training = training_cost(time.perf_counter() - begun, counter.energy) if output is not None else None
+        whole = output is not None and not goes_on  # what was spent before an interruption is not known
+        training = training_cost(time.perf_counter() - begun, counter.energy) if whole else None
         self._restore_forward(self.model)
         self.distiller = None  # nothing more is learned
 

@@ -26,6 +26,11 @@ def save_whole(model: PreTrainedModel, folder: Path, processing_class: Any = Non
     beside.rename(folder)
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether `folder` holds anything that a run goes on from."""
+    return last_whole_checkpoint(folder) is not None or any(folder.glob("_round-*/config.json"))
+
+
 def last_whole_checkpoint(folder: Path) -> str | None:
     """Returns the last checkpoint in `folder` that was written to its end, None where there is none.
 

@@ -103,7 +103,7 @@ def test_energy_and_carbon_are_told_where_they_were_counted(folder, report):
         return ModelCard.load(folder / "README.md")
 
     counted = card(seconds=90.0, energy_joules=7.2e6, co2_grams=110.0)
-    assert "* all of it took 1.5 minutes; 2 kWh" in counted.text
+    assert "* pruning and training it took 1.5 minutes; 2 kWh" in counted.text
     assert counted.data.co2_eq_emissions["emissions"] == 110.0
     assert counted.data.co2_eq_emissions["source"] == "codecarbon"
     unknown = card(seconds=90.0)

@@ -92,13 +92,24 @@ class Teacher(nn.Module):
         return found, signals
 
 
-def load_teacher(name: str, auto_class: Any, answers: bool, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_teacher(
+    name: str,
+    auto_class: Any,
+    answers: bool,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
     """Returns the model called `name`, in its own dtype.
 
     Raises ValueError: with `answers`, it has none to give, for its task head was never trained.
     """
     teacher: PreTrainedModel
-    teacher, info = auto_class.from_pretrained(name, trust_remote_code=trust_remote_code, output_loading_info=True)
+    teacher, info = auto_class.from_pretrained(
+        name,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+        output_loading_info=True,
+    )
     if answers and info["missing_keys"]:
         raise ValueError(
             f"teacher {name!r} holds no weights for {', '.join(sorted(info['missing_keys']))}: its answers would be "

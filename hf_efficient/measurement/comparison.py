@@ -22,7 +22,7 @@ from hf_efficient.measurement.cost import (
 from hf_efficient.measurement.energy import EnergyCounter
 from hf_efficient.measurement.memory import peak_bytes
 from hf_efficient.measurement.report import ModelRow, with_ratios
-from hf_efficient.measurement.runtime import Generation, sample_inputs, summarize, time_in_turn
+from hf_efficient.measurement.runtime import Generation, sample_inputs, summarize, synchronize, time_in_turn
 from hf_efficient.measurement.runtimes import TITLES, check_runtime, prepare
 
 MORE_ZEROS = 0.01
@@ -78,6 +78,7 @@ def compare(
         {role: model for role, model in models.items() if role not in compiled}, inputs, repeats
     )
     batch_size, *_, length = next(iter(inputs.values())).shape
+    device = next(iter(inputs.values())).device
     rows = []
     for role, model in models.items():
         runtime = "compiled" if role in compiled else runtimes.get(role, "torch")
@@ -98,8 +99,8 @@ def compare(
                 latency_ms=latency,
                 generation_ms=generations.get(role),
                 samples_per_second=batch_size / latency.p50 * 1e3,
-                peak_memory_bytes=size + _alive(calls[role]) if in_torch and size is not None else None,
-                energy_joules_per_sample=_joules(calls[role], batch_size),
+                peak_memory_bytes=_peak(size, calls[role], device) if in_torch else None,
+                energy_joules_per_sample=_joules(calls[role], batch_size, device),
                 structure=(structures or {}).get(role),
             )
         )
@@ -131,21 +132,26 @@ def writing(model: Any, inputs: Mapping[str, torch.Tensor], tokens: int) -> Call
     return partial(model.eval().generate, **{name: inputs[name] for name in ("input_ids", "attention_mask")}, **asked)
 
 
-def _alive(call: Callable[[], object]) -> int:
-    """Returns the most bytes of tensors that are alive at one time during `call`, beside the weights."""
+def _peak(weights: int | None, call: Callable[[], object], device: torch.device) -> int | None:
+    """Returns the bytes of the weights and of the most tensors that are alive at one time during `call`."""
     with torch.inference_mode():
-        return peak_bytes(call)
+        alive = peak_bytes(call, device)
+    return None if weights is None or alive is None else weights + alive
 
 
-def _joules(call: Callable[[], object], batch_size: int) -> float | None:
-    """Returns the energy of one sample, counted over some seconds of calls; None where no counter can be read."""
-    counter, calls = EnergyCounter(), 0
-    if not counter.counts:
+def _joules(call: Callable[[], object], batch_size: int, device: torch.device) -> float | None:
+    """Returns the energy of one sample, counted over some seconds of calls; None where no counter can be read.
+
+    Counters are the machine's: beside other processes that do the same nothing is counted.
+    """
+    counter, calls = EnergyCounter(device), 0
+    if torch.distributed.is_initialized() or not counter.counts:
         return None
     with counter, torch.inference_mode():
         end = time.perf_counter() + ENERGY_SECONDS
         while time.perf_counter() < end:
             call()
+            synchronize()
             calls += 1
     return counter.energy.joules / (calls * batch_size) if counter.energy else None
 

@@ -30,13 +30,14 @@ class Energy:
 
 
 class EnergyCounter:
-    """Counts the energy of what is done inside `with`; `energy` is None where nothing was counted.
+    """Counts the energy of what is done on `device` inside `with`; `energy` is None where nothing was counted.
 
     Needs the package codecarbon (the extra `energy`), and a counter of what computes: RAPL for a processor, NVML for
     an accelerator. codecarbon would estimate from a table without one, and that is no measurement.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.energy: Energy | None = None
         self._tracker: Any = None
         self._processor = self._accelerator = False
@@ -50,8 +51,8 @@ class EnergyCounter:
 
         logging.getLogger("codecarbon").setLevel(logging.ERROR)
         self._processor = bool(cpu.is_rapl_available())
-        self._accelerator = torch.cuda.is_available() and bool(gpu.is_gpu_details_available())
-        return self._accelerator if torch.cuda.is_available() else self._processor
+        self._accelerator = self.device.type == "cuda" and bool(gpu.is_gpu_details_available())
+        return self._processor if self.device.type == "cpu" else self._accelerator
 
     def __enter__(self) -> EnergyCounter:
         if self.counts:

@@ -14,19 +14,21 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
-    """Returns the most bytes that torch had given out at one time during `call`, beyond those it had before.
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
+    """Returns the most bytes that torch had given out on `device` at one time during `call`, beyond those before.
 
-    On an accelerator its allocator says so. On a processor all that the allocator gave and took back is added up in
-    its order; what a library takes beside torch's allocator is not seen.
+    On a CUDA device its allocator says so. On a processor all that the allocator gave and took back is added up in
+    its order; what a library takes beside torch's allocator is not seen. On other devices it is not measured: None.
     """
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        return None
     with quiet_native(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:

@@ -67,10 +67,10 @@ def time_in_turn(
         for start in range(0, repeats, turn):
             for name, call in calls.items():
                 for number in range(warmup + min(turn, repeats - start)):
-                    _synchronize()
+                    synchronize()
                     before = time.perf_counter()
                     call()
-                    _synchronize()
+                    synchronize()
                     if number >= warmup:
                         durations[name].append((time.perf_counter() - before) * 1e3)
     return durations
@@ -118,6 +118,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Waits until what was asked of an accelerator is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -30,7 +30,7 @@ def quantize_int8(model: PreTrainedModel, config: QuantizationConfig) -> PreTrai
         quantized: PreTrainedModel = type(model).from_pretrained(
             None,
             config=copy.deepcopy(model.config),
-            state_dict=model.state_dict(),
+            state_dict=copy.deepcopy(model.state_dict()),
             quantization_config=torchao_config(model, config),
             dtype=model.dtype,
             attn_implementation=model.config._attn_implementation,

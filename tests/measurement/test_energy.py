@@ -5,6 +5,7 @@ import types
 from typing import ClassVar
 
 import pytest
+import torch
 
 from hf_efficient.measurement import comparison, energy
 from hf_efficient.measurement.energy import Energy, EnergyCounter
@@ -43,14 +44,13 @@ def counters(monkeypatch):
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setattr(energy, "find_spec", lambda name: object())
-        monkeypatch.setattr(energy.torch.cuda, "is_available", lambda: accelerator)
         monkeypatch.delenv(energy.COUNTRY, raising=False)
 
     return install
 
 
-def counted():
-    with EnergyCounter() as counter:
+def counted(device="cpu"):
+    with EnergyCounter(torch.device(device)) as counter:
         pass
     return counter.energy
 
@@ -68,14 +68,16 @@ def test_an_estimate_is_no_measurement(counters):
 def test_an_accelerator_without_a_counter_is_not_replaced_by_the_processor(counters, monkeypatch):
     counters(processor=True, accelerator=True)
     monkeypatch.setattr(sys.modules["codecarbon.core.gpu"], "is_gpu_details_available", lambda: False)
-    assert counted() is None
+    assert counted("cuda") is None
+    assert counted("mps") is None
 
 
 def test_the_counted_energy_is_without_the_guessed(counters):
     counters(processor=True)
     assert counted() == Energy(pytest.approx(7200), None)
     counters(processor=True, accelerator=True)
-    assert counted() == Energy(pytest.approx(18000), None)
+    assert counted("cuda") == Energy(pytest.approx(18000), None)
+    assert counted("cpu") == Energy(pytest.approx(7200), None)  # the accelerator idles
     assert not Tracker.asked["save_to_file"]
 
 
@@ -88,7 +90,7 @@ def test_carbon_is_known_where_the_country_is(counters, monkeypatch):
 
 def test_what_failed_has_no_energy(counters):
     counters(processor=True)
-    counter = EnergyCounter()
+    counter = EnergyCounter(torch.device("cpu"))
     with pytest.raises(KeyError), counter:
         raise KeyError
     assert counter.energy is None
@@ -99,4 +101,4 @@ def test_a_sample_takes_its_share(counters, monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(comparison.time, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(comparison, "ENERGY_SECONDS", 4.5)
-    assert comparison._joules(lambda: None, batch_size=9) == pytest.approx(7200 / (4 * 9))
+    assert comparison._joules(lambda: None, 9, torch.device("cpu")) == pytest.approx(7200 / (4 * 9))

@@ -7,6 +7,7 @@ from hf_efficient.measurement.comparison import measure
 from hf_efficient.measurement.memory import peak_bytes, quiet_native
 
 MEGABYTE = 1000 * 1000
+CPU = torch.device("cpu")
 
 
 def test_the_most_that_is_alive_at_one_time_counts():
@@ -19,12 +20,12 @@ def test_the_most_that_is_alive_at_one_time_counts():
         third = second + 1
         return float((second + third)[0])
 
-    assert 3 * MEGABYTE <= peak_bytes(work) < 3 * MEGABYTE + 10_000
+    assert 3 * MEGABYTE <= peak_bytes(work, CPU) < 3 * MEGABYTE + 10_000
 
 
 def test_what_was_there_before_is_not_counted():
     given = torch.zeros(MEGABYTE)
-    assert peak_bytes(lambda: given.add_(1)) < 10_000
+    assert peak_bytes(lambda: given.add_(1), CPU) < 10_000
 
 
 def test_a_larger_batch_takes_more_beside_the_same_weights(make_model, make_batch):
