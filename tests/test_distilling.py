@@ -17,7 +17,13 @@ from transformers import (
     set_seed,
 )
 
-from hf_efficient import DistillationConfig, EfficientSeq2SeqTrainer, EfficientTrainer, PruningConfig
+from hf_efficient import (
+    CompressionReport,
+    DistillationConfig,
+    EfficientSeq2SeqTrainer,
+    EfficientTrainer,
+    PruningConfig,
+)
 from hf_efficient.distillation.distiller import PROJECTIONS_NAME
 from hf_efficient.distillation.objectives import soft_label_loss
 from hf_efficient.distillation.teacher import Teacher
@@ -292,7 +298,7 @@ def test_an_interrupted_pruning_resumes_with_its_projections(tmp_path, at):
         pruning = PruningConfig(heads=0.5, neurons=0.5, rounds=2, **SMALL)
         changes = {**STEPS, "save_steps": 2}
         trainer = build(tmp_path / folder, PROJECTED, bert(**NARROW), bert(2), pruning=pruning, **changes)
-        trainer._measure = lambda models: None
+        trainer._measure = lambda models: CompressionReport()
         return trainer
 
     whole = fresh("whole")
