@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -257,9 +257,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--quick", action="store_true", help="a tiny model: shows that it works")
+    parser.add_argument("--repeats", type=int, help="how often checkpointing on and off take turns")
     args = parser.parse_args()
     logging.disable_progress_bar()
     plan = QUICK if args.quick else Plan()
+    plan = replace(plan, repeats=args.repeats or plan.repeats)
     path: Path = OUT / "training_costs" / ("quick.json" if args.quick else "results.json")
     results, console = Results(path), Console()
     wanted: list[tuple[str, Any]] = [("environment", environment)]
