@@ -20,7 +20,7 @@ from hf_efficient.distillation.teacher import load_teacher
 from hf_efficient.distilling import Distilling
 from hf_efficient.exporting import ExportConfig, check_export
 from hf_efficient.measurement.energy import EnergyCounter
-from hf_efficient.measurement.report import training_cost
+from hf_efficient.measurement.report import training_effort
 from hf_efficient.models import is_quantized
 from hf_efficient.ordering import Ordering
 from hf_efficient.pruning.config import PruningConfig
@@ -146,7 +146,7 @@ class _Compression(PruningRounds, Distilling, Reporting, Ordering):
         finally:
             aware.restore(self.model)
         whole = output is not None and not goes_on  # what was spent before an interruption is not known
-        training = training_cost(time.perf_counter() - begun, counter.energy) if whole else None
+        training = training_effort(time.perf_counter() - begun, counter.energy) if whole else None
         self._restore_forward(self.model)
         self.distiller = None  # nothing more is learned
 

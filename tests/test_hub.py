@@ -6,7 +6,7 @@ from huggingface_hub import ModelCard
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_efficient import CompressionReport, DistillationConfig, hub
-from hf_efficient.measurement.report import ModelRow, TrainingCost, with_ratios
+from hf_efficient.measurement.report import ModelRow, TrainingEffort, with_ratios
 from hf_efficient.measurement.runtime import Latency
 from hf_efficient.pruning.surgery import cut
 
@@ -99,7 +99,7 @@ def test_without_a_card_of_the_teacher_no_licence_is_claimed(folder, report):
 
 def test_energy_and_carbon_are_told_where_they_were_counted(folder, report):
     def card(**training):
-        hub.write_documents(replace(report, training=TrainingCost(**training)), folder)
+        hub.write_documents(replace(report, training=TrainingEffort(**training)), folder)
         return ModelCard.load(folder / "README.md")
 
     counted = card(seconds=90.0, energy_joules=7.2e6, co2_grams=110.0)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from trainers import build, classifier
+from trainers import build, classifier, stop
 
 from hf_efficient import DistillationConfig, PruningConfig
 from hf_efficient.pruning.importance import CRITERIA
@@ -11,27 +11,9 @@ STEPS = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 2, "lear
 SMALL = {"scoring_samples": 16, "multiple_of": 4}
 
 
-class InterruptionError(Exception):
-    pass
-
-
 def interrupted(folder, techniques, at, **changes):
     """Builds a trainer, and trains and stops as `stop` does."""
     stop(build(folder, techniques=techniques, **{**STEPS, **changes}), at)
-
-
-def stop(trainer, at):
-    """Trains until the step `at` of all phases together, and stops there as a killed process would."""
-    training_step, steps = trainer.training_step, iter(range(10_000))
-
-    def step(*args, **kwargs):
-        if next(steps) == at:
-            raise InterruptionError
-        return training_step(*args, **kwargs)
-
-    trainer.training_step = step
-    with pytest.raises(InterruptionError):
-        trainer.train()
 
 
 def shape(model):

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
-from trainers import arguments, build, classifier, collate, losses, rows
+from trainers import arguments, build, classifier, collate, losses, rows, stop
 from transformers import AlbertConfig, AlbertForSequenceClassification, BertForSequenceClassification, Trainer
 
 from hf_efficient import (
@@ -376,32 +376,13 @@ def test_a_cut_student_learns_the_same_compiled(tmp_path):
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
-class StoppedError(Exception):
-    """What stops a run in these tests."""
-
-
-def stopped_after(trainer, steps):
-    """Trains, and stops as a killed process would in the step after so many."""
-    step, left = trainer.training_step, [steps]
-
-    def run(*args, **kwargs):
-        left[0] -= 1
-        if left[0] < 0:
-            raise StoppedError
-        return step(*args, **kwargs)
-
-    trainer.training_step = run
-    with pytest.raises(StoppedError):
-        trainer.train()
-
-
 @pytest.mark.parametrize("at", [3, 6, 11])
 @pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 def test_an_interrupted_run_goes_on_with_the_same_batches(tmp_path, strategy, at):
     changes = {"train_sampling_strategy": strategy, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 1}
     whole = build(tmp_path / "whole", model=classifier(dropout=0.1), **changes)
     whole.train()
-    stopped_after(build(tmp_path / "broken", model=classifier(dropout=0.1), **changes), at)
+    stop(build(tmp_path / "broken", model=classifier(dropout=0.1), **changes), at)
     resumed = build(tmp_path / "broken", model=classifier(dropout=0.1), **changes)
     resumed.train(resume_from_checkpoint=True)
     for name, value in whole.model.state_dict().items():

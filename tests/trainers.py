@@ -1,5 +1,6 @@
 """Tiny trainers and data, for the tests of training."""
 
+import pytest
 import torch
 from datasets import Dataset
 from transformers import (
@@ -119,3 +120,21 @@ def pad(examples, filled=-100):
         )
         for name in examples[0]
     }
+
+
+class InterruptionError(Exception):
+    """What stops a training as a killed process would."""
+
+
+def stop(trainer, at):
+    """Trains until the step `at` of all phases together, counted from 0, and stops there as a killed process would."""
+    training_step, steps = trainer.training_step, iter(range(10_000))
+
+    def step(*args, **kwargs):
+        if next(steps) == at:
+            raise InterruptionError
+        return training_step(*args, **kwargs)
+
+    trainer.training_step = step
+    with pytest.raises(InterruptionError):
+        trainer.train()

@@ -72,7 +72,7 @@ class ModelRow:
 
 
 @dataclass(frozen=True)
-class TrainingCost:
+class TrainingEffort:
     """What all the training of a run took: seconds on the clock, joules and grams of CO2 where they were counted."""
 
     seconds: float
@@ -80,9 +80,9 @@ class TrainingCost:
     co2_grams: float | None = None
 
 
-def training_cost(seconds: float, energy: Energy | None) -> TrainingCost:
+def training_effort(seconds: float, energy: Energy | None) -> TrainingEffort:
     """Returns what training took, from a clock and from what was counted."""
-    return TrainingCost(seconds) if energy is None else TrainingCost(seconds, energy.joules, energy.co2_grams)
+    return TrainingEffort(seconds) if energy is None else TrainingEffort(seconds, energy.joules, energy.co2_grams)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class CompressionReport:
     models: Sequence[ModelRow] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     configs: Mapping[str, Any] = field(default_factory=dict)
-    training: TrainingCost | None = None
+    training: TrainingEffort | None = None
 
     def row(self, role: str) -> ModelRow:
         """Returns the row with the role `role`. Raises KeyError: there is none."""
@@ -133,7 +133,7 @@ class CompressionReport:
                     row[name] = form(**row[name])
             models.append(ModelRow(**row))
         training = data.pop("training", None)
-        return cls(**data, models=tuple(models), training=TrainingCost(**training) if training else None)
+        return cls(**data, models=tuple(models), training=TrainingEffort(**training) if training else None)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `compression_report.json` into `folder`, whole or not at all, and returns its path."""
