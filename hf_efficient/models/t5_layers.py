@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.mt5.modeling_mt5 import MT5Attention
 from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.utils.import_utils import is_tracing
 
 from .structure import (
     AttentionBlock,
@@ -24,9 +25,41 @@ from .structure import (
 )
 
 _TABLE = "relative_attention_bias"
+_LONGEST = 512  # distances between tokens whose buckets are remembered
 
 
-class SomeHeads(nn.Module):
+class RememberedBuckets(nn.Module):
+    """Mixin in front of a T5 attention, which works out anew, for every token, in which bucket each distance falls."""
+
+    _relative_position_bucket = staticmethod(T5Attention._relative_position_bucket)
+    _buckets: torch.Tensor | None = None
+
+    def compute_bias(
+        self,
+        query_length: int,
+        key_length: int,
+        device: torch.device | None = None,
+        past_seen_tokens: int | torch.Tensor = 0,
+    ) -> torch.Tensor:
+        """Returns the position bias of all heads, (1, heads, query_length, key_length), as `T5Attention` does."""
+        counted = not is_tracing() and isinstance(past_seen_tokens, int)
+        if not counted or max(past_seen_tokens + query_length, key_length) > _LONGEST:
+            return T5Attention.compute_bias(self, query_length, key_length, device, past_seen_tokens)
+        table: Any = getattr(self, _TABLE)
+        if self._buckets is None or self._buckets.device != table.weight.device:
+            with torch.inference_mode(False):  # else training could not use them
+                self._buckets = self._relative_position_bucket(
+                    torch.arange(1 - _LONGEST, _LONGEST, device=table.weight.device),
+                    bidirectional=not self.is_decoder,
+                    num_buckets=self.relative_attention_num_buckets,
+                    max_distance=self.relative_attention_max_distance,
+                )
+        # Row i of the keys' distances is one long to the left of row i - 1.
+        windows, last = self._buckets.unfold(0, key_length, 1), _LONGEST - past_seen_tokens
+        return table(windows[last - query_length : last].flip(0)).permute(2, 0, 1).unsqueeze(0)
+
+
+class SomeHeads(RememberedBuckets):
     """Mixin in front of a T5 attention whose neighbours keep other heads than it does.
 
     A T5 stack makes one position bias in its first layer and adds it in all: column j belongs to head j. Here it stays
@@ -56,7 +89,7 @@ class SomeHeads(nn.Module):
             whole = (
                 position_bias if position_bias is not None else _position_bias(self, hidden_states, past_key_values)
             )
-            own = torch.stack([whole[:, head] for head in self.heads], dim=1)
+            own = whole if len(self.heads) == whole.shape[1] else whole[:, list(self.heads)]
         output, _, weights = super().forward(hidden_states, mask, key_value_states, own, past_key_values, **kwargs)
         return output, whole, weights
 
@@ -75,16 +108,13 @@ _OF_SOME_HEADS: dict[type, type] = {
 }
 
 
-class NoHeads(NoUnits):
+class NoHeads(RememberedBuckets, NoUnits):
     """Stands for a T5 attention that has lost all its heads: it adds nothing.
 
     In self attention it still counts the tokens in the cache, and makes the position bias where it is the first layer.
     """
 
     o: Bias
-    compute_bias = T5Attention.compute_bias
-    _relative_position_bucket = staticmethod(T5Attention._relative_position_bucket)
-
     def __init__(self, attention: Any) -> None:
         super().__init__(returns_attention=True, reading=("o", attention.o))
         self.layer_idx = attention.layer_idx
@@ -129,9 +159,9 @@ class T5AttentionBlock(AttentionBlock):
 
     def narrow(self, keep: Sequence[int]) -> None:
         """Removes every head but those at the positions `keep`, in place; with the last one goes the norm."""
-        if len(keep) == self.units:
-            return
         attention: Any = getattr(self.owner, self.compute)
+        if isinstance(attention, NoHeads):
+            return
         heads = getattr(attention, "heads", range(self.units))
         super().narrow(keep)
         if keep:

@@ -13,6 +13,7 @@ from transformers import (
     T5EncoderModel,
     T5ForConditionalGeneration,
 )
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from hf_efficient import PruningConfig, measure, prune
 from hf_efficient.measurement.comparison import model_inputs
@@ -186,6 +187,25 @@ def test_other_shapes_need_the_pruned_config(make_model, changed):
     config = make_model(GENERATION).config
     assert type(T5.config_for(config, structure_of(shape))) is T5Config
     assert type(T5.config_for(config, structure_of({**shape, **changed}))) is PrunedT5Config
+
+
+@pytest.mark.parametrize("tokens, keys, seen", [(5, 5, 0), (1, 7, 6), (2, 7, 5), (1, 512, 511), (3, 515, 512)])
+@pytest.mark.parametrize("shape", ["no heads in the first layers", "one decoder layer"])
+def test_position_bias_is_that_of_the_stock_class(make_model, shape, tokens, keys, seen):
+    student = cut(make_model(GENERATION), selection_of(SHAPES[shape]))
+    for stack in (student.encoder, student.decoder):
+        attention = stack.block[0].layer[0].SelfAttention
+        ours = attention.compute_bias(tokens, keys, past_seen_tokens=seen)
+        assert torch.equal(ours, T5Attention.compute_bias(attention, tokens, keys, past_seen_tokens=seen))
+
+
+def test_position_bias_trains_after_inference(make_model, make_batch):
+    student, batch = cut(make_model(GENERATION), selection_of(SHAPES["different heads"])), make_batch(GENERATION)
+    with torch.inference_mode():
+        student(**batch)
+    student(**batch).logits.square().sum().backward()
+    for stack in (student.encoder, student.decoder):
+        assert stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.grad.abs().sum() > 0
 
 
 def test_table_moves_to_the_new_first_layer(make_model):
@@ -421,7 +441,7 @@ def test_activation_checkpointing_gives_the_same_gradients(make_model, make_batc
 
     def gradients():
         student.zero_grad()
-        student(**batch).loss.backward()
+        student(**batch).logits.square().sum().backward()
         return {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
 
     student.train()
