@@ -138,9 +138,11 @@ class NoHeads(RememberedBuckets, NoUnits):
             if position_bias is None:
                 position_bias = _position_bias(self, hidden_states, past_key_values)
             if past_key_values is not None:
-                # A cache whose keys have no element says that it has seen no token: one number stands for each.
-                seen = hidden_states[:, None, :, :1].detach()
-                getattr(past_key_values, "self_attention_cache", past_key_values).update(seen, seen, self.layer_idx)
+                # A cache whose keys have no element says that it has seen no token: one number stands for each. They
+                # are two tensors, since OpenVINO refuses a graph that returns one of them twice.
+                shape = (hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+                seen = hidden_states.new_zeros(shape), hidden_states.new_zeros(shape)
+                getattr(past_key_values, "self_attention_cache", past_key_values).update(*seen, self.layer_idx)
         return self.o(hidden_states), position_bias if key_value_states is None else None, None
 
 
