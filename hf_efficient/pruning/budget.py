@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -175,8 +175,9 @@ def choose(
 
     Exact over the table, up to a rounding of each layer's cost by 1/4000 of what may be spent, by dynamic programming
     over the layers (the structured search of ZipLM, Kurtic et al. 2023, section 3.2). A layer with a score may go
-    as a whole. At least one attention head of the network stays. With `uniform`, only shapes that a stock class
-    holds are considered: all heads, and one width of the feed-forward blocks for all layers.
+    as a whole. At least one attention head of the network stays, in a network with cross attention one of those: a
+    decoder that does not look at its encoder writes anything. With `uniform`, only shapes that a stock class holds
+    are considered: all heads, and one width of the feed-forward blocks for all layers.
 
     Raises ValueError: no selection fits the budget; the message names the smallest cost there is.
     """
@@ -200,16 +201,16 @@ def choose(
 
 def smallest_cost(blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, uniform: bool = False) -> float:
     """Returns the cost of the cheapest shape that `choose` considers."""
-    members, totals = _by_layer(blocks), []
+    members, totals, attending_blocks = _by_layer(blocks), [], _attending(blocks)
     for menu in _menus(blocks, uniform):
         left = {
-            layer: 0.0 if _may_go(scores, own) else _least(layer, own, table, menu, 0)
-            for layer, own in members.items()
+            layer: 0.0 if _may_go(scores, own) else _least(layer, own, table, menu) for layer, own in members.items()
         }
         attending = [
-            _least(layer, own, table, menu, 1) - left[layer]
+            _least(layer, own, table, menu, block.name) - left[layer]
             for layer, own in members.items()
-            if any(block.kind == "heads" and block.units for block in own)
+            for block in own
+            if block.name in attending_blocks
         ]
         totals.append(sum(left.values()) + min(attending, default=0.0))
     return table.base + min(totals)
@@ -220,9 +221,17 @@ def _may_go(scores: Scores, blocks: Sequence[BlockFacts]) -> bool:
     return blocks[0].layer in scores.layers and not any(block.least for block in blocks)
 
 
-def _least(layer: str, blocks: Sequence[BlockFacts], table: CostTable, menu: Menu, heads: int) -> float:
-    """Returns the cost of a layer that stays with as little as it may, but at least so many heads a block."""
-    widths = {block.name: max(menu[block.name][0], heads * (block.kind == "heads")) for block in blocks}
+def _attending(blocks: Iterable[BlockFacts]) -> set[str]:
+    """Returns the names of the blocks of which one must keep a head: cross attention where there is any, else all."""
+    heads = [block.name for block in blocks if block.kind == "heads" and block.units]
+    return {name for name in heads if name.endswith(".cross_attention")} or set(heads)
+
+
+def _least(
+    layer: str, blocks: Sequence[BlockFacts], table: CostTable, menu: Menu, attending: str | None = None
+) -> float:
+    """Returns the cost of a layer that stays with as little as it may, but with a unit of the block `attending`."""
+    widths = {block.name: max(menu[block.name][0], int(block.name == attending)) for block in blocks}
     return table.layer[layer] + sum(float(table.block(name, width)) for name, width in widths.items())
 
 
@@ -282,7 +291,7 @@ def _search(
     """
     members = _by_layer(blocks)
     unavoidable = {
-        layer: 0.0 if _may_go(scores, members[layer]) else _least(layer, members[layer], table, menu, 0)
+        layer: 0.0 if _may_go(scores, members[layer]) else _least(layer, members[layer], table, menu)
         for layer in members
     }
     room = budget - table.base - sum(unavoidable.values())
@@ -290,7 +299,7 @@ def _search(
         return None
     bin_size = max(room, ROUNDING * budget) / BINS
 
-    def ways(layer: str, attending: bool = False) -> list[_Option]:
+    def ways(layer: str, attending: Collection[str] = ()) -> list[_Option]:
         found = _layer_options(members[layer], rises, table, bin_size, unavoidable[layer], menu, attending)
         if attending or not _may_go(scores, members[layer]):
             return found
@@ -298,14 +307,14 @@ def _search(
         return [gone, *(option for option in found if option.error < gone.error)]
 
     options = {layer: ways(layer) for layer in members}
-    heads = {block.name for block in blocks if block.kind == "heads"}
+    attending = _attending(blocks)
 
     def attends(option: _Option) -> bool:
-        return option.widths is not None and any(option.widths[name] for name in heads & option.widths.keys())
+        return option.widths is not None and any(option.widths[name] for name in attending & option.widths.keys())
 
     found = _knapsack(list(options.values()))
     if found is not None and not any(attends(option) for option in found[1]):
-        forced = [_knapsack(list({**options, must: ways(must, attending=True)}.values())) for must in options]
+        forced = [_knapsack(list({**options, must: ways(must, attending)}.values())) for must in options]
         found = min((f for f in forced if f is not None), key=lambda f: f[0], default=None)
     if found is None:
         return None
@@ -321,12 +330,12 @@ def _layer_options(
     bin_size: float,
     unavoidable: float,
     menu: Menu,
-    attending: bool,
+    attending: Collection[str],
 ) -> list[_Option]:
     """Returns the ways to keep a layer that no other way beats in both cost and error, cheapest first.
 
-    Costs are in bins, without what is `unavoidable`. With `attending`, only ways that leave the layer a head compete:
-    one that the rest beats may be the only one to attend.
+    Costs are in bins, without what is `unavoidable`. Where blocks are `attending`, only ways that leave one of them a
+    head compete: one that the rest beats may be the only one to attend.
     """
     cost, error = np.asarray(table.layer[blocks[0].layer] - unavoidable), np.zeros(())
     attends = np.zeros((), dtype=bool)
@@ -334,7 +343,7 @@ def _layer_options(
         widths = np.asarray(menu[block.name])
         cost = np.add.outer(cost, table.block(block.name, menu[block.name]))
         error = np.add.outer(error, rises[block.name][widths])
-        attends = np.logical_or.outer(attends, (widths > 0) & (block.kind == "heads"))
+        attends = np.logical_or.outer(attends, (widths > 0) & (block.name in attending))
     bins = np.ceil(cost / bin_size - ROUNDING).clip(0).ravel()
     order = np.lexsort((error.ravel(), bins))
     order = order[(bins[order] <= BINS) & (attends.ravel()[order] | (not attending))]

@@ -64,6 +64,7 @@ def with_a_floor(draw, facts, scores):
 
 PARTICULAR = {
     "any": lambda draw, facts, scores: (facts, scores),
+    "looks at an encoder": lambda draw, facts, scores: (facts, scores),
     "together": with_rises,
     "signed": with_signs,
     "floors": with_a_floor,
@@ -73,7 +74,9 @@ PARTICULAR = {
 def random_instance(seed, uniform=False, kind="any"):
     """Returns a small problem whose costs and budget are whole numbers."""
     draw = random.Random(seed)
-    facts = network(layers=draw.choice([1, 2, 2, 3]), heads=draw.randint(1, 2), neurons=4, step=draw.choice([1, 2, 3]))
+    stack, most = ("decoder", 2) if kind == "looks at an encoder" else ("encoder", 3)
+    layers, heads, step = min(most, draw.choice([1, 2, 2, 3])), draw.randint(1, 2), draw.choice([1, 2, 3])
+    facts = network(layers, heads, neurons=4, step=step, stack=stack)
     layers = tuple(dict.fromkeys(block.layer for block in facts))
     table = CostTable(
         base=float(draw.randint(0, 5)),
@@ -94,6 +97,7 @@ def random_instance(seed, uniform=False, kind="any"):
 
 def every_shape(facts, scores, uniform):
     """Yields the widths of every allowed shape: a layer's are None where it is gone."""
+    attending = "cross_attention" if any(b.name.endswith("cross_attention") for b in facts) else "attention"
     layers = {block.layer: [other for other in facts if other.layer == block.layer] for block in facts}
     ways = []
     for layer, blocks in layers.items():
@@ -104,7 +108,7 @@ def every_shape(facts, scores, uniform):
         ways.append([*widths, *([None] if may_go else [])])
     for shape in itertools.product(*ways):
         left = [widths for widths in shape if widths is not None]
-        if not any(width for widths in left for name, width in widths.items() if name.endswith("attention")):
+        if not any(width for widths in left for name, width in widths.items() if name.endswith(attending)):
             continue
         if uniform:
             full = all(
