@@ -113,9 +113,13 @@ class ExportedWriter(ExportedModule, GenerationMixin):
         encoder_outputs: Any = None,
         past_key_values: Any = None,
         labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
         **_: Any,
     ) -> Any:
-        """Returns logits (batch, decoder tokens, vocabulary) and the cache; with labels, a loss that is no number."""
+        """Returns logits (batch, decoder tokens, vocabulary) and the cache, unless `use_cache` is False.
+
+        With labels there is a loss besides, that is no number.
+        """
         if encoder_outputs is None:
             if input_ids is None:
                 raise ValueError("give input_ids (batch, tokens), or encoder_outputs made of them")
@@ -133,6 +137,8 @@ class ExportedWriter(ExportedModule, GenerationMixin):
             decoder_input_ids=decoder_input_ids,
             past_key_values=past_key_values if begun else empty_cache(),
         )
+        if use_cache is False:
+            outputs["past_key_values"] = None
         if labels is not None:
             outputs["loss"] = torch.tensor(math.nan)
         return outputs

@@ -272,7 +272,7 @@ def test_a_pruned_writer_writes_the_same(runtime, head, shape, make_model, selec
     assert export(model, tmp_path / "there", runtime).difference < 1e-4
     writer = load_exported(tmp_path / "there", exact=True)
     texts = sentences(model)
-    for settings in ({}, {"num_beams": 3}):
+    for settings in ({}, {"num_beams": 3}, {"use_cache": False}):
         asked = {"max_new_tokens": 12, "min_new_tokens": 12, **settings}
         assert writer.generate(**texts, **asked).tolist() == model.generate(**texts, **asked).tolist()
     labels = torch.randint(2, 100, (3, 5))
