@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_efficient.models import family_of
+from hf_efficient.models import family_of, is_quantized
 from hf_efficient.models.structure import stock_fields
 from hf_efficient.models.surgery import keep_only
 
@@ -170,8 +170,10 @@ def student_of_layers(teacher: PreTrainedModel, kept: str | int | Sequence[int])
     `kept` is the number of layers of every stack, at even distances, or says which ("0,2,5"), or both by stack
     ("encoder=4,decoder=1" keeps four and one).
 
-    Raises ValueError: there are no such layers.
+    Raises ValueError: there are no such layers, or the teacher is quantized.
     """
+    if is_quantized(teacher):
+        raise ValueError("a student cannot begin as layers of a quantized model: take its float form")
     family = family_of(teacher)
     counts = {stack: len(layers) for stack, layers in family.stacks(teacher).items()}
     chosen = _parse_kept(kept, counts)

@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 
+from hf_efficient import quantize
 from hf_efficient.distillation.layers import (
     last,
     layer_sources,
@@ -194,6 +195,11 @@ def test_a_student_of_layers_has_the_weights_of_its_teacher(make_model, head, ke
         for parameter in student.parameters():
             parameter.zero_()
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_student_of_layers_needs_a_teacher_in_float(make_model):
+    with pytest.raises(ValueError, match="layers of a quantized model: take its float form"):
+        student_of_layers(quantize(make_model()), 1)
 
 
 def test_a_student_of_one_named_layer_has_that_layer(make_model):
