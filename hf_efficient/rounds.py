@@ -45,6 +45,7 @@ class PruningRounds(Trainer):
     teacher: Any
     train_dataset: Any
     stages: list[str]
+    shards: bool
     _gates: ClosingGates | None = None
 
     def check_pruning(self) -> None:
@@ -54,6 +55,8 @@ class PruningRounds(Trainer):
         check_prunable(self.model, self.pruning)
         if not self.trains and (self.pruning.ramp or self.pruning.rewind):
             raise ValueError("ramp and rewind happen while training, of which there is none: give num_train_epochs")
+        if self.shards and self.pruning.ramp and self.pruning.weights:
+            raise ValueError("ramp with weights looks at single connections, which FSDP shares out: ask for rounds")
         if self.optimizer is not None:
             raise ValueError(
                 "an optimizer that holds the unpruned parameters cannot train the pruned ones: "

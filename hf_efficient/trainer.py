@@ -29,6 +29,7 @@ from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantizing import check_quantization, describe, quantize
 from hf_efficient.reporting import Original, Reporting
 from hf_efficient.rounds import PruningRounds
+from hf_efficient.sharding import Sharding
 from hf_efficient.whole import has_begun, last_whole_checkpoint, save_whole
 
 logger = logging.get_logger(__name__)
@@ -36,7 +37,7 @@ logger = logging.get_logger(__name__)
 Teachers: TypeAlias = PreTrainedModel | str | Sequence[PreTrainedModel | str] | None
 
 
-class _Compression(PruningRounds, Distilling, Reporting, Ordering):
+class _Compression(PruningRounds, Distilling, Reporting, Ordering, Sharding):
     """What both trainers share; see `EfficientTrainer`."""
 
     def __init__(
@@ -128,6 +129,11 @@ class _Compression(PruningRounds, Distilling, Reporting, Ordering):
             self.teachers = [self.original.model if self.original else copy.deepcopy(self.model)]
         if self.distillation is not None:
             self.begin_distilling(self.teachers, self.distillation, self.original.token_ids if self.original else None)
+        if self.shards and self._projections:
+            raise ValueError(
+                "FSDP shares out the model alone, not the projections learned beside it: take relation_weight, which "
+                "compares across widths without any, or a student as wide as its teacher"
+            )
         learns = self.distillation is not None or self.pruning.active or self.quantization.aware
         trains = learns or self.quantization.scheme is None
 

@@ -86,6 +86,50 @@ def test_two_processes_learn_what_one_does_with_batches_twice_as_large(tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teaching": {"hidden_weight": 1.0, "attention_weight": 1.0}},
+        {"target_flops": 2.0, "rounds": 2},
+        {"target_flops": 2.0, "ramp": 0.5},
+        {"weights": 0.5, "rewind": "weights"},
+        {"teaching": {}, "rounding": "int8_weight_only"},
+    ],
+    ids=str,
+)
+def test_a_model_that_fsdp_shares_out_learns_the_same(tmp_path, changes):
+    for folder, shards in (("shared", True), ("copied", False)):
+        (tmp_path / folder).mkdir()
+        run = by_two(tmp_path / folder, {**changes, "shards": shards})
+        assert run.returncode == 0, run.stderr[-3000:]
+    first, second = (found(tmp_path / "shared", rank) for rank in (0, 1))
+    assert first == second
+    copied = found(tmp_path / "copied", 0)
+    assert (first["trained as"], copied["trained as"]) == ("DTensor", "Tensor")
+    assert first["losses"] == pytest.approx(copied["losses"], abs=1e-4)
+    for what in ("structure", "zeros", "accuracy"):
+        assert first[what] == copied[what]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"narrow": "hidden_size=16", "teaching": {"hidden_weight": 1.0}},
+            "not the projections learned beside it: take relation_weight",
+        ),
+        ({"weights": 0.5, "ramp": 0.5}, "single connections, which FSDP shares out: ask for rounds"),
+    ],
+    ids=str,
+)
+def test_what_fsdp_cannot_share_out_is_refused(tmp_path, changes, message):
+    run = by_two(tmp_path, {**changes, "shards": True})
+    assert run.returncode != 0
+    assert message in run.stderr
+
+
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_other(tmp_path):
     run = by_two(tmp_path, {"target_flops": 2.0, "fails": 3})
     assert run.returncode != 0

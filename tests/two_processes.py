@@ -5,7 +5,9 @@ import json
 import os
 import sys
 
+import accelerate.state
 import torch
+from accelerate import DistributedType
 from trainers import build, classifier, losses, rows
 from transformers import TrainerCallback
 
@@ -38,6 +40,29 @@ def failing(step, number):
     return run
 
 
+def share_out_on_a_processor():
+    """Lets accelerate shard models on a processor: torch can, but there accelerate leaves `fsdp` out in silence."""
+    init = accelerate.state.AcceleratorState.__init__
+
+    def with_plugin(self, *args, fsdp_plugin=None, **kwargs):
+        init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+        if self.__dict__.get("fsdp_plugin") is not None:
+            self.distributed_type = DistributedType.FSDP
+
+    accelerate.state.AcceleratorState.__init__ = with_plugin
+
+
+class Sharded(TrainerCallback):
+    """Remembers of which class the weights were while they were trained."""
+
+    weights = ""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights = type(next(model.parameters()).data).__name__
+
+
 def digest(weights):
     return hashlib.sha256(weights.numpy().tobytes()).hexdigest()
 
@@ -45,6 +70,9 @@ def digest(weights):
 def main(folder: str, changes: dict) -> None:
     teaching, narrow = changes.pop("teaching", {}), changes.pop("narrow", None)
     batch, fails, streams = changes.pop("batch", 4), changes.pop("fails", None), changes.pop("streams", False)
+    shards = changes.pop("shards", False)
+    if shards:
+        share_out_on_a_processor()
     techniques = {} if teaching is None else {"distillation": DistillationConfig(**teaching)}
     if rounding := changes.pop("rounding", None):
         techniques["quantization"] = QuantizationConfig(rounding, aware=True, compile=False)
@@ -61,6 +89,7 @@ def main(folder: str, changes: dict) -> None:
         num_train_epochs=2,
         # Each process reads on its own: batches of several lengths cannot be dealt out by one.
         **({"max_steps": 8, "accelerator_config": {"dispatch_batches": False}} if streams else {}),
+        **({"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["BertLayer"]}} if shards else {}),
         per_device_train_batch_size=batch,
         learning_rate=1e-2,
     )
@@ -69,15 +98,20 @@ def main(folder: str, changes: dict) -> None:
         trainer.training_step = failing(trainer.training_step, fails)
     projections = Projections()
     projections.trainer = trainer
+    sharded = Sharded()
     trainer.add_callback(projections)
+    trainer.add_callback(sharded)
     trainer.train()
     whole = "quantized" if "quantization" in techniques else "student" if techniques else "model"
+    weights = torch.cat([weight.dequantize().flatten() for weight in trainer.model.state_dict().values()])
     found = {
         "rank": rank,
         "losses": losses(trainer),
         "structure": family_of(trainer.model).structure(trainer.model.config).to_dict(),
-        "weights": digest(torch.cat([w.dequantize().flatten() for w in trainer.model.state_dict().values()])),
+        "weights": digest(weights),
         "projections": (len(projections.weights), digest(projections.weights)),
+        "trained as": sharded.weights,
+        "zeros": int((weights == 0).sum()),
         "accuracy": trainer.report.row(whole).metrics["accuracy"],
     }
     with open(f"{folder}/found-{found['rank']}.json", "w") as file:

@@ -115,6 +115,7 @@ class NoHeads(RememberedBuckets, NoUnits):
     """
 
     o: Bias
+
     def __init__(self, attention: Any) -> None:
         super().__init__(returns_attention=True, reading=("o", attention.o))
         self.layer_idx = attention.layer_idx

@@ -189,7 +189,7 @@ def test_other_shapes_need_the_pruned_config(make_model, changed):
     assert type(T5.config_for(config, structure_of({**shape, **changed}))) is PrunedT5Config
 
 
-@pytest.mark.parametrize("tokens, keys, seen", [(5, 5, 0), (1, 7, 6), (2, 7, 5), (1, 512, 511), (3, 515, 512)])
+@pytest.mark.parametrize(("tokens", "keys", "seen"), [(5, 5, 0), (1, 7, 6), (2, 7, 5), (1, 512, 511), (3, 515, 512)])
 @pytest.mark.parametrize("shape", ["no heads in the first layers", "one decoder layer"])
 def test_position_bias_is_that_of_the_stock_class(make_model, shape, tokens, keys, seen):
     student = cut(make_model(GENERATION), selection_of(SHAPES[shape]))
