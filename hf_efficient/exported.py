@@ -35,7 +35,7 @@ class ExportedModule(nn.Module):
         form = form_name(quantization)
         self.runtime, self.title = f"{TITLES.get(format, format)} {form}", f"{format} {form}"
 
-    def forward(self, **inputs: torch.Tensor) -> Any:
+    def forward(self, **inputs: Any) -> Any:
         """Returns what the model that was exported answers; where labels are given, with a loss that is no number.
 
         A loss is not exported, and `Trainer` evaluates no model without one.
