@@ -13,6 +13,9 @@ logger = logging.get_logger(__name__)
 
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 HELD_OUT = 0.1
+# Fields that say where rows come from and how many are taken; the others say how a row becomes tokens.
+FILES = ("train_file", "validation_file", "test_file")
+SOURCES = ("dataset_name", "dataset_config_name", *FILES, "max_train_samples", "max_eval_samples")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        files = [name for name in ("train_file", "validation_file", "test_file") if getattr(self, name)]
+        files = [name for name in FILES if getattr(self, name)]
         if self.dataset_name and files:
             raise ValueError(f"dataset_name and {', '.join(files)} cannot be given together: choose one source")
 

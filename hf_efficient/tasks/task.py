@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 from optimum.exporters.tasks import TasksManager
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
 
-from hf_efficient.data import DataConfig
+from hf_efficient.data import SOURCES, DataConfig
 
 Batch: TypeAlias = Mapping[str, list[Any]]
 Metrics: TypeAlias = Callable[[EvalPrediction], dict[str, float]]
@@ -116,6 +116,8 @@ class Task:
 
     def tokenize(self, splits: DatasetDict, encoding: Encoding) -> DatasetDict:
         """Returns the splits as token ids, not padded yet, with labels where there are any."""
+        # `datasets` would take other rows to evaluate on for other rows to train on, and ask the teacher again.
+        encoding = replace(encoding, data=replace(encoding.data, **dict.fromkeys(SOURCES)))
 
         def convert(batch: Batch, numbers: list[int]) -> dict[str, Any]:
             return self.encode({**batch, EXAMPLE: numbers}, encoding)

@@ -28,6 +28,13 @@ def encode(task, splits, data=None, config=BASE, numbers=None):
     return TASKS[task].tokenize(splits, encoding), encoding
 
 
+def test_what_is_evaluated_on_does_not_change_what_is_trained_on():
+    settings = {"train_file": "a.csv", "max_eval_samples": 7}, {"test_file": "b.csv"}, {"max_length": 16}
+    splits = both([{"text": "the cat sat on the mat", "label": 0}])
+    prints = [encode("text-classification", splits, DataConfig(**each))[0]["train"]._fingerprint for each in settings]
+    assert prints[0] == prints[1] != prints[2]
+
+
 # ---- classes of words ----
 
 
