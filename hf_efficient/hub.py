@@ -257,7 +257,9 @@ def _summary(report: CompressionReport) -> str:
     parts = []
     if final.ratios.size:
         parts.append(f"{final.ratios.size:.1f} times smaller than its teacher")
-    if final.ratios.speedup:
+    if final.ratios.generation:  # what one waits for of a model that writes
+        parts.append(f"writes {final.ratios.generation:.2f} times as fast")
+    elif final.ratios.speedup:
         parts.append(f"{final.ratios.speedup:.2f} times as fast")
     if final.ratios.metric_retained:
         parts.append(f"with {final.ratios.metric_retained:.1%} of its {report.metric}")

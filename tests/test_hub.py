@@ -7,7 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from hf_efficient import CompressionReport, DistillationConfig, hub
 from hf_efficient.measurement.report import ModelRow, TrainingEffort, with_ratios
-from hf_efficient.measurement.runtime import Latency
+from hf_efficient.measurement.runtime import Generation, Latency
 from hf_efficient.pruning.surgery import cut
 
 
@@ -80,6 +80,15 @@ def test_the_card_of_a_translator_loads_it_by_its_auto_class(make_model, select,
     assert (
         "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer" in ModelCard.load(tmp_path / "README.md").text
     )
+
+
+def test_the_card_of_a_translator_tells_how_fast_it_writes(folder, report):
+    slow, fast = Generation(20.0, 4.0, 16, 16, 16), Generation(10.0, 2.5, 16, 16, 16)
+    rows = [row("teacher", 0.9, 50.0, 8, generation_ms=slow), row("student", 0.9, 20.0, 2, generation_ms=fast)]
+    hub.write_documents(replace(report, models=with_ratios(rows, "accuracy")), folder)
+    text = ModelCard.load(folder / "README.md").text
+    assert "writes 1.68 times as fast, with" in text  # 20 + 15 * 4 against 10 + 15 * 2.5
+    assert "2.50 times as fast" not in text
 
 
 def test_licence_and_languages_are_those_of_the_teacher(folder, report, tmp_path):
