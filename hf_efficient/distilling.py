@@ -72,6 +72,11 @@ class Distilling(Asking):
         models = [model if getattr(model, "hf_device_map", None) else model.to(self.args.device) for model in teachers]
         self.distiller = Distiller(Teacher(models, config.shares(len(models)), dtype, token_ids), config)
         self.distiller.prepare(self.model)
+        if self.shards and self._projections:
+            raise ValueError(
+                "FSDP shares out the model alone, not the projections learned beside it: take relation_weight, which "
+                "compares across widths without any, or a student as wide as its teacher"
+            )
         if config.targets != "gold":
             self._write_targets(self.distiller)
         if config.cache_teacher:
@@ -223,7 +228,8 @@ class Distilling(Asking):
         """Also saves the projections, into checkpoints alone: who loads the model has no use for them."""
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
-        if self._projections and folder.name.startswith(PREFIX_CHECKPOINT_DIR) and self.distiller is not None:
+        wanted = self.args.should_save and folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        if wanted and self._projections and self.distiller is not None:
             self.distiller.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

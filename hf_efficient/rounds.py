@@ -23,6 +23,7 @@ from hf_efficient.pruning.batches import task_or_sampled_loss
 from hf_efficient.pruning.budget import Scores
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.connections import CONNECTION_CRITERIA, CONNECTION_SAMPLES, ConnectionScores
+from hf_efficient.pruning.importance import WEIGHED
 from hf_efficient.pruning.pruner import sample, score
 from hf_efficient.pruning.schedule import ClosingGates, GrowingZeros, Phase, phases
 from hf_efficient.pruning.sparsity import KeepZeros, remove_connections, zero_fraction
@@ -55,8 +56,11 @@ class PruningRounds(Trainer):
         check_prunable(self.model, self.pruning)
         if not self.trains and (self.pruning.ramp or self.pruning.rewind):
             raise ValueError("ramp and rewind happen while training, of which there is none: give num_train_epochs")
-        if self.shards and self.pruning.ramp and self.pruning.weights:
-            raise ValueError("ramp with weights looks at single connections, which FSDP shares out: ask for rounds")
+        if self.shards and self.pruning.ramp and (self.pruning.weights or self.pruning.criterion in WEIGHED):
+            raise ValueError(
+                "ramp looks at single weights while they are trained (weights=..., and the criteria "
+                f"{', '.join(WEIGHED)}), which FSDP shares out: ask for rounds, or for criterion='fisher'"
+            )
         if self.optimizer is not None:
             raise ValueError(
                 "an optimizer that holds the unpruned parameters cannot train the pruned ones: "
@@ -187,7 +191,7 @@ class PruningRounds(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Also saves the gates, while there are any."""
         super()._save(output_dir, state_dict)
-        if self._gates is not None and self._gates.is_open:
+        if self.args.should_save and self._gates is not None and self._gates.is_open:
             self._gates.save(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

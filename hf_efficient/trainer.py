@@ -129,11 +129,6 @@ class _Compression(PruningRounds, Distilling, Reporting, Ordering, Sharding):
             self.teachers = [self.original.model if self.original else copy.deepcopy(self.model)]
         if self.distillation is not None:
             self.begin_distilling(self.teachers, self.distillation, self.original.token_ids if self.original else None)
-        if self.shards and self._projections:
-            raise ValueError(
-                "FSDP shares out the model alone, not the projections learned beside it: take relation_weight, which "
-                "compares across widths without any, or a student as wide as its teacher"
-            )
         learns = self.distillation is not None or self.pruning.active or self.quantization.aware
         trains = learns or self.quantization.scheme is None
 

@@ -107,19 +107,40 @@ def test_a_model_that_fsdp_shares_out_learns_the_same(tmp_path, changes):
     copied = found(tmp_path / "copied", 0)
     assert (first["trained as"], copied["trained as"]) == ("DTensor", "Tensor")
     assert first["losses"] == pytest.approx(copied["losses"], abs=1e-4)
+    assert first["norms"] == pytest.approx(copied["norms"], rel=1e-4)
     for what in ("structure", "zeros", "accuracy"):
         assert first[what] == copied[what]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"teaching": {}}, {"target_flops": 2.0, "ramp": 0.9}], ids=str)
+def test_a_model_that_fsdp_shares_out_goes_on_after_an_interruption(tmp_path, changes):
+    changes = {**changes, "shards": True, "saves": True}
+    for folder in ("broken off", "at once"):
+        (tmp_path / folder).mkdir()
+    assert by_two(tmp_path / "broken off", {**changes, "fails": 7}).returncode != 0
+    [checkpoint] = (tmp_path / "broken off").rglob("checkpoint-4")
+    assert (checkpoint / "model.safetensors").exists()
+    assert not list(checkpoint.glob("_fsdp*"))
+    for folder, resume in (("broken off", True), ("at once", False)):
+        run = by_two(tmp_path / folder, {**changes, "resume": resume})
+        assert run.returncode == 0, run.stderr[-3000:]
+    resumed, at_once = (found(tmp_path / folder, 0) for folder in ("broken off", "at once"))
+    assert resumed["norms"] == pytest.approx(at_once["norms"], rel=1e-5)
+    assert resumed["structure"] == at_once["structure"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"writes": True, "teaching": {}}, "ties weights of several modules"),
         (
             {"narrow": "hidden_size=16", "teaching": {"hidden_weight": 1.0}},
             "not the projections learned beside it: take relation_weight",
         ),
-        ({"weights": 0.5, "ramp": 0.5}, "single connections, which FSDP shares out: ask for rounds"),
+        ({"target_flops": 2.0, "ramp": 0.5, "criterion": "wanda"}, "which FSDP shares out: ask for rounds"),
+        ({"weights": 0.5, "ramp": 0.5}, "which FSDP shares out: ask for rounds"),
     ],
     ids=str,
 )

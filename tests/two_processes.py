@@ -8,7 +8,7 @@ import sys
 import accelerate.state
 import torch
 from accelerate import DistributedType
-from trainers import build, classifier, losses, rows
+from trainers import build, classifier, losses, rows, t5
 from transformers import TrainerCallback
 
 from hf_efficient import DistillationConfig, PruningConfig, QuantizationConfig
@@ -70,7 +70,7 @@ def digest(weights):
 def main(folder: str, changes: dict) -> None:
     teaching, narrow = changes.pop("teaching", {}), changes.pop("narrow", None)
     batch, fails, streams = changes.pop("batch", 4), changes.pop("fails", None), changes.pop("streams", False)
-    shards = changes.pop("shards", False)
+    shards, saves, resume = (changes.pop(name, False) for name in ("shards", "saves", "resume"))
     if shards:
         share_out_on_a_processor()
     techniques = {} if teaching is None else {"distillation": DistillationConfig(**teaching)}
@@ -78,7 +78,7 @@ def main(folder: str, changes: dict) -> None:
         techniques["quantization"] = QuantizationConfig(rounding, aware=True, compile=False)
     if changes:
         techniques["pruning"] = PruningConfig(scoring_samples=16, multiple_of=4, **changes)
-    teacher = classifier()
+    teacher = t5() if changes.pop("writes", False) else classifier()
     if narrow:
         techniques["teacher"] = teacher
     trainer = build(
@@ -90,6 +90,7 @@ def main(folder: str, changes: dict) -> None:
         # Each process reads on its own: batches of several lengths cannot be dealt out by one.
         **({"max_steps": 8, "accelerator_config": {"dispatch_batches": False}} if streams else {}),
         **({"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["BertLayer"]}} if shards else {}),
+        **({"save_strategy": "epoch"} if saves else {}),
         per_device_train_batch_size=batch,
         learning_rate=1e-2,
     )
@@ -101,14 +102,16 @@ def main(folder: str, changes: dict) -> None:
     sharded = Sharded()
     trainer.add_callback(projections)
     trainer.add_callback(sharded)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     whole = "quantized" if "quantization" in techniques else "student" if techniques else "model"
-    weights = torch.cat([weight.dequantize().flatten() for weight in trainer.model.state_dict().values()])
+    values = [weight.dequantize() for weight in trainer.model.state_dict().values()]
+    weights = torch.cat([weight.flatten() for weight in values])
     found = {
         "rank": rank,
         "losses": losses(trainer),
         "structure": family_of(trainer.model).structure(trainer.model.config).to_dict(),
         "weights": digest(weights),
+        "norms": [float(weight.float().norm()) for weight in values],
         "projections": (len(projections.weights), digest(projections.weights)),
         "trained as": sharded.weights,
         "zeros": int((weights == 0).sum()),

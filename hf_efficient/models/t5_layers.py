@@ -42,14 +42,15 @@ class RememberedBuckets(nn.Module):
         past_seen_tokens: int | torch.Tensor = 0,
     ) -> torch.Tensor:
         """Returns the position bias of all heads, (1, heads, query_length, key_length), as `T5Attention` does."""
-        counted = not is_tracing() and isinstance(past_seen_tokens, int)
+        table: Any = getattr(self, _TABLE)
+        device = device or table.weight.device
+        counted = isinstance(past_seen_tokens, int) and not is_tracing(table.weight)
         if not counted or max(past_seen_tokens + query_length, key_length) > _LONGEST:
             return T5Attention.compute_bias(self, query_length, key_length, device, past_seen_tokens)
-        table: Any = getattr(self, _TABLE)
-        if self._buckets is None or self._buckets.device != table.weight.device:
+        if self._buckets is None or self._buckets.device != device:
             with torch.inference_mode(False):  # else training could not use them
                 self._buckets = self._relative_position_bucket(
-                    torch.arange(1 - _LONGEST, _LONGEST, device=table.weight.device),
+                    torch.arange(1 - _LONGEST, _LONGEST, device=device),
                     bidirectional=not self.is_decoder,
                     num_buckets=self.relative_attention_num_buckets,
                     max_distance=self.relative_attention_max_distance,
@@ -73,6 +74,7 @@ class SomeHeads(RememberedBuckets):
     """
 
     heads: tuple[int, ...]
+    _columns: torch.Tensor | None = None
 
     def forward(
         self,
@@ -89,9 +91,20 @@ class SomeHeads(RememberedBuckets):
             whole = (
                 position_bias if position_bias is not None else _position_bias(self, hidden_states, past_key_values)
             )
-            own = whole if len(self.heads) == whole.shape[1] else whole[:, list(self.heads)]
+            own = self._own(whole)
         output, _, weights = super().forward(hidden_states, mask, key_value_states, own, past_key_values, **kwargs)
         return output, whole, weights
+
+    def _own(self, whole: torch.Tensor) -> torch.Tensor:
+        """Returns the columns of the heads that are kept, (1 or batch, heads, tokens, keys)."""
+        if len(self.heads) == whole.shape[1]:
+            return whole
+        if is_tracing(whole):
+            return torch.stack([whole[:, head] for head in self.heads], dim=1)
+        if self._columns is None or self._columns.device != whole.device:
+            with torch.inference_mode(False):
+                self._columns = torch.tensor(self.heads, device=whole.device)
+        return whole.index_select(1, self._columns)
 
 
 class T5AttentionOfSomeHeads(SomeHeads, T5Attention):
@@ -171,6 +184,7 @@ class T5AttentionBlock(AttentionBlock):
             # As torch's own parametrizations do: the module stays, with all that it holds, and computes otherwise.
             attention.__class__ = _OF_SOME_HEADS.get(type(attention), type(attention))
             attention.heads, attention.n_heads = tuple(heads[position] for position in keep), len(keep)
+            attention._columns = None
         else:
             setattr(self.owner, self.compute, NoHeads(attention).train(attention.training))
             self.owner.layer_norm = nn.Identity()

@@ -293,6 +293,7 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude_l1": magnitude_l1,
     "random": random,
 }
+WEIGHED = ("wanda", "magnitude", "magnitude_l1")  # those that read the weights
 
 __all__ = [
     "CRITERIA",

@@ -117,7 +117,8 @@ class Task:
     def tokenize(self, splits: DatasetDict, encoding: Encoding) -> DatasetDict:
         """Returns the splits as token ids, not padded yet, with labels where there are any."""
         # `datasets` would take other rows to evaluate on for other rows to train on, and ask the teacher again.
-        encoding = replace(encoding, data=replace(encoding.data, **dict.fromkeys(SOURCES)))
+        elsewhere: dict[str, Any] = dict.fromkeys(SOURCES)
+        encoding = replace(encoding, data=replace(encoding.data, **elsewhere))
 
         def convert(batch: Batch, numbers: list[int]) -> dict[str, Any]:
             return self.encode({**batch, EXAMPLE: numbers}, encoding)

@@ -62,9 +62,9 @@ def forms(folder: Path) -> dict[str, Any]:
     )
     found = {"teacher": teacher, "student": student}
     for name, model, form in (("teacher", teacher, None), ("student", student, None), ("student", student, "int8")):
-        title = f"{name}, ONNX Runtime {form or 'float32'}"
-        export(model, FOLDER / title.replace(", ", "-").replace(" ", "-"), "onnx", form)
-        found[title] = load_exported(FOLDER / title.replace(", ", "-").replace(" ", "-"), form)
+        place = FOLDER / f"{name}-onnx-{form or 'float32'}"
+        export(model, place, "onnx", form)
+        found[f"{name}, ONNX Runtime {form or 'float32'}"] = load_exported(place, form)
     return found
 
 
