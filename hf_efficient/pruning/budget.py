@@ -201,7 +201,7 @@ def choose(
 
 def smallest_cost(blocks: Sequence[BlockFacts], scores: Scores, table: CostTable, uniform: bool = False) -> float:
     """Returns the cost of the cheapest shape that `choose` considers."""
-    members, totals, attending_blocks = _by_layer(blocks), [], _attending(blocks)
+    members, totals, candidates = _by_layer(blocks), [], attending_blocks(blocks)
     for menu in _menus(blocks, uniform):
         left = {
             layer: 0.0 if _may_go(scores, own) else _least(layer, own, table, menu) for layer, own in members.items()
@@ -210,7 +210,7 @@ def smallest_cost(blocks: Sequence[BlockFacts], scores: Scores, table: CostTable
             _least(layer, own, table, menu, block.name) - left[layer]
             for layer, own in members.items()
             for block in own
-            if block.name in attending_blocks
+            if block.name in candidates
         ]
         totals.append(sum(left.values()) + min(attending, default=0.0))
     return table.base + min(totals)
@@ -221,7 +221,7 @@ def _may_go(scores: Scores, blocks: Sequence[BlockFacts]) -> bool:
     return blocks[0].layer in scores.layers and not any(block.least for block in blocks)
 
 
-def _attending(blocks: Iterable[BlockFacts]) -> set[str]:
+def attending_blocks(blocks: Iterable[BlockFacts]) -> set[str]:
     """Returns the names of the blocks of which one must keep a head: cross attention where there is any, else all."""
     heads = [block.name for block in blocks if block.kind == "heads" and block.units]
     return {name for name in heads if name.endswith(".cross_attention")} or set(heads)
@@ -307,7 +307,7 @@ def _search(
         return [gone, *(option for option in found if option.error < gone.error)]
 
     options = {layer: ways(layer) for layer in members}
-    attending = _attending(blocks)
+    attending = attending_blocks(blocks)
 
     def attends(option: _Option) -> bool:
         return option.widths is not None and any(option.widths[name] for name in attending & option.widths.keys())

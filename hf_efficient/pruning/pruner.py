@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -93,7 +94,8 @@ class BudgetedChoice:
 def select_fractions(model: PreTrainedModel, config: PruningConfig, scores: Scores) -> Selection:
     """Returns what stays when the lowest scored fractions of the layers, blocks, heads and neurons of `model` go.
 
-    Each stack of layers loses its own fraction, and keeps at least one layer, block, head and neuron.
+    Each stack of layers loses its own fraction, and keeps at least one layer, block, head and neuron; a decoder one
+    head of cross attention.
     """
     facts = block_facts(model, config)
     layers: list[str] = []
@@ -106,6 +108,12 @@ def select_fractions(model: PreTrainedModel, config: PruningConfig, scores: Scor
         present = [block for block in members if block.layer in kept and block.units]
         losses = {block.name: float(scores.removal_errors(block.name, [0])[0]) for block in present}
         whole = _best(losses, config.share("blocks", stack))
+        crossing = [name for name in losses if name.endswith(".cross_attention")]
+        if crossing:  # a decoder that does not look at its encoder writes anything
+            looking = max(crossing, key=losses.__getitem__)
+            if looking not in whole:
+                whole = whole - {min(whole, key=losses.__getitem__)} | {looking}
+            present = [replace(b, least=max(1, b.least)) if b.name == looking else b for b in present]
         units |= {block.name: tuple(range(block.units)) if block.name in whole else () for block in members}
         for kind in ("heads", "neurons"):
             blocks = [block for block in present if block.kind == kind and block.name in whole]

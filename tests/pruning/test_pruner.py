@@ -158,6 +158,20 @@ def test_fraction_of_layers_goes_lowest_first(make_model, fraction, kept):
     }
 
 
+@pytest.mark.parametrize(
+    "fractions", [{"blocks": 0.6}, {"heads": 0.8}, {"layers": 0.6, "blocks": 0.6, "heads": 0.8}], ids=str
+)
+def test_a_decoder_goes_on_looking_at_its_encoder(make_model, fractions):
+    model = make_model("T5ForConditionalGeneration")
+    scores = ranked_scores(model)
+    for name in scores.units:
+        if name.endswith("cross_attention"):
+            scores.units[name] -= 1e4
+    selection = select_fractions(model, PruningConfig(**{k: f"decoder={v}" for k, v in fractions.items()}), scores)
+    kept = {name: len(units) for name, units in selection.units.items() if name.startswith("decoder") and units}
+    assert any(name.endswith("cross_attention") and name.rpartition(".")[0] in selection.layers for name in kept)
+
+
 def test_fractions_of_heads_and_neurons_are_of_the_layers_that_stay(make_model):
     model = make_model()
     config = PruningConfig(layers=0.3, heads=0.5, neurons=0.5, multiple_of=1)
