@@ -164,9 +164,10 @@ def test_fraction_of_layers_goes_lowest_first(make_model, fraction, kept):
 def test_a_decoder_goes_on_looking_at_its_encoder(make_model, fractions):
     model = make_model("T5ForConditionalGeneration")
     scores = ranked_scores(model)
-    for name in scores.units:
+    scores.layers.update({f"decoder.{index}": float(index) for index in range(3)})
+    for name, units in scores.units.items():
         if name.endswith("cross_attention"):
-            scores.units[name] -= 1e4
+            units *= 1e-4
     selection = select_fractions(model, PruningConfig(**{k: f"decoder={v}" for k, v in fractions.items()}), scores)
     kept = {name: len(units) for name, units in selection.units.items() if name.startswith("decoder") and units}
     assert any(name.endswith("cross_attention") and name.rpartition(".")[0] in selection.layers for name in kept)
