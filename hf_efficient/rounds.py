@@ -191,8 +191,8 @@ class PruningRounds(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Also saves the gates, while there are any."""
         super()._save(output_dir, state_dict)
-        if self.args.should_save and self._gates is not None and self._gates.is_open:
-            self._gates.save(output_dir or self.args.output_dir)
+        if self._gates is not None and self._gates.is_open:
+            self._gates.save(output_dir or self.args.output_dir, self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Also loads the gates, while there are any."""

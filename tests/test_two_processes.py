@@ -107,15 +107,23 @@ def test_a_model_that_fsdp_shares_out_learns_the_same(tmp_path, changes):
     copied = found(tmp_path / "copied", 0)
     assert (first["trained as"], copied["trained as"]) == ("DTensor", "Tensor")
     assert first["losses"] == pytest.approx(copied["losses"], abs=1e-4)
-    assert first["norms"] == pytest.approx(copied["norms"], rel=1e-4)
+    assert first["norms"] == pytest.approx(copied["norms"], rel=1e-3, abs=5e-3)  # biases of keys learn nothing
     for what in ("structure", "zeros", "accuracy"):
         assert first[what] == copied[what]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"teaching": {}}, {"target_flops": 2.0, "ramp": 0.9}], ids=str)
-def test_a_model_that_fsdp_shares_out_goes_on_after_an_interruption(tmp_path, changes):
-    changes = {**changes, "shards": True, "saves": True}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teaching": {}, "shards": True},
+        {"target_flops": 2.0, "ramp": 0.9, "shards": True},
+        {"target_flops": 2.0, "ramp": 0.9},
+    ],
+    ids=str,
+)
+def test_two_processes_go_on_after_an_interruption(tmp_path, changes):
+    changes = {**changes, "saves": True}
     for folder in ("broken off", "at once"):
         (tmp_path / folder).mkdir()
     assert by_two(tmp_path / "broken off", {**changes, "fails": 7}).returncode != 0
@@ -126,7 +134,7 @@ def test_a_model_that_fsdp_shares_out_goes_on_after_an_interruption(tmp_path, ch
         run = by_two(tmp_path / folder, {**changes, "resume": resume})
         assert run.returncode == 0, run.stderr[-3000:]
     resumed, at_once = (found(tmp_path / folder, 0) for folder in ("broken off", "at once"))
-    assert resumed["norms"] == pytest.approx(at_once["norms"], rel=1e-5)
+    assert resumed["weights"] == at_once["weights"]
     assert resumed["structure"] == at_once["structure"]
 
 

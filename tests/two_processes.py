@@ -70,7 +70,8 @@ def digest(weights):
 def main(folder: str, changes: dict) -> None:
     teaching, narrow = changes.pop("teaching", {}), changes.pop("narrow", None)
     batch, fails, streams = changes.pop("batch", 4), changes.pop("fails", None), changes.pop("streams", False)
-    shards, saves, resume = (changes.pop(name, False) for name in ("shards", "saves", "resume"))
+    names = ("shards", "saves", "resume", "writes")
+    shards, saves, resume, writes = (changes.pop(name, False) for name in names)
     if shards:
         share_out_on_a_processor()
     techniques = {} if teaching is None else {"distillation": DistillationConfig(**teaching)}
@@ -78,7 +79,7 @@ def main(folder: str, changes: dict) -> None:
         techniques["quantization"] = QuantizationConfig(rounding, aware=True, compile=False)
     if changes:
         techniques["pruning"] = PruningConfig(scoring_samples=16, multiple_of=4, **changes)
-    teacher = t5() if changes.pop("writes", False) else classifier()
+    teacher = t5() if writes else classifier()
     if narrow:
         techniques["teacher"] = teacher
     trainer = build(

@@ -182,11 +182,12 @@ class ClosingGates(TrainerCallback):
             self._context.__exit__(None, None, None)
             self._context = None
 
-    def save(self, folder: str) -> None:
-        """Writes gates and sums beside a checkpoint's weights."""
+    def save(self, folder: str, writes: bool = True) -> None:
+        """Writes gates and sums beside a checkpoint's weights; all processes take part, and one of them `writes`."""
         tensors = {f"gate.{name}": gate.detach() for name, gate in {**self.units, **self.layers}.items()}
-        tensors |= {f"sum.{name}": total for name, total in self.sums.items()}
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, Path(folder) / GATES_NAME)
+        tensors |= {f"sum.{name}": self.reduce(total) for name, total in self.sums.items()}
+        if writes:
+            save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, Path(folder) / GATES_NAME)
 
     def load(self, folder: str) -> None:
         """Reads what `save` wrote, to be put in when training begins."""
