@@ -155,8 +155,8 @@ def load_exported(
     folder = Path(directory)
     with quiet():
         exported = transformers.exporters.ExportedModel.from_pretrained(folder)
-        exported.to(**_options(_format(exported), exact))
-    writes = DECODE in exported.components
+        writes = DECODE in exported.components
+        exported.to(**_options(_format(exported), exact, writes))
     return (ExportedWriter if writes else ExportedModule)(exported, folder, quantization)
 
 
@@ -187,7 +187,7 @@ def _format(exported: Any) -> str:
     return str(getattr(exported.export_format, "value", exported.export_format))
 
 
-def _options(format: str, exact: bool) -> dict[str, Any]:
+def _options(format: str, exact: bool, writes: bool) -> dict[str, Any]:
     if format == "openvino":
         precision = {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
         return {"config": {"INFERENCE_NUM_THREADS": torch.get_num_threads(), **precision}}
@@ -195,4 +195,6 @@ def _options(format: str, exact: bool) -> dict[str, Any]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    if writes:  # between two tokens torch computes, on processors that waiting threads would keep busy
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return {"session_options": options}

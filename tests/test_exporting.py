@@ -27,6 +27,7 @@ from hf_efficient import (
     load_exported,
     quantize,
 )
+from hf_efficient.exported import DECODE
 from hf_efficient.exporting import check_form
 from hf_efficient.pruning.surgery import cut
 
@@ -280,6 +281,9 @@ def test_a_pruned_writer_writes_the_same(runtime, head, shape, make_model, selec
         expected = model(**texts, labels=labels).logits
     assert (writer(**texts, labels=labels).logits - expected).abs().max() < 1e-3 * expected.abs().max()
     assert AutoConfig.from_pretrained(tmp_path / "there").model_type == model.config.model_type.removeprefix("pruned_")
+    if runtime == "onnx":
+        options = writer.runners[DECODE].session.get_session_options()
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 @pytest.mark.parametrize("form", ["int8", "int8_weight_only"])

@@ -4,9 +4,9 @@
 
 HF_EFFICIENT_ASSETS names a folder with models/t5-multi30k and data/multi30k_en_de. First the one command, about forty
 minutes on two cores; then teacher and student, in torch and in ONNX Runtime, in float and in 8 bits, translate the
-1,000 test sentences greedily, and are timed in turn on the same sentences, one and sixteen at once. The last
-checkpoint is kept, the test set chooses nothing. `pip install 'hf_efficient[onnx]'` first. Results in
-out/translation/results.json.
+1,000 test sentences greedily, and are timed in turn, one and sixteen sentences at once: how long 16 tokens take each,
+and how long the same sentences, of which one model makes longer texts than another. The last checkpoint is kept, the
+test set chooses nothing. `pip install 'hf_efficient[onnx]'` first. Results in out/translation/results.json.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sst2 import ASSETS, OUT, Results
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_efficient import CompressionReport, export, load_exported
+from hf_efficient.measurement.comparison import writing
 from hf_efficient.measurement.metrics import translation_metrics
 from hf_efficient.measurement.runtime import environment, time_in_turn
 
@@ -100,16 +101,20 @@ def main() -> None:
         scores = translation_metrics(translate(model, tokenizer, sources, 50), right)
         found[name] = {"sacrebleu": scores["sacrebleu"], "chrf": scores["chrf"]}
     for at_once, count in TIMED.items():
-        calls: dict[str, Callable[[], object]] = {
-            name: partial(translate, model, tokenizer, sources[:count], at_once) for name, model in models.items()
+        few = tokenizer(sources[:at_once], return_tensors="pt", padding=True)
+        calls: dict[str, dict[str, Callable[[], object]]] = {
+            "sentences": {
+                name: partial(translate, model, tokenizer, sources[:count], at_once) for name, model in models.items()
+            },
+            "16 tokens each": {name: writing(model, few, 16) for name, model in models.items()},
         }
-        durations = {
-            name: statistics.median(times)
-            for name, times in time_in_turn(calls, repeats=REPEATS, warmup=1, turn=2).items()
-        }
-        for name, duration in durations.items():
-            found[name][f"ms a sentence, {at_once} at once"] = duration / count
-            found[name][f"times as fast, {at_once} at once"] = durations["teacher"] / duration
+        for what, each in calls.items():
+            repeats = REPEATS if what == "sentences" else 5 * REPEATS
+            times = time_in_turn(each, repeats=repeats, warmup=1, turn=repeats // 3)
+            durations = {name: statistics.median(values) for name, values in times.items()}
+            for name, duration in durations.items():
+                found[name][f"ms, {what}, {at_once} at once"] = duration
+                found[name][f"times as fast, {what}, {at_once} at once"] = durations["teacher"] / duration
     results = Results(FOLDER / "results.json")
     results["environment"] = environment()
     results["stages"] = {"stages": report.stages, "structure": report.row("student").structure}
