@@ -99,13 +99,23 @@ class Distilling(Asking):
     ) -> tuple[list[Any], torch.Tensor | int | None]:
         """Also counts what the losses of the whole accumulation window, on all processes, are divided by."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches:
+        if batches and not self._parent_is_exact:
             counts = [self._counts(batch) for batch in batches]
             total = torch.stack([torch.stack(list(count.values())) for count in counts]).sum(0).to(device)
             if self.args.world_size > 1:
                 total = self.accelerator.gather(total[None]).sum(0)
             self._window = dict(zip(counts[0], total, strict=True))
         return batches, num_items
+
+    @property
+    def _parent_is_exact(self) -> bool:
+        """Whether the parent's loss is what ours would be: it is not known here, or one process reads a step at once.
+
+        Where answers are of tokens it may be the mean of none, which ours takes care of.
+        """
+        answers = answers_of(self.model)
+        at_once = self.args.world_size == 1 and self.args.gradient_accumulation_steps == 1
+        return self.distiller is None and (answers is None or (at_once and not answers.of_tokens))
 
     def _counts(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns, by unit, the number of labels that the task's loss averages over, and what the distiller counts."""
@@ -130,8 +140,7 @@ class Distilling(Asking):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Returns the weighted sum of the task's loss and, with a distiller, the distances to the teacher."""
         known = self._read(inputs)
-        stock = self.distiller is None and self.loss_is_scaled_for_ga is None
-        if self.compute_loss_func is not None or not model.training or stock:
+        if self.compute_loss_func is not None or not model.training or self._parent_is_exact:
             return super().compute_loss(model, known, return_outputs, num_items_in_batch)
         window = self._window or {u: n.to(self.args.device) for u, n in self._counts(known).items()}
         if self.distiller is None:
