@@ -2,7 +2,19 @@ import copy
 
 import pytest
 import torch
-from trainers import accuracy, arguments, collate, livelier, losses, pad, rows, t5, written
+from trainers import (
+    InterruptionError,
+    accuracy,
+    arguments,
+    collate,
+    livelier,
+    losses,
+    pad,
+    rows,
+    stopping,
+    t5,
+    written,
+)
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -240,23 +252,6 @@ PROJECTED = {**NOTHING, "hidden_weight": 1.0, "embedding_weight": 1.0, "logits_w
 STEPS = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "learning_rate": 1e-2}
 
 
-class InterruptionError(Exception):
-    pass
-
-
-def stop(trainer, at):
-    """Lets the training stop at the step `at` of all phases together, as a killed process would."""
-    training_step, steps = trainer.training_step, iter(range(10_000))
-
-    def step(*args, **kwargs):
-        if next(steps) == at:
-            raise InterruptionError
-        return training_step(*args, **kwargs)
-
-    trainer.training_step = step
-    return trainer
-
-
 def test_projections_are_in_checkpoints_and_not_in_the_model(tmp_path):
     trainer = learn(build(tmp_path, PROJECTED, bert(**NARROW), bert(2), **STEPS))
     trainer.save_model(str(tmp_path / "final"))
@@ -276,7 +271,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, at):
     whole = fresh("whole")
     learn(whole)
     with pytest.raises(InterruptionError):
-        learn(stop(fresh("broken"), at))
+        learn(stopping(fresh("broken"), at))
     resumed = fresh("broken")
     checkpoint = tmp_path / "broken" / "checkpoint-3"
     learn(resumed, str(checkpoint) if checkpoint.exists() else None)
@@ -304,7 +299,7 @@ def test_an_interrupted_pruning_resumes_with_its_projections(tmp_path, at):
     whole = fresh("whole")
     whole.train()
     with pytest.raises(InterruptionError):
-        stop(fresh("broken"), at).train()
+        stopping(fresh("broken"), at).train()
     resumed = fresh("broken")
     resumed.train(resume_from_checkpoint=True)
     assert_same_state(resumed.model, whole.model)

@@ -126,8 +126,8 @@ class InterruptionError(Exception):
     """What stops a training as a killed process would."""
 
 
-def stop(trainer, at):
-    """Trains until the step `at` of all phases together, counted from 0, and stops there as a killed process would."""
+def stopping(trainer, at):
+    """Returns `trainer`, which will stop at the step `at` of all phases together, counted from 0, as if killed."""
     training_step, steps = trainer.training_step, iter(range(10_000))
 
     def step(*args, **kwargs):
@@ -136,5 +136,10 @@ def stop(trainer, at):
         return training_step(*args, **kwargs)
 
     trainer.training_step = step
+    return trainer
+
+
+def stop(trainer, at):
+    """Trains until the step `at`, and stops there."""
     with pytest.raises(InterruptionError):
-        trainer.train()
+        stopping(trainer, at).train()

@@ -223,8 +223,13 @@ def _may_go(scores: Scores, blocks: Sequence[BlockFacts]) -> bool:
 
 def attending_blocks(blocks: Iterable[BlockFacts]) -> set[str]:
     """Returns the names of the blocks of which one must keep a head: cross attention where there is any, else all."""
-    heads = [block.name for block in blocks if block.kind == "heads" and block.units]
-    return {name for name in heads if name.endswith(".cross_attention")} or set(heads)
+    heads = {block.name for block in blocks if block.kind == "heads" and block.units}
+    return looking(heads) or heads
+
+
+def looking(names: Iterable[str]) -> set[str]:
+    """Returns those of the names of blocks that are of cross attention, by which a decoder looks at its encoder."""
+    return {name for name in names if name.endswith(".cross_attention")}
 
 
 def _least(

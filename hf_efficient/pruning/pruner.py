@@ -22,6 +22,7 @@ from hf_efficient.pruning.budget import (
     choose_evenly,
     keep_best,
     keep_evenly,
+    looking,
     measure_costs,
     smallest_cost,
 )
@@ -108,12 +109,11 @@ def select_fractions(model: PreTrainedModel, config: PruningConfig, scores: Scor
         present = [block for block in members if block.layer in kept and block.units]
         losses = {block.name: float(scores.removal_errors(block.name, [0])[0]) for block in present}
         whole = _best(losses, config.share("blocks", stack))
-        crossing = [name for name in losses if name.endswith(".cross_attention")]
-        if crossing:  # a decoder that does not look at its encoder writes anything
-            looking = max(crossing, key=losses.__getitem__)
-            if looking not in whole:
-                whole = whole - {min(whole, key=losses.__getitem__)} | {looking}
-            present = [replace(b, least=max(1, b.least)) if b.name == looking else b for b in present]
+        if crossing := looking(losses):  # a decoder that does not look at its encoder writes anything
+            best = max(sorted(crossing), key=losses.__getitem__)
+            if best not in whole:
+                whole = whole - {min(whole, key=losses.__getitem__)} | {best}
+            present = [replace(b, least=max(1, b.least)) if b.name == best else b for b in present]
         units |= {block.name: tuple(range(block.units)) if block.name in whole else () for block in members}
         for kind in ("heads", "neurons"):
             blocks = [block for block in present if block.kind == kind and block.name in whole]
