@@ -13,19 +13,22 @@ from rich.console import Console
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from transformers.utils import logging
 
-from hf_efficient.compress import compress
-from hf_efficient.data import DataConfig
-from hf_efficient.demo import run_demo
+from hf_efficient.commands.compress import compress
+from hf_efficient.commands.config import JobConfig, ModelConfig
+from hf_efficient.commands.demo import run as run_demo
+from hf_efficient.commands.measure import print_report
+from hf_efficient.commands.measure import run as run_measure
+from hf_efficient.data.config import DataConfig
 from hf_efficient.distillation.config import DistillationConfig
-from hf_efficient.distilling import NonFiniteLossError
-from hf_efficient.exporting import FORMATS, ExportConfig
-from hf_efficient.job import Job, ModelConfig
-from hf_efficient.measuring import run_measure, show
+from hf_efficient.errors import NonFiniteLossError, UserError
+from hf_efficient.exporters.config import EXPORT_FORMATS, ExportConfig
+from hf_efficient.hub.config import TRANSFORMERS_JS_URL, PushConfig, SpaceConfig
+from hf_efficient.hub.files import file_size_bytes
+from hf_efficient.hub.onnx_repository import plan_repositories
+from hf_efficient.hub.push import push_folder
+from hf_efficient.hub.space import check_space_folder, push_space
 from hf_efficient.pruning.config import PruningConfig
-from hf_efficient.pushable import repositories, size_bytes
-from hf_efficient.pushing import PushConfig, push
 from hf_efficient.quantization.config import SCHEMES, QuantizationConfig
-from hf_efficient.space import LIBRARY, SpaceConfig, check_space, push_space
 
 logger = logging.get_logger(__name__)
 
@@ -40,7 +43,7 @@ UNTRAINED = ("--num_train_epochs", "0", "--max_steps", "-1", "--distil", "False"
 USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
 
 
-def parse_job(argv: Sequence[str], command: str = "compress") -> Job:
+def parse_job(argv: Sequence[str], command: str = "compress") -> JobConfig:
     """Returns the job that the flags describe; `--config recipe.yaml` gives the same keys, and flags win over it.
 
     Exits with status 2 on unknown or abbreviated flags. Raises ValueError: a value is out of its range.
@@ -72,17 +75,17 @@ def parse_job(argv: Sequence[str], command: str = "compress") -> Job:
     *settings, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     if unknown:
         parser.error(f"unknown flags: {' '.join(unknown)}")
-    return Job(*settings)
+    return JobConfig(*settings)
 
 
 def _recipe_flags(path: str | None) -> list[str]:
     if path is None:
         return []
     if not Path(path).is_file():
-        raise ValueError(f"config={path!r} does not exist")
+        raise UserError(f"config={path!r} does not exist")
     recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(recipe, dict):
-        raise ValueError(f"config={path!r} must hold keys and values, such as `target_speedup: 2`")
+        raise UserError(f"config={path!r} must hold keys and values, such as `target_speedup: 2`")
     flags = []
     for key, value in recipe.items():
         values = value if isinstance(value, list) else [value]
@@ -100,9 +103,9 @@ def run_compress(argv: Sequence[str]) -> None:
     finish(job)
 
 
-def finish(job: Job) -> None:
+def finish(job: JobConfig) -> None:
     """Does the job, and prints what was measured and where it is."""
-    show(compress(job))
+    print_report(compress(job))
     Console().print(f"Model, card, report and picture: {job.training.output_dir}")
 
 
@@ -113,12 +116,12 @@ def run_prune(argv: Sequence[str]) -> None:
     """
     job = parse_job([*argv, *UNTRAINED], command="prune")
     if not (job.pruning.active or job.pruning.vocabulary):
-        raise ValueError(
+        raise UserError(
             "nothing is to be pruned: give --target_speedup 2, --target_flops 2, --heads 0.3, --layers 0.5, "
             "--weights 0.5, --vocabulary or another flag of pruning (--help)"
         )
     if job.quantization.scheme is not None:
-        raise ValueError("prune does not quantize: leave out --scheme, or use `hf-efficient compress`")
+        raise UserError("prune does not quantize: leave out --scheme, or use `hf-efficient compress`")
     finish(job)
 
 
@@ -129,9 +132,9 @@ def run_quantize(argv: Sequence[str]) -> None:
     """
     job = parse_job([*argv, *UNTRAINED], command="quantize")
     if job.quantization.scheme is None:
-        raise ValueError(f"in which form? give --scheme, one of {', '.join(SCHEMES)}")
+        raise UserError(f"in which form? give --scheme, one of {', '.join(SCHEMES)}")
     if job.pruning.active or job.pruning.vocabulary or job.quantization.aware:
-        raise ValueError("quantize neither prunes nor trains: use `hf-efficient compress`, which quantizes at the end")
+        raise UserError("quantize neither prunes nor trains: use `hf-efficient compress`, which quantizes at the end")
     finish(job)
 
 
@@ -142,9 +145,9 @@ def run_export(argv: Sequence[str]) -> None:
     """
     job = parse_job([*argv, *UNTRAINED], command="export")
     if not job.export.formats:
-        raise ValueError(f"for which runtime? give --export, one or more of {', '.join(FORMATS)}")
+        raise UserError(f"for which runtime? give --export, one or more of {', '.join(EXPORT_FORMATS)}")
     if job.pruning.active or job.pruning.vocabulary or job.quantization.scheme is not None:
-        raise ValueError("export leaves the model as it is: use `hf-efficient compress`, which exports at the end")
+        raise UserError("export leaves the model as it is: use `hf-efficient compress`, which exports at the end")
     finish(job)
 
 
@@ -155,9 +158,9 @@ def run_distill(argv: Sequence[str]) -> None:
     """
     job = parse_job([*argv, "--distil", "True"], command="distill")
     if job.pruning.active or job.pruning.vocabulary or job.quantization.scheme is not None:
-        raise ValueError("distill neither prunes nor quantizes: use `hf-efficient compress`, which distils besides")
+        raise UserError("distill neither prunes nor quantizes: use `hf-efficient compress`, which distils besides")
     if not (job.models.makes_student or job.models.teacher_name_or_path):
-        raise ValueError(
+        raise UserError(
             "there is nothing to learn from: name a teacher (--teacher_name_or_path), or make a student of the model "
             "(--student_layers 3, --student_config hidden_size=128,...)"
         )
@@ -186,25 +189,27 @@ def run_push(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--space_teacher", metavar="USER/NAME", help="a model on the Hub with an onnx/ to show beside it"
     )
-    parser.add_argument("--space_library", default=LIBRARY, metavar="URL", help="where the page finds transformers.js")
+    parser.add_argument(
+        "--space_library", default=TRANSFORMERS_JS_URL, metavar="URL", help="where the page finds transformers.js"
+    )
     parser.add_argument("--space_runtime", metavar="URL", help="folder with ONNX Runtime's files for the web")
     known = vars(parser.parse_args(argv))
     folder, dry = Path(known.pop("folder")), known.pop("dry_run")
     space = SpaceConfig(**{name: known.pop(name) for name in list(known) if name.startswith("space")})
     config, console = PushConfig(**known), Console(soft_wrap=True)
     if space.space:
-        check_space(folder, config)
+        check_space_folder(folder, config)
     if not dry:
-        commits = push(folder, config)
+        commits = push_folder(folder, config)
         for repo_id, commit in commits.items():
             console.print(f"{repo_id}: {commit.pr_url or commit.commit_url}", markup=False)
         if space.space:
             console.print(f"{space.space}: {push_space(folder, next(iter(commits)), space)}", markup=False)
         return
-    for repo_id, contents in repositories(folder, config.repo_id).items():
+    for repo_id, contents in plan_repositories(folder, config.repo_id).items():
         console.print(f"{repo_id}: {len(contents)} files, nothing is pushed", markup=False)
         for path, content in sorted(contents.items()):
-            console.print(f"{size_bytes(content):>14,}  {path}", markup=False, highlight=False)
+            console.print(f"{file_size_bytes(content):>14,}  {path}", markup=False, highlight=False)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

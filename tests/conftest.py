@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from hf_efficient.models import family_of
 from hf_efficient.models.structure import AttentionBlock
-from hf_efficient.pruning.budget import Selection
+from hf_efficient.pruning.selection import Selection
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import torch
 from datasets import load_dataset
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
 
-from hf_efficient.demo_corpus import train_tokenizer
+from hf_efficient.commands.demo_dataset import train_tokenizer
 
 GOOD, BAD = ("good", "great", "lovely", "fine"), ("bad", "awful", "dull", "poor")
 

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 import hf_efficient
-from hf_efficient.quiet import quiet_torchao
+from hf_efficient.quantization.torchao_import import suppress_torchao_warnings
 
 
 @pytest.mark.parametrize("name", hf_efficient.__all__)
@@ -25,7 +25,7 @@ def test_public_names_are_sorted_and_the_promised_ones_are_among_them():
 def test_torchao_is_quiet_only_for_a_while(caplog):
     logger = logging.getLogger("torchao")
     before = logger.level
-    with quiet_torchao():
+    with suppress_torchao_warnings():
         logger.warning("kernels for another machine")
         logger.error("a real problem")
     assert logger.level == before
@@ -34,6 +34,6 @@ def test_torchao_is_quiet_only_for_a_while(caplog):
 
 def test_torchao_speaks_again_after_an_error():
     levels = {name: logging.getLogger(name).level for name in ("", "torchao")}
-    with pytest.raises(RuntimeError, match="in between"), quiet_torchao():
+    with pytest.raises(RuntimeError, match="in between"), suppress_torchao_warnings():
         raise RuntimeError("in between")
     assert {name: logging.getLogger(name).level for name in levels} == levels

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from hf_efficient.distillation.layers import LAYER_MAPS, parse_layer_map
-from hf_efficient.distillation.objectives import cosine_distance, squared_error
+from hf_efficient.distillation.layer_maps import LAYER_MAPS, parse_layer_map
+from hf_efficient.distillation.losses import cosine_distance, squared_error
+from hf_efficient.errors import UserError
 
 HIDDEN_DISTANCES = {"mse": squared_error, "cosine": cosine_distance}
-TARGETS = ("gold", "teacher", "both")
+TARGET_SOURCES = ("gold", "teacher", "both")
 RELATIONS = ("queries", "keys", "values")
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
-INSIDE = ("hidden_weight", "embedding_weight", "attention_weight", "relation_weight")
-WEIGHTS = ("hard_label_weight", "logits_weight", *INSIDE)
+INTERMEDIATE_WEIGHTS = ("hidden_weight", "embedding_weight", "attention_weight", "relation_weight")
+WEIGHTS = ("hard_label_weight", "logits_weight", *INTERMEDIATE_WEIGHTS)
 SCHEDULED = ("temperature", "hard_label_weight", "logits_weight")
 
 
@@ -98,51 +99,51 @@ class DistillationConfig:
     target_beams: int = field(default=1, metadata={"help": "Beams with which the teacher writes targets."})
 
     def __post_init__(self) -> None:
-        if self.targets not in TARGETS:
-            raise ValueError(f"targets={self.targets!r} is unknown: give one of {', '.join(TARGETS)}")
+        if self.targets not in TARGET_SOURCES:
+            raise UserError(f"targets={self.targets!r} is unknown: give one of {', '.join(TARGET_SOURCES)}")
         for name in ("temperature", "temperature_end"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be above 0; usual values lie between 1 and 10")
+                raise UserError(f"{name}={value} must be above 0; usual values lie between 1 and 10")
         for name in (*WEIGHTS, "hard_label_weight_end", "logits_weight_end"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
-                raise ValueError(f"{name}={value} must not be negative")
+                raise UserError(f"{name}={value} must not be negative")
         if not any(getattr(self, name) or getattr(self, f"{name}_end", None) for name in WEIGHTS):
-            raise ValueError(f"{', '.join(WEIGHTS)} are all 0: nothing would be learned; give one a weight")
+            raise UserError(f"{', '.join(WEIGHTS)} are all 0: nothing would be learned; give one a weight")
         for name, allowed in (("hidden_distance", tuple(HIDDEN_DISTANCES)), ("teacher_dtype", TEACHER_DTYPES)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: give one of {', '.join(allowed)}")
+                raise UserError(f"{name}={getattr(self, name)!r} is unknown: give one of {', '.join(allowed)}")
         if not set(self.related) <= set(RELATIONS):
-            raise ValueError(
+            raise UserError(
                 f"relations={self.relations!r} is unknown: give any of {', '.join(RELATIONS)}, with commas between"
             )
         for name in ("relation_heads", "cache_top_k", "target_beams"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+                raise UserError(f"{name}={value} must be at least 1")
         parse_layer_map(self.layer_map)
         if self.layer_map != "auto" and not self.looks_inside:
-            raise ValueError(
-                f"layer_map={self.layer_map!r} maps what is not compared: give one of {', '.join(INSIDE)} a weight"
+            raise UserError(
+                f"layer_map={self.layer_map!r} maps what is not compared: give one of {', '.join(INTERMEDIATE_WEIGHTS)} a weight"
             )
         if self.teacher_weights is not None:
             self.shares(len(self.teacher_weights.split(",")))
         self._check_cache()
 
     def _check_cache(self) -> None:
-        inside = [name for name in INSIDE if getattr(self, name)]
+        inside = [name for name in INTERMEDIATE_WEIGHTS if getattr(self, name)]
         if self.cache_teacher and inside:
-            raise ValueError(
+            raise UserError(
                 f"cache_teacher keeps the teacher's answers, {', '.join(inside)} needs what is inside it at every "
                 "step: leave out one of them"
             )
         if self.cache_top_k is not None and not self.cache_teacher:
-            raise ValueError(
+            raise UserError(
                 f"cache_top_k={self.cache_top_k} shrinks a cache that there is not: add cache_teacher=True"
             )
         if self.cache_top_k is not None and self.temperature_end is not None:
-            raise ValueError(
+            raise UserError(
                 "cache_top_k sums up unlikely answers at one temperature: leave out temperature_end, or cache_top_k"
             )
 
@@ -184,7 +185,7 @@ class DistillationConfig:
     @property
     def looks_inside(self) -> bool:
         """Whether anything but the teacher's answers counts."""
-        return any(getattr(self, name) for name in INSIDE)
+        return any(getattr(self, name) for name in INTERMEDIATE_WEIGHTS)
 
     def at(self, name: str, progress: float) -> float:
         """Returns the value of the field `name` when `progress`, in [0, 1], of the training is done."""
@@ -204,9 +205,9 @@ class DistillationConfig:
         except ValueError:
             weights = []
         if not weights or min(weights) < 0 or not 0 < sum(weights) < math.inf:
-            raise ValueError(f"teacher_weights={self.teacher_weights!r} are no weights: give numbers such as 0.7,0.3")
+            raise UserError(f"teacher_weights={self.teacher_weights!r} are no weights: give numbers such as 0.7,0.3")
         if len(weights) != teachers:
-            raise ValueError(
+            raise UserError(
                 f"teacher_weights={self.teacher_weights!r} weighs {len(weights)} teachers, there are {teachers}: "
                 "give as many weights as teachers"
             )

@@ -15,33 +15,34 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_efficient.distillation.config import HIDDEN_DISTANCES, DistillationConfig
-from hf_efficient.distillation.layers import layer_sources, map_layers
-from hf_efficient.distillation.objectives import attention_loss, relation_loss, squared_error
-from hf_efficient.distillation.signals import (
+from hf_efficient.distillation.activations import (
     EMBEDDINGS,
     HIDDEN,
     KEYS,
     QUERIES,
-    Signal,
-    Signals,
-    attention_blocks,
+    ActivationKey,
+    Activations,
+    capture_activations,
+    self_attention_blocks,
     token_masks,
-    watching,
 )
+from hf_efficient.distillation.config import HIDDEN_DISTANCES, DistillationConfig
+from hf_efficient.distillation.layer_maps import layer_sources, map_layers
+from hf_efficient.distillation.losses import attention_loss, relation_loss, squared_error
 from hf_efficient.distillation.teacher import Teacher
-from hf_efficient.distillation.teacher_cache import cached_answers
+from hf_efficient.distillation.teacher_cache import read_cached_outputs
+from hf_efficient.errors import UserError
 from hf_efficient.models import family_of
 from hf_efficient.models.structure import PrunedConfig
 
-Inputs = Mapping[str, torch.Tensor]
+Batch = Mapping[str, torch.Tensor]
 Pair = tuple[str, str]
-SOFT = "soft"
+SOFT_LABEL_UNIT = "soft"
 PROJECTIONS_NAME = "projections.safetensors"
 
 
 @dataclass(frozen=True)
-class Part:
+class LossTerm:
     """A term of the loss.
 
     `total` () is a sum over positions, to be divided by the `unit`'s count over the whole accumulation window: "soft"
@@ -58,18 +59,18 @@ def check_same_task(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raises ValueError: teacher and student read other tokens or predict other labels, so nothing compares."""
     ours, theirs = student.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the teacher has a vocabulary of {theirs.vocab_size} tokens and the student one of {ours.vocab_size}: "
             "they must share a tokenizer"
         )
-    if ours.num_labels != theirs.num_labels or _named(ours.id2label) != _named(theirs.id2label):
-        raise ValueError(
+    if ours.num_labels != theirs.num_labels or _label_names(ours.id2label) != _label_names(theirs.id2label):
+        raise UserError(
             f"the teacher predicts {theirs.id2label} and the student {ours.id2label}: give both the same label map "
             "(id2label in config.json), in the same order"
         )
 
 
-def _named(id2label: Mapping[int, str]) -> dict[int, str] | None:
+def _label_names(id2label: Mapping[int, str]) -> dict[int, str] | None:
     """Returns the label map, or None when it only holds the names that transformers makes up."""
     if all(name == f"LABEL_{index}" for index, name in id2label.items()):
         return None
@@ -95,12 +96,12 @@ class Distiller(nn.Module):
         self._counted_in: dict[str, list[int]] | None = None
         self._heads: dict[Pair, tuple[list[int] | None, list[int] | None]] = {}
         if config.uses_logits and teacher.answers is None:
-            raise ValueError(
+            raise UserError(
                 f"{type(teacher.model).__name__} has no task head whose answers compare: set logits_weight=0 and give "
                 "hidden_weight or relation_weight one"
             )
         if config.looks_inside and len(teacher.models) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{len(teacher.models)} teachers answer together, but hidden states, embeddings, attention and "
                 "relations compare with one: give one teacher, or soft labels alone"
             )
@@ -118,9 +119,9 @@ class Distiller(nn.Module):
         teacher, config = self.teacher.model, self.config
         self._counted_in = self._counted_in or layer_sources(student)
         self.pairs = map_layers(student, teacher, config.layer_map, self._counted_in)
-        widths = _width(student), _width(teacher)
+        widths = _hidden_size(student), _hidden_size(teacher)
         if config.hidden_distance == "cosine" and config.hidden_weight and widths[0] != widths[1]:
-            raise ValueError(
+            raise UserError(
                 f"hidden_distance='cosine' compares directions of one space, the student's has {widths[0]} dimensions "
                 f"and the teacher's {widths[1]}: use mse, which learns a projection"
             )
@@ -136,7 +137,7 @@ class Distiller(nn.Module):
         """Finds the pairs in which both layers attend, and which of their heads are the same."""
         if not (self.config.attention_weight or self.config.relation_weight):
             return
-        ours, theirs = attention_blocks(student), attention_blocks(teacher)
+        ours, theirs = self_attention_blocks(student), self_attention_blocks(teacher)
         self._heads = {}
         for mine, its in self.pairs:
             if mine in ours and its in theirs:
@@ -150,7 +151,7 @@ class Distiller(nn.Module):
                     self._heads[mine, its] = ours[mine].units, theirs[its].units  # type: ignore[assignment]
         for stack in self.stacks:
             if not any(mine.startswith(f"{stack}.") for mine, _ in self._heads):
-                raise ValueError(
+                raise UserError(
                     f"no layer of the student's {stack} that the layer_map names attends any more: leave out "
                     "attention_weight and relation_weight, or keep heads (keep_at_least)"
                 )
@@ -176,22 +177,22 @@ class Distiller(nn.Module):
         """The last pair of attending layers of every stack: relations of these are compared."""
         return list({mine.partition(".")[0]: (mine, its) for mine, its in self._heads}.values())
 
-    def counts(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+    def counts(self, inputs: Batch) -> dict[str, torch.Tensor]:
         """Returns what the sums over a batch are divided by, by unit, each of shape ()."""
         found = {}
         if self.config.uses_logits and self.teacher.answers is not None:
-            found[SOFT] = self.teacher.answers.count(inputs)
+            found[SOFT_LABEL_UNIT] = self.teacher.answers.count(inputs)
         return found | {stack: mask.sum() for stack, mask in token_masks(inputs, self.stacks).items()}
 
-    def watch(self) -> AbstractContextManager[Signals]:
+    def watch(self) -> AbstractContextManager[Activations]:
         """Gives the student's signals, of one run of it within the context."""
         wanted = self._wanted(0)
-        return watching(self.student, wanted) if wanted else nullcontext({})
+        return capture_activations(self.student, wanted) if wanted else nullcontext({})
 
-    def _wanted(self, side: int) -> list[Signal]:
+    def _wanted(self, side: int) -> list[ActivationKey]:
         """Returns the signals that are compared, of the student (0) or the teacher (1)."""
         config = self.config
-        wanted: list[Signal] = []
+        wanted: list[ActivationKey] = []
         if config.hidden_weight:
             wanted += [(HIDDEN, pair[side]) for pair in self.pairs]
         if config.embedding_weight:
@@ -202,7 +203,7 @@ class Distiller(nn.Module):
             wanted += [(what, pair[side]) for pair in self.related_pairs for what in config.related]
         return list(dict.fromkeys(wanted))
 
-    def forward(self, inputs: Inputs, outputs: Any, signals: Signals, progress: float = 0.0) -> list[Part]:
+    def forward(self, inputs: Batch, outputs: Any, signals: Activations, progress: float = 0.0) -> list[LossTerm]:
         """Returns the parts of the distance to the teacher on a batch.
 
         | argument | meaning |
@@ -216,7 +217,9 @@ class Distiller(nn.Module):
         config, answers = self.config, self.teacher.answers
         wanted = self._wanted(1)
         temperature = config.at("temperature", progress)
-        cached = None if wanted or answers is None else cached_answers(inputs, outputs, answers.outputs, temperature)
+        cached = (
+            None if wanted or answers is None else read_cached_outputs(inputs, outputs, answers.outputs, temperature)
+        )
         if cached is not None:
             ours, theirs = cached
         else:
@@ -225,58 +228,60 @@ class Distiller(nn.Module):
         weight = config.at("logits_weight", progress)
         if weight and answers is not None:
             total = answers.distance(ours, theirs, temperature, inputs)
-            parts.append(Part("soft_label_loss", weight, total, SOFT))
+            parts.append(LossTerm("soft_label_loss", weight, total, SOFT_LABEL_UNIT))
         if wanted:
             masks = token_masks(inputs, self.stacks)
             for stack in self.stacks:
                 parts += self._inside(stack, masks[stack], signals, its_signals)
         return parts
 
-    def _inside(self, stack: str, mask: torch.Tensor, ours: Signals, theirs: Signals) -> Iterable[Part]:
+    def _inside(self, stack: str, mask: torch.Tensor, ours: Activations, theirs: Activations) -> Iterable[LossTerm]:
         """Yields what is compared inside one stack of layers: means over its pairs, sums over tokens."""
         config = self.config
         pairs = [pair for pair in self.pairs if pair[0].startswith(f"{stack}.")]
         if config.hidden_weight:
             distance = HIDDEN_DISTANCES[config.hidden_distance]
             totals = [
-                distance(self._projected("hidden", stack, ours[HIDDEN, mine]), _like(theirs[HIDDEN, its], mask), mask)[
-                    0
-                ]
+                distance(
+                    self._projected("hidden", stack, ours[HIDDEN, mine]),
+                    _check_same_tokens(theirs[HIDDEN, its], mask),
+                    mask,
+                )[0]
                 for mine, its in pairs
             ]
-            yield Part("hidden_loss", config.hidden_weight, torch.stack(totals).mean(), stack)
+            yield LossTerm("hidden_loss", config.hidden_weight, torch.stack(totals).mean(), stack)
         if config.embedding_weight:
             projected = self._projected("embeddings", stack, ours[EMBEDDINGS, stack])
-            total, _ = squared_error(projected, _like(theirs[EMBEDDINGS, stack], mask), mask)
-            yield Part("embedding_loss", config.embedding_weight, total, stack)
+            total, _ = squared_error(projected, _check_same_tokens(theirs[EMBEDDINGS, stack], mask), mask)
+            yield LossTerm("embedding_loss", config.embedding_weight, total, stack)
         attending = [pair for pair in self._heads if pair in pairs]
         if config.attention_weight:
             totals = [attention_loss(*self._scores(pair, ours, theirs), mask)[0] for pair in attending]
-            yield Part("attention_loss", config.attention_weight, torch.stack(totals).mean(), stack)
+            yield LossTerm("attention_loss", config.attention_weight, torch.stack(totals).mean(), stack)
         if config.relation_weight:
             mine, its = attending[-1]
             totals = []
             for what in config.related:
-                student, teacher = ours[what, mine], _like(theirs[what, its], mask)
+                student, teacher = ours[what, mine], _check_same_tokens(theirs[what, its], mask)
                 heads = config.relation_heads or _relation_heads(student.shape[-1], teacher.shape[-1])
                 if student.shape[-1] % heads or teacher.shape[-1] % heads:
-                    raise ValueError(
+                    raise UserError(
                         f"relation_heads={heads} does not divide the widths of the {what}, {student.shape[-1]} of the "
                         f"student and {teacher.shape[-1]} of the teacher: leave it out, or give a divisor of both"
                     )
                 totals.append(relation_loss(student, teacher, heads, mask)[0])
-            yield Part("relation_loss", config.relation_weight, torch.stack(totals).mean(), stack)
+            yield LossTerm("relation_loss", config.relation_weight, torch.stack(totals).mean(), stack)
 
     def _projected(self, kind: str, stack: str, states: torch.Tensor) -> torch.Tensor:
         name = f"{kind}_{stack}"
         return self.projections[name](states.float()) if name in self.projections else states
 
-    def _scores(self, pair: Pair, ours: Signals, theirs: Signals) -> tuple[torch.Tensor, torch.Tensor]:
+    def _scores(self, pair: Pair, ours: Activations, theirs: Activations) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the attention scores of both, (batch, heads, tokens, tokens), of the same heads or their mean."""
         found = []
         for side, signals in enumerate((ours, theirs)):
-            block = attention_blocks(self.student if side == 0 else self.teacher.model)[pair[side]]
-            queries, keys = (_by_head(signals[what, pair[side]], block.unit_size) for what in (QUERIES, KEYS))
+            block = self_attention_blocks(self.student if side == 0 else self.teacher.model)[pair[side]]
+            queries, keys = (_split_heads(signals[what, pair[side]], block.unit_size) for what in (QUERIES, KEYS))
             found.append(queries @ keys.transpose(-1, -2) / math.sqrt(block.unit_size))
         _, same = self._heads[pair]
         if isinstance(same, list):
@@ -284,22 +289,22 @@ class Distiller(nn.Module):
         return found[0].mean(1, keepdim=True), found[1].mean(1, keepdim=True)
 
 
-def _by_head(states: torch.Tensor, size: int) -> torch.Tensor:
+def _split_heads(states: torch.Tensor, size: int) -> torch.Tensor:
     """Returns (batch, tokens, heads * size) as (batch, heads, tokens, size), in single precision."""
     return states.float().view(*states.shape[:-1], -1, size).transpose(1, 2)
 
 
-def _like(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _check_same_tokens(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Returns the teacher's states. Raises ValueError: they are not one for each of the student's tokens."""
     if states.shape[:2] != mask.shape:
-        raise ValueError(
+        raise UserError(
             f"the teacher's states are of {tuple(states.shape[:2])} rows and tokens, the student's of "
             f"{tuple(mask.shape)}: both must see the same tokens"
         )
     return states
 
 
-def _width(model: PreTrainedModel) -> int:
+def _hidden_size(model: PreTrainedModel) -> int:
     """Returns the size of the hidden states of `model`."""
     block = next(iter(family_of(model).blocks(model).values()))
     return int(block.output.out_features)
@@ -308,7 +313,7 @@ def _width(model: PreTrainedModel) -> int:
 def _kept_heads(model: PreTrainedModel, layer: str) -> tuple[int, ...]:
     """Returns the indices, in the unpruned network, of the heads of a layer's self attention."""
     stack, _, index = layer.partition(".")
-    short = attention_blocks(model)[layer].name.rpartition(".")[2]
+    short = self_attention_blocks(model)[layer].name.rpartition(".")[2]
     return family_of(model).structure(model.config).stacks[stack][int(index)].heads[short]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_efficient.distillation.answers import answers_of
-from hf_efficient.distillation.signals import Signal, Signals, watching
+from hf_efficient.distillation.activations import ActivationKey, Activations, capture_activations
+from hf_efficient.distillation.head_outputs import get_head_outputs
+from hf_efficient.errors import UserError
+from hf_efficient.models.inputs import is_label, select_inputs
 
-Answered = dict[str, torch.Tensor]
-TOKEN_TYPES = "token_type_ids"
+TeacherOutputs = dict[str, torch.Tensor]
 
 
 class Teacher(nn.Module):
@@ -42,14 +42,14 @@ class Teacher(nn.Module):
         token_ids: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        answers = [answers_of(model) for model in models]
+        answers = [get_head_outputs(model) for model in models]
         if any(other != answers[0] for other in answers):
-            raise ValueError(
+            raise UserError(
                 f"teachers that answer together need one kind of task head, these are "
                 f"{', '.join(type(model).__name__ for model in models)}"
             )
         self.answers, self.shares = answers[0], tuple(shares)
-        self.models = nn.ModuleList(_frozen(model, dtype) for model in models)
+        self.models = nn.ModuleList(_freeze(model, dtype) for model in models)
         self.token_ids = token_ids
 
     @property
@@ -63,29 +63,31 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def ask(self, inputs: Mapping[str, torch.Tensor], wanted: Collection[Signal] = ()) -> tuple[Answered, Signals]:
+    def ask(
+        self, inputs: Mapping[str, torch.Tensor], wanted: Collection[ActivationKey] = ()
+    ) -> tuple[TeacherOutputs, Activations]:
         """Returns the teachers' answers by the name of the output, in the student's tokens, and the wanted signals."""
         # What a decoder reads is made of the labels; other heads would compute a loss that nobody wants.
         encodes = self.answers is not None and self.answers.encodes_labels
-        known = {name: value for name, value in inputs.items() if encodes or not is_answer(name)}
+        known = {name: value for name, value in inputs.items() if encodes or not is_label(name)}
         if self.token_ids is not None:
             for name in known.keys() & {"input_ids", "decoder_input_ids", "labels"}:
                 ids = known[name]
                 known[name] = torch.where(ids < 0, ids, self.token_ids.to(ids.device)[ids.clamp(min=0)])
         here = next(iter(known.values())).device
-        found: Answered = {}
-        signals: Signals = {}
+        found: TeacherOutputs = {}
+        signals: Activations = {}
         for model, share in zip(self.models, self.shares, strict=True):
-            read = {name: value.to(model.device) for name, value in read_by(model, known).items()}
+            read = {name: value.to(model.device) for name, value in select_inputs(model, known).items()}
             if wanted:
-                with watching(self.model, wanted) as seen:
+                with capture_activations(self.model, wanted) as seen:
                     outputs: Any = model(**read)
                 signals = {signal: states.to(here) for signal, states in seen.items()}
             else:
                 outputs = model(**read)
             for name in self.answers.outputs if self.answers is not None else ():
                 answer = outputs[name].to(here)
-                if self.token_ids is not None and answers_tokens(model):
+                if self.token_ids is not None and predicts_tokens(model):
                     answer = answer[..., self.token_ids.to(here)]
                 weighed = answer if len(self.shares) == 1 else share * answer.float()
                 found[name] = found[name] + weighed if name in found else weighed
@@ -111,7 +113,7 @@ def load_teacher(
         output_loading_info=True,
     )
     if answers and info["missing_keys"]:
-        raise ValueError(
+        raise UserError(
             f"teacher {name!r} holds no weights for {', '.join(sorted(info['missing_keys']))}: its answers would be "
             "drawn at random; name a model that is fine-tuned for the task, or learn without soft labels "
             "(logits_weight=0)"
@@ -119,27 +121,12 @@ def load_teacher(
     return teacher
 
 
-def reads_token_types(model: nn.Module) -> bool:
-    """Whether `model` tells the first text of a pair from the second by `token_type_ids`."""
-    return TOKEN_TYPES in inspect.signature(model.forward).parameters
-
-
-def read_by(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `model` reads of a batch: of two with one vocabulary, only one may know types of tokens."""
-    return {name: value for name, value in inputs.items() if name != TOKEN_TYPES or reads_token_types(model)}
-
-
-def answers_tokens(model: PreTrainedModel) -> bool:
+def predicts_tokens(model: PreTrainedModel) -> bool:
     """Whether the answers are distributions over the vocabulary."""
     return type(model).__name__.endswith(("ForMaskedLM", "ForConditionalGeneration"))
 
 
-def is_answer(name: str) -> bool:
-    """Whether an input of a model says what it should answer."""
-    return "label" in name or name.endswith("_positions")
-
-
-def _frozen(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+def _freeze(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
     if dtype is not None and dtype != model.dtype:
         model = copy.deepcopy(model).to(dtype)
     return model.eval().requires_grad_(False)

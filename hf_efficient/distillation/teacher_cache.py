@@ -13,18 +13,19 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel
 
-from hf_efficient.distillation.answers import Answers
-from hf_efficient.distillation.teacher import Teacher, answers_tokens
+from hf_efficient.distillation.head_outputs import HeadOutputs
+from hf_efficient.distillation.teacher import Teacher, predicts_tokens
+from hf_efficient.errors import UserError
 
 PREFIX = "teacher_"
 TOP_TOKENS = "teacher_top_tokens"
-MANY_CLASSES = 1000
-CHUNK = 2048
+MAX_CACHED_CLASSES = 1000
+MAP_BATCH_SIZE = 2048
 
 Collate = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
 
 
-def cache_teacher_answers(
+def cache_teacher_outputs(
     dataset: Dataset,
     teacher: Teacher,
     collate: Collate,
@@ -65,24 +66,24 @@ def cache_teacher_answers(
                 for name, value in collate([examples[index] for index in chosen]).items()
                 if torch.is_tensor(value)
             }
-            for name, values in _kept(teacher, answers, batch, top_k, temperature, left).items():
+            for name, values in _outputs_to_cache(teacher, answers, batch, top_k, temperature, left).items():
                 rows_of = found.setdefault(name, [None] * len(examples))
                 for index, row in zip(chosen, values, strict=True):
                     rows_of[index] = row.cpu().numpy()
         return found
 
     settings = (known, teacher.token_ids, teacher.shares, top_k, temperature if top_k else None, left)
-    return ask_once(dataset, answer, list(teacher.models), settings)
+    return map_with_cache(dataset, answer, list(teacher.models), settings)
 
 
-def ask_once(
+def map_with_cache(
     dataset: Dataset,
     ask: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
     models: Sequence[PreTrainedModel],
     settings: Sequence[Any],
 ) -> Dataset:
     """Returns `dataset` with the columns that `ask` makes of its rows by `models` and `settings`, kept on disk."""
-    fingerprint = Hasher.hash([dataset._fingerprint, [_digest(model) for model in models], *settings])
+    fingerprint = Hasher.hash([dataset._fingerprint, [_hash_model(model) for model in models], *settings])
     file = None
     if not dataset.cache_files:  # `datasets` would keep in memory what comes of data in memory
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "teacher_answers"
@@ -91,39 +92,39 @@ def ask_once(
     return dataset.map(
         ask,
         batched=True,
-        batch_size=CHUNK,
+        batch_size=MAP_BATCH_SIZE,
         new_fingerprint=fingerprint,
         cache_file_name=file,
         desc="asking the teacher once",
     )
 
 
-def _check(teacher: Teacher, collate: Collate, top_k: int | None) -> Answers:
+def _check(teacher: Teacher, collate: Collate, top_k: int | None) -> HeadOutputs:
     answers = teacher.answers
     if answers is None:
-        raise ValueError(f"{type(teacher.model).__name__} has no task head: there are no answers to keep")
+        raise UserError(f"{type(teacher.model).__name__} has no task head: there are no answers to keep")
     if getattr(collate, "mlm", False):
-        raise ValueError(
+        raise UserError(
             "cache_teacher keeps one answer an example, but the tokens to guess are drawn anew in every epoch: leave "
             "it out"
         )
-    classes = teacher.model.config.vocab_size if answers_tokens(teacher.model) else teacher.model.config.num_labels
-    if top_k is None and answers.of_tokens and classes > MANY_CLASSES:
-        raise ValueError(
+    classes = teacher.model.config.vocab_size if predicts_tokens(teacher.model) else teacher.model.config.num_labels
+    if top_k is None and answers.of_tokens and classes > MAX_CACHED_CLASSES:
+        raise UserError(
             f"cache_teacher would keep {classes} numbers for every token: give cache_top_k=64 to keep the most likely "
             "answers and the sum of the rest"
         )
     if top_k is not None and (not answers.of_tokens or answers.judges or top_k >= classes - 1):
-        raise ValueError(
+        raise UserError(
             f"cache_top_k={top_k} keeps the most likely of many answers a token, {type(teacher.model).__name__} has "
             f"{classes} answers{'' if answers.of_tokens else ' an example'}: leave it out"
         )
     return answers
 
 
-def _kept(
+def _outputs_to_cache(
     teacher: Teacher,
-    answers: Answers,
+    answers: HeadOutputs,
     batch: Mapping[str, torch.Tensor],
     top_k: int | None,
     temperature: float,
@@ -134,7 +135,7 @@ def _kept(
     if top_k is not None:
         logits = found.pop("logits").float()
         found[TOP_TOKENS] = logits.topk(top_k).indices
-        found["logits"] = with_rest(logits, found[TOP_TOKENS], temperature)
+        found["logits"] = merge_remaining_classes(logits, found[TOP_TOKENS], temperature)
     columns = {name if name == TOP_TOKENS else PREFIX + name: value for name, value in found.items()}
     columns = {name: value if name == TOP_TOKENS else value.float() for name, value in columns.items()}
     if not answers.have_length:
@@ -149,7 +150,7 @@ def _kept(
     }
 
 
-def with_rest(logits: torch.Tensor, top: torch.Tensor, temperature: float) -> torch.Tensor:
+def merge_remaining_classes(logits: torch.Tensor, top: torch.Tensor, temperature: float) -> torch.Tensor:
     """Returns the logits of the classes `top`, and one for all others together at that temperature.
 
     | argument | shape |
@@ -163,7 +164,7 @@ def with_rest(logits: torch.Tensor, top: torch.Tensor, temperature: float) -> to
     return torch.cat([logits.float().gather(-1, top), rest], dim=-1)
 
 
-def cached_answers(
+def read_cached_outputs(
     inputs: Mapping[str, torch.Tensor], student: Mapping[str, torch.Tensor], names: Sequence[str], temperature: float
 ) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]] | None:
     """Returns what to compare of student and teacher when the batch holds the teacher's answers; else None."""
@@ -172,15 +173,15 @@ def cached_answers(
     theirs = {name: inputs[PREFIX + name] for name in names}
     if TOP_TOKENS not in inputs:
         return student, theirs
-    return {"logits": with_rest(student["logits"], inputs[TOP_TOKENS], temperature)}, theirs
+    return {"logits": merge_remaining_classes(student["logits"], inputs[TOP_TOKENS], temperature)}, theirs
 
 
-def without_answers(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def drop_teacher_columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a batch without the teacher's cached answers, as a model takes it."""
     return {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
 
 
-class AnswersCollator:
+class TeacherOutputsCollator:
     """Makes batches as `collate` does, with the teacher's cached answers beside.
 
     | argument | meaning |
@@ -197,7 +198,7 @@ class AnswersCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Returns the batch; answers are (rows, classes), or (rows, tokens) and (rows, tokens, classes)."""
         names = [name for name in examples[0] if name.startswith(PREFIX)]
-        batch = dict(self.collate([without_answers(example) for example in examples]))
+        batch = dict(self.collate([drop_teacher_columns(example) for example in examples]))
         for name in names:
             rows = [torch.as_tensor(example[name]) for example in examples]
             batch[name] = self._padded(rows, batch[self.tokens].shape[-1]) if self.have_length else torch.stack(rows)
@@ -210,7 +211,7 @@ class AnswersCollator:
         return padded
 
 
-def _digest(model: PreTrainedModel) -> str:
+def _hash_model(model: PreTrainedModel) -> str:
     """Returns a hash of the class, config and weights of `model`."""
     digest = hashlib.sha256(f"{type(model).__name__}{model.config.to_json_string()}".encode())
     for name, weight in sorted(model.state_dict().items()):

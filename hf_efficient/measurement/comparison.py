@@ -20,12 +20,18 @@ from hf_efficient.measurement.cost import (
     saved_bytes,
 )
 from hf_efficient.measurement.energy import EnergyCounter
+from hf_efficient.measurement.latency import (
+    GenerationLatency,
+    sample_inputs,
+    summarize_latency,
+    synchronize,
+    time_interleaved,
+)
 from hf_efficient.measurement.memory import peak_bytes
 from hf_efficient.measurement.report import ModelRow, with_ratios
-from hf_efficient.measurement.runtime import Generation, sample_inputs, summarize, synchronize, time_in_turn
-from hf_efficient.measurement.runtimes import TITLES, check_runtime, prepare
+from hf_efficient.measurement.runtimes import TITLES, build_runner, check_runtime
 
-MORE_ZEROS = 0.01
+MIN_ZERO_DIFFERENCE = 0.01
 ENERGY_SECONDS = 5.0
 NEW_TOKENS = 20
 
@@ -70,10 +76,10 @@ def compare(
     calls = {
         role: partial(compiled[role], **inputs)
         if role in compiled
-        else prepare(runtimes.get(role, "torch"), model, inputs)
+        else build_runner(runtimes.get(role, "torch"), model, inputs)
         for role, model in models.items()
     }
-    durations = time_in_turn(calls, repeats)
+    durations = time_interleaved(calls, repeats)
     generations = _generations(
         {role: model for role, model in models.items() if role not in compiled}, inputs, repeats
     )
@@ -84,7 +90,7 @@ def compare(
         runtime = "compiled" if role in compiled else runtimes.get(role, "torch")
         elsewhere = getattr(model, "runtime", None)
         title = elsewhere or f"{TITLES.get(runtime, runtime)} {str(_dtype(model)).rpartition('.')[2]}"
-        latency = summarize(durations[role], batch_size, length, title)
+        latency = summarize_latency(durations[role], batch_size, length, title)
         in_torch = elsewhere is None and runtime in ("torch", "compiled")
         size = _bytes_on_disk(model)
         rows.append(
@@ -107,26 +113,28 @@ def compare(
     return with_ratios(_with_compressed_sizes(rows, models), metric)
 
 
-def _generations(models: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], repeats: int) -> dict[str, Generation]:
+def _generations(
+    models: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], repeats: int
+) -> dict[str, GenerationLatency]:
     """Returns how fast those of `models` write that do, each token greedily, taking turns."""
     writers = {role: model for role, model in models.items() if getattr(model, "can_generate", bool)()}
     if not writers:
         return {}
     calls = {
-        f"{role} {tokens}": writing(model, inputs, tokens)
+        f"{role} {tokens}": generation_call(model, inputs, tokens)
         for role, model in writers.items()
         for tokens in (1, NEW_TOKENS)
     }
-    durations = time_in_turn(calls, max(1, repeats // 6), warmup=1, turn=5)
+    durations = time_interleaved(calls, max(1, repeats // 6), warmup=1, turn=5)
     batch_size, length = inputs["input_ids"].shape
     found = {}
     for role in writers:
         first, whole = (statistics.median(durations[f"{role} {tokens}"]) for tokens in (1, NEW_TOKENS))
-        found[role] = Generation(first, (whole - first) / (NEW_TOKENS - 1), NEW_TOKENS, batch_size, length)
+        found[role] = GenerationLatency(first, (whole - first) / (NEW_TOKENS - 1), NEW_TOKENS, batch_size, length)
     return found
 
 
-def writing(model: Any, inputs: Mapping[str, torch.Tensor], tokens: int) -> Callable[[], object]:
+def generation_call(model: Any, inputs: Mapping[str, torch.Tensor], tokens: int) -> Callable[[], object]:
     """Returns a call that lets `model` write so many tokens to `inputs`, greedily and with a cache."""
     asked = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
     return partial(model.eval().generate, **{name: inputs[name] for name in ("input_ids", "attention_mask")}, **asked)
@@ -169,7 +177,7 @@ def _with_compressed_sizes(rows: Sequence[ModelRow], models: Mapping[str, nn.Mod
     Compressing takes time: without a model that has more zeros than the first, nothing is compressed.
     """
     dense = rows[0].density or 1.0
-    sparse = [row.role for row in rows[1:] if row.density is not None and dense - row.density >= MORE_ZEROS]
+    sparse = [row.role for row in rows[1:] if row.density is not None and dense - row.density >= MIN_ZERO_DIFFERENCE]
     # Small weights round to zero in eight bits: that alone removes no connection.
     if all(_dtype(models[role]) == "int8" for role in sparse):
         return list(rows)
@@ -188,7 +196,7 @@ def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dic
     the decoder. Where one of several texts is chosen, there is just one to choose: (batch, 1, tokens).
     """
     config: Any = model.config
-    length = min(sequence_length, _longest(model) or sequence_length)
+    length = min(sequence_length, _max_positions(model) or sequence_length)
     inputs = sample_inputs(config.vocab_size, batch_size, length, torch.device("cpu"))
     decodes = getattr(config, "is_encoder_decoder", False)
     end = getattr(config, "eos_token_id", None) if decodes else None
@@ -206,7 +214,7 @@ def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dic
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-def _longest(model: nn.Module) -> int | None:
+def _max_positions(model: nn.Module) -> int | None:
     """Returns how many tokens `model` can read, None where its positions have no table.
 
     Models of the RoBERTa kind count positions from the one after the padding id, so a part of the table is never used.

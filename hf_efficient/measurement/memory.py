@@ -29,7 +29,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
         return None
-    with quiet_native(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with suppress_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -44,7 +44,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 @contextmanager
-def quiet_native() -> Iterator[None]:
+def suppress_stderr() -> Iterator[None]:
     """Silences what native code writes to the standard error, past Python."""
     sys.stderr.flush()
     kept = os.dup(2)

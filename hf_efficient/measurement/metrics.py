@@ -68,7 +68,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     return result
 
 
-def guessing_metrics(judged: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def masked_lm_metrics(judged: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Returns accuracy and perplexity of guesses at masked tokens.
 
     | argument | shape | meaning |
@@ -100,7 +100,7 @@ def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
     }
 
 
-def tagging_metrics(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+def token_classification_metrics(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """Returns precision, recall and F1 of whole spans, and accuracy of single words, by seqeval.
 
     | argument | shape |
@@ -125,7 +125,7 @@ def tagging_metrics(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]
     return {name: float(value) for name, value in scores.items()}
 
 
-def span_metrics(said: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
+def question_answering_metrics(said: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
     """Returns exact match and F1, as fractions, of answers against the best of those that are right.
 
     Texts are compared as words, without case, punctuation and articles; a question without an answer is right when

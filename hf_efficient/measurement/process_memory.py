@@ -14,10 +14,10 @@ if sys.platform != "win32":
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_HIGH_WATER = "5"  # see proc_pid_clear_refs(5)
 # Of glibc: what is freed goes back to the system at once, so that what is resident is what is in use.
-RETURN_FREED = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+MALLOC_SETTINGS = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-class MemoryWatch:
+class ProcessMemory:
     """The most memory that this process holds, in bytes, from each `start` on; None where nothing tells.
 
     | device | held | peak |

@@ -9,22 +9,24 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_efficient.errors import UserError
 from hf_efficient.measurement.energy import Energy
-from hf_efficient.measurement.runtime import Generation, Latency
+from hf_efficient.measurement.latency import GenerationLatency, Latency
 
 if TYPE_CHECKING:
     from rich.table import Table
+from hf_efficient.measurement.formatting import NOT_MEASURED, format_number
+from hf_efficient.measurement.report_plot import plot_bars, plot_structures
 
 SCHEMA_VERSION = 1
 REPORT_NAME = "compression_report.json"
 PICTURE_NAME = "compression_report.png"
-NOT_MEASURED = "not measured"
-OF_ZEROS = (
+SPARSITY_NOTE = (
     "Density is the fraction of the weights that is not zero. Connections were removed by setting them to zero: that "
     "makes the file smaller when it is compressed (zlib, level 6), and the model neither faster nor smaller in memory."
 )
-OF_WRITING = "Writing: greedy, with a cache, the first token apart; its speed-up is that of all tokens together."
-OF_INT8 = (
+GENERATION_NOTE = "Writing: greedy, with a cache, the first token apart; its speed-up is that of all tokens together."
+INT8_NOTE = (
     "Run as loaded, eight bits of torchao save disk and memory; what makes them fast is torch.compile, or an export "
     "to ONNX Runtime or OpenVINO."
 )
@@ -58,7 +60,7 @@ class ModelRow:
     bytes_on_disk: int | None = None
     compressed_bytes_on_disk: int | None = None
     latency_ms: Latency | None = None
-    generation_ms: Generation | None = None
+    generation_ms: GenerationLatency | None = None
     samples_per_second: float | None = None
     peak_memory_bytes: int | None = None
     energy_joules_per_sample: float | None = None
@@ -72,7 +74,7 @@ class ModelRow:
 
 
 @dataclass(frozen=True)
-class TrainingEffort:
+class TrainingResources:
     """What all the training of a run took: seconds on the clock, joules and grams of CO2 where they were counted."""
 
     seconds: float
@@ -80,9 +82,11 @@ class TrainingEffort:
     co2_grams: float | None = None
 
 
-def training_effort(seconds: float, energy: Energy | None) -> TrainingEffort:
+def training_resources(seconds: float, energy: Energy | None) -> TrainingResources:
     """Returns what training took, from a clock and from what was counted."""
-    return TrainingEffort(seconds) if energy is None else TrainingEffort(seconds, energy.joules, energy.co2_grams)
+    return (
+        TrainingResources(seconds) if energy is None else TrainingResources(seconds, energy.joules, energy.co2_grams)
+    )
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class CompressionReport:
     models: Sequence[ModelRow] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     configs: Mapping[str, Any] = field(default_factory=dict)
-    training: TrainingEffort | None = None
+    training: TrainingResources | None = None
 
     def row(self, role: str) -> ModelRow:
         """Returns the row with the role `role`. Raises KeyError: there is none."""
@@ -124,16 +128,16 @@ class CompressionReport:
         data = json.loads(text)
         version = data.pop("schema_version", None)
         if version != SCHEMA_VERSION:
-            raise ValueError(f"the report has schema version {version}, this package reads version {SCHEMA_VERSION}")
+            raise UserError(f"the report has schema version {version}, this package reads version {SCHEMA_VERSION}")
         models = []
         for row in data.pop("models"):
             row |= {"ratios": Ratios(**row["ratios"])}
-            for name, form in (("latency_ms", Latency), ("generation_ms", Generation)):
+            for name, form in (("latency_ms", Latency), ("generation_ms", GenerationLatency)):
                 if row.get(name):
                     row[name] = form(**row[name])
             models.append(ModelRow(**row))
         training = data.pop("training", None)
-        return cls(**data, models=tuple(models), training=TrainingEffort(**training) if training else None)
+        return cls(**data, models=tuple(models), training=TrainingResources(**training) if training else None)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `compression_report.json` into `folder`, whole or not at all, and returns its path."""
@@ -157,35 +161,41 @@ class CompressionReport:
         """Returns the header, with a model in each column, and a row for each thing that was measured, as text."""
         metrics = list(dict.fromkeys(name for model in self.models for name in model.metrics))
         sparse: list[tuple[str, Callable[[ModelRow], str]]] = [
-            ("density", lambda m: _number(m.density, "{:.1%}")),
+            ("density", lambda m: format_number(m.density, "{:.1%}")),
             (
                 "compressed on disk",
-                lambda m: _number(m.compressed_bytes_on_disk and m.compressed_bytes_on_disk / 1e6, "{:.1f} MB"),
+                lambda m: format_number(m.compressed_bytes_on_disk and m.compressed_bytes_on_disk / 1e6, "{:.1f} MB"),
             ),
         ]
         written: list[tuple[str, Callable[[ModelRow], str]]] = [
-            ("first token", lambda m: _number(m.generation_ms.first_token if m.generation_ms else None, "{:.1f} ms")),
-            ("next token", lambda m: _number(m.generation_ms.next_token if m.generation_ms else None, "{:.2f} ms")),
-            ("generation speed-up", lambda m: _number(m.ratios.generation, "{:.2f}x")),
+            (
+                "first token",
+                lambda m: format_number(m.generation_ms.first_token if m.generation_ms else None, "{:.1f} ms"),
+            ),
+            (
+                "next token",
+                lambda m: format_number(m.generation_ms.next_token if m.generation_ms else None, "{:.2f} ms"),
+            ),
+            ("generation speed-up", lambda m: format_number(m.ratios.generation, "{:.2f}x")),
         ]
         measures: list[tuple[str, Callable[[ModelRow], str]]] = [
-            *((name, lambda m, name=name: _number(m.metrics.get(name), "{:.4f}")) for name in metrics),
-            (f"{self.metric or 'metric'} kept", lambda m: _number(m.ratios.metric_retained, "{:.1%}")),
-            ("latency", lambda m: _number(m.latency_ms.p50 if m.latency_ms else None, "{:.1f} ms")),
-            ("90th percentile", lambda m: _number(m.latency_ms.p90 if m.latency_ms else None, "{:.1f} ms")),
-            ("speed-up", lambda m: _number(m.ratios.speedup, "{:.2f}x")),
+            *((name, lambda m, name=name: format_number(m.metrics.get(name), "{:.4f}")) for name in metrics),
+            (f"{self.metric or 'metric'} kept", lambda m: format_number(m.ratios.metric_retained, "{:.1%}")),
+            ("latency", lambda m: format_number(m.latency_ms.p50 if m.latency_ms else None, "{:.1f} ms")),
+            ("90th percentile", lambda m: format_number(m.latency_ms.p90 if m.latency_ms else None, "{:.1f} ms")),
+            ("speed-up", lambda m: format_number(m.ratios.speedup, "{:.2f}x")),
             ("runtime", lambda m: m.latency_ms.runtime if m.latency_ms else NOT_MEASURED),
             *(written if any(model.generation_ms for model in self.models) else ()),
-            ("samples/s", lambda m: _number(m.samples_per_second, "{:.0f}")),
-            ("size on disk", lambda m: _number(m.bytes_on_disk and m.bytes_on_disk / 1e6, "{:.1f} MB")),
-            ("times smaller", lambda m: _number(m.ratios.size, "{:.2f}x")),
-            ("parameters", lambda m: _number(m.parameters and m.parameters / 1e6, "{:.2f} M")),
+            ("samples/s", lambda m: format_number(m.samples_per_second, "{:.0f}")),
+            ("size on disk", lambda m: format_number(m.bytes_on_disk and m.bytes_on_disk / 1e6, "{:.1f} MB")),
+            ("times smaller", lambda m: format_number(m.ratios.size, "{:.2f}x")),
+            ("parameters", lambda m: format_number(m.parameters and m.parameters / 1e6, "{:.2f} M")),
             *(sparse if self.sparse else ()),
-            ("operations", lambda m: _number(m.flops and m.flops / 1e9, "{:.2f} GFLOP")),
-            ("peak memory", lambda m: _number(m.peak_memory_bytes and m.peak_memory_bytes / 1e6, "{:.0f} MB")),
+            ("operations", lambda m: format_number(m.flops and m.flops / 1e9, "{:.2f} GFLOP")),
+            ("peak memory", lambda m: format_number(m.peak_memory_bytes and m.peak_memory_bytes / 1e6, "{:.0f} MB")),
             (
                 "energy of 1,000 predictions",
-                lambda m: _number(m.energy_joules_per_sample and 1e3 * m.energy_joules_per_sample, "{:.1f} J"),
+                lambda m: format_number(m.energy_joules_per_sample and 1e3 * m.energy_joules_per_sample, "{:.1f} J"),
             ),
         ]
         body = [[name, *(cell(model) for model in self.models)] for name, cell in measures]
@@ -197,9 +207,9 @@ class CompressionReport:
         writes = any(model.generation_ms for model in self.models)
         told = [
             self._latency_circumstances(),
-            OF_WRITING if writes else "",
-            OF_ZEROS if self.sparse else "",
-            OF_INT8 if eight_bits else "",
+            GENERATION_NOTE if writes else "",
+            SPARSITY_NOTE if self.sparse else "",
+            INT8_NOTE if eight_bits else "",
         ]
         return " ".join(sentence for sentence in told if sentence)
 
@@ -242,9 +252,9 @@ class CompressionReport:
         shapes = [model for model in self.models if model.structure]
         figure: Any = Figure(figsize=(11, 6.8 if len(shapes) > 1 else 3.6), layout="constrained")
         top, *below = figure.subfigures(2, 1, height_ratios=(1.15, 1)) if len(shapes) > 1 else (figure,)
-        _plot_bars(top, self)
+        plot_bars(top, self)
         if below:
-            _plot_structures(below[0], shapes)
+            plot_structures(below[0], shapes)
         path = Path(folder) / PICTURE_NAME
         beside = path.with_suffix(".partial.png")
         figure.savefig(beside, dpi=140)
@@ -283,52 +293,3 @@ def with_ratios(models: Sequence[ModelRow], metric: str | None) -> tuple[ModelRo
 
 def _ratio(above: float | None, below: float | None) -> float | None:
     return None if above is None or not below else above / below
-
-
-def _number(value: float | None, form: str) -> str:
-    return NOT_MEASURED if value is None else form.format(value)
-
-
-def _plot_bars(figure: Any, report: CompressionReport) -> None:
-    panels: list[tuple[str, list[float | None], str]] = [
-        (report.metric or "metric", [m.metrics.get(report.metric or "") for m in report.models], "{:.4f}"),
-        ("latency, ms", [m.latency_ms.p50 if m.latency_ms else None for m in report.models], "{:.1f}"),
-        ("size, MB", [m.bytes_on_disk / 1e6 if m.bytes_on_disk else None for m in report.models], "{:.1f}"),
-    ]
-    names = [model.name for model in report.models]
-    colours = [f"C{index}" for index in range(len(names))]
-    axes = figure.subplots(1, len(panels), sharey=True)
-    for axis, (title, values, form) in zip(axes, panels, strict=True):
-        bars = axis.barh(names, [value or 0 for value in values], color=colours)
-        axis.bar_label(bars, [_number(value, form) for value in values], padding=3)
-        axis.set_title(title)
-        axis.margins(x=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].invert_yaxis()
-    figure.suptitle(report.dataset or "")
-
-
-def _plot_structures(figure: Any, shapes: Sequence[ModelRow]) -> None:
-    """Draws heads and neurons that each layer of the unpruned network still has, one group of bars a model."""
-    axes = figure.subplots(1, 2)
-    for axis, kind in zip(axes, ("heads", "neurons"), strict=True):
-        for index, model in enumerate(shapes):
-            counts: dict[str, int] = {}
-            for stack, layers in (model.structure or {}).items():
-                for layer in layers:
-                    total = sum(len(u) if kind == "heads" else u for u in layer[kind].values())
-                    counts[
-                        f"{stack} {layer['source']}" if len(model.structure or {}) > 1 else str(layer["source"])
-                    ] = total
-            if index == 0:
-                labels = list(counts)
-            heights = [counts.get(label, 0) for label in labels]
-            width = 0.8 / len(shapes)
-            places = [place + (index - (len(shapes) - 1) / 2) * width for place in range(len(labels))]
-            axis.bar(places, heights, width, label=model.name)
-        named = any(" " in label for label in labels)
-        axis.set_xticks(range(len(labels)), labels, rotation=30 if named else 0, ha="right" if named else "center")
-        axis.set_xlabel("layer of the teacher")
-        axis.set_title("attention heads kept" if kind == "heads" else "feed-forward neurons kept")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(shapes), frameon=False)

@@ -14,11 +14,13 @@ import torch
 import transformers
 from torch import nn
 
+from hf_efficient.errors import UserError
+
 Inputs = Mapping[str, torch.Tensor]
 Call = Callable[[], Any]
 
 # What a runtime needs besides torch, in the optional extra of its name.
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+RUNTIME_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 TITLES = {"compiled": "torch.compile", "onnx": "onnxruntime"}
 _ORT_ERRORS = 3
 _OPENVINO_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -27,16 +29,16 @@ _OPENVINO_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.floa
 def check_runtime(name: str) -> None:
     """Raises ValueError where `name` is not one of `RUNTIMES`, or needs packages that are not installed."""
     if name not in RUNTIMES:
-        raise ValueError(f"runtime {name!r} is unknown: give one of {', '.join(RUNTIMES)}")
-    missing = [package for package in PACKAGES.get(name, ()) if find_spec(package) is None]
+        raise UserError(f"runtime {name!r} is unknown: give one of {', '.join(RUNTIMES)}")
+    missing = [package for package in RUNTIME_PACKAGES.get(name, ()) if find_spec(package) is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"runtime {name!r} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
             f"installed: pip install 'hf_efficient[{name}]'"
         )
 
 
-def prepare(name: str, model: nn.Module, inputs: Inputs) -> Call:
+def build_runner(name: str, model: nn.Module, inputs: Inputs) -> Call:
     """Returns a callable that runs one forward pass of `model` on `inputs` in the runtime `name`, without gradients.
 
     It answers as `model` does, and in the precision of its weights. All that is made once is made here: the model is
@@ -48,7 +50,7 @@ def prepare(name: str, model: nn.Module, inputs: Inputs) -> Call:
     return RUNTIMES[name](model.eval(), inputs)
 
 
-def in_torch(model: nn.Module, inputs: Inputs) -> Call:
+def torch_runner(model: nn.Module, inputs: Inputs) -> Call:
     """Returns the forward pass as torch runs it, operation by operation."""
 
     def call() -> Any:
@@ -58,7 +60,7 @@ def in_torch(model: nn.Module, inputs: Inputs) -> Call:
     return call
 
 
-def in_compiled_torch(model: nn.Module, inputs: Inputs) -> Call:
+def compiled_torch_runner(model: nn.Module, inputs: Inputs) -> Call:
     """Returns the forward pass under torch.compile, one graph for these shapes, compiled by a first run."""
 
     def forward() -> Any:
@@ -72,19 +74,19 @@ def in_compiled_torch(model: nn.Module, inputs: Inputs) -> Call:
         with torch.inference_mode():
             return compiled()
 
-    with quiet():
+    with suppress_output():
         call()
     return call
 
 
-def in_onnx_runtime(model: nn.Module, inputs: Inputs) -> Call:
+def onnx_runtime_runner(model: nn.Module, inputs: Inputs) -> Call:
     """Returns the forward pass of the model's ONNX form in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = _ORT_ERRORS
-    with quiet():
+    with suppress_output():
         exported = transformers.exporters.OnnxExporter().export(
             model, dict(inputs), transformers.exporters.OnnxConfig()
         )
@@ -92,7 +94,7 @@ def in_onnx_runtime(model: nn.Module, inputs: Inputs) -> Call:
     return _call_of(exported, inputs)
 
 
-def in_openvino(model: nn.Module, inputs: Inputs) -> Call:
+def openvino_runner(model: nn.Module, inputs: Inputs) -> Call:
     """Returns the forward pass of the model's OpenVINO form, in the weights' precision.
 
     Left to itself OpenVINO computes in bfloat16 wherever the processor can.
@@ -101,7 +103,7 @@ def in_openvino(model: nn.Module, inputs: Inputs) -> Call:
         "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[next(model.parameters()).dtype],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    with quiet():
+    with suppress_output():
         exported = transformers.exporters.OpenVINOExporter().export(
             model, dict(inputs), transformers.exporters.OpenVINOConfig()
         )
@@ -110,10 +112,10 @@ def in_openvino(model: nn.Module, inputs: Inputs) -> Call:
 
 
 RUNTIMES: dict[str, Callable[[nn.Module, Inputs], Call]] = {
-    "torch": in_torch,
-    "compiled": in_compiled_torch,
-    "onnx": in_onnx_runtime,
-    "openvino": in_openvino,
+    "torch": torch_runner,
+    "compiled": compiled_torch_runner,
+    "onnx": onnx_runtime_runner,
+    "openvino": openvino_runner,
 }
 
 
@@ -130,7 +132,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_output() -> Iterator[None]:
     """Keeps what exporters and compilers print, log and warn on their way off the screen; errors pass."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_efficient.measurement.report import NOT_MEASURED
+from hf_efficient.errors import UserError
+from hf_efficient.measurement.formatting import NOT_MEASURED
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 COSTS_NAME = "training_costs.json"
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-SWITCH = {"off": False, "on": True}
+ON_OFF = {"off": False, "on": True}
 PRECISIONS = ("fp32", "bf16")
 ATTENTIONS = ("sdpa", "eager")
 ACCUMULATIONS = (1, 2, 4, 8)
@@ -46,7 +47,7 @@ def parse_budget(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]+)", text.strip(), re.IGNORECASE)
     unit = UNITS.get(found[2].upper()) if found else None
     if not found or not unit or not float(found[1]):
-        raise ValueError(
+        raise UserError(
             f"memory_budget={text!r} is no amount of memory: give a positive number and a unit (KB, MB, GB, TB, or "
             "KiB, MiB, GiB, TiB), such as 8GB, 500MB or 8GiB"
         )
@@ -73,7 +74,7 @@ class Setting:
         )
 
 
-def grid(
+def setting_grid(
     batch_size: int,
     checkpointing: Sequence[bool] = (False, True),
     accumulation: Sequence[int] = ACCUMULATIONS,
@@ -86,10 +87,10 @@ def grid(
     Raises ValueError: the batch is empty, an accumulation is below 1, or none divides the batch.
     """
     if batch_size < 1 or min(accumulation) < 1:
-        raise ValueError(f"train_batch_size={batch_size} and accumulation={_listed(accumulation)} must be at least 1")
+        raise UserError(f"train_batch_size={batch_size} and accumulation={_listed(accumulation)} must be at least 1")
     dividing = [steps for steps in accumulation if batch_size % steps == 0]
     if not dividing:
-        raise ValueError(
+        raise UserError(
             f"accumulation={_listed(accumulation)} does not divide train_batch_size={batch_size}: give a divisor of it"
         )
     axes = (distillation, precision, attention, checkpointing, dividing)
@@ -183,9 +184,9 @@ class TrainingCosts:
             best, least = self.fastest(budget, distillation), self.smallest(distillation)
             if best is not None:
                 within = "" if budget is None else f" that fits {_size(budget)}"
-                told.append(f"Fastest{within}: {_told(best)}.")
+                told.append(f"Fastest{within}: {_describe_row(best)}.")
             elif budget is not None and least is not None:
-                told.append(f"None fits {_size(budget)}; the smallest there is: {_told(least)}.")
+                told.append(f"None fits {_size(budget)}; the smallest there is: {_describe_row(least)}.")
             else:
                 taught = "with" if distillation else "without"
                 told.append(f"Nothing to recommend {taught} distillation: no setting could be measured.")
@@ -203,7 +204,7 @@ class TrainingCosts:
         data = json.loads(text)
         version = data.pop("schema_version", None)
         if version != SCHEMA_VERSION:
-            raise ValueError(f"the costs have schema version {version}, this package reads version {SCHEMA_VERSION}")
+            raise UserError(f"the costs have schema version {version}, this package reads version {SCHEMA_VERSION}")
         names = Setting.__dataclass_fields__
         rows = []
         for row in data.pop("settings"):
@@ -236,7 +237,7 @@ class TrainingCosts:
         theirs: dict[str, Any] = json.loads(there.to_json())
         different = [name for name in here if name != "settings" and here[name] != theirs[name]]
         if different:
-            raise ValueError(
+            raise UserError(
                 f"{Path(folder) / COSTS_NAME} is of another {', another '.join(different)}: give another "
                 "--output_dir, or remove that file"
             )
@@ -284,7 +285,7 @@ class TrainingCosts:
         return table
 
 
-def _told(row: TrainingCost) -> str:
+def _describe_row(row: TrainingCost) -> str:
     rate = "" if row.samples_per_second is None else f", {row.samples_per_second:.2f} samples/s"
     return f"{row.setting.describe()} ({_size(row.peak_memory_bytes)}{rate})"
 

@@ -3,6 +3,8 @@
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
+from hf_efficient.errors import UnsupportedModelError
+
 from .pruned_bert import BERT
 from .pruned_distilbert import DISTILBERT
 from .pruned_electra import ELECTRA
@@ -34,7 +36,7 @@ def family_of(model: PreTrainedModel) -> Family:
     for family in FAMILIES.values():
         if model_type in (family.model_type, family.pruned_config_class.model_type):
             return family
-    raise TypeError(
+    raise UnsupportedModelError(
         f"model_type {model_type!r} cannot be pruned: known are {', '.join(FAMILIES)}. To add a family, subclass "
         "hf_efficient.models.Family (where the blocks of a layer are, and one class per task head) and enter it in "
         "hf_efficient.models.FAMILIES"

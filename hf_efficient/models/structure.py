@@ -77,7 +77,7 @@ class Structure:
         )
 
 
-class Bias(nn.Module):
+class BiasOnly(nn.Module):
     """Stands for a Linear that has lost all its inputs: what is left of it is its bias, or zero where it has none.
 
     | tensor | shape |
@@ -107,7 +107,7 @@ class Bias(nn.Module):
         return self.bias.expand(*hidden_states.shape[:-1], -1)
 
 
-class NoUnits(nn.Module):
+class EmptyBlock(nn.Module):
     """Stands for the part of a block that computes its units when none is left; hands the hidden states through.
 
     Where the same part also reads the units, `reading` is the name of what is left of that Linear, and the module.
@@ -169,16 +169,16 @@ class Block:
     returns_attention: ClassVar[bool] = False
 
     @property
-    def output(self) -> nn.Linear | Bias:
+    def output(self) -> nn.Linear | BiasOnly:
         """The module that reads the units."""
-        module: nn.Linear | Bias = getattr(self.reader, self.read)
+        module: nn.Linear | BiasOnly = getattr(self.reader, self.read)
         return module
 
     @property
     def input_linears(self) -> tuple[nn.Linear, ...]:
         """The Linears that compute the units; none when no unit is left."""
         module = getattr(self.owner, self.compute)
-        return () if isinstance(module, NoUnits) else tuple(getattr(module, name) for name in self.inputs)
+        return () if isinstance(module, EmptyBlock) else tuple(getattr(module, name) for name in self.inputs)
 
     @property
     def units(self) -> int:
@@ -201,11 +201,13 @@ class Block:
                 setattr(module, name, narrow_linear(getattr(module, name), rows, dim=0))
             setattr(self.reader, self.read, narrow_linear(output, rows, dim=1))
         else:
-            rest = Bias(output.out_features, bias=False)
+            rest = BiasOnly(output.out_features, bias=False)
             rest.bias = output.bias
             within = self.reader is getattr(self.owner, self.compute)
             setattr(self.reader, self.read, rest)
-            setattr(self.owner, self.compute, NoUnits(self.returns_attention, (self.read, rest) if within else None))
+            setattr(
+                self.owner, self.compute, EmptyBlock(self.returns_attention, (self.read, rest) if within else None)
+            )
 
 
 class AttentionBlock(Block):

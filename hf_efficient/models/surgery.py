@@ -13,7 +13,7 @@ from . import Family, LayerStructure, Structure, family_of
 from .structure import AttentionBlock
 
 
-def structure_after(
+def pruned_structure(
     family: Family, model: PreTrainedModel, layers: Collection[str], units: Mapping[str, Sequence[int]]
 ) -> Structure:
     """Returns the structure that `model` has once all but these layers and units is removed."""
@@ -38,7 +38,9 @@ def structure_after(
     return Structure(stacks)
 
 
-def keep_only(model: PreTrainedModel, layers: Collection[str], units: Mapping[str, Sequence[int]]) -> PreTrainedModel:
+def extract_submodel(
+    model: PreTrainedModel, layers: Collection[str], units: Mapping[str, Sequence[int]]
+) -> PreTrainedModel:
     """Returns a smaller copy of `model`; `model` itself stays as it is.
 
     | argument | meaning |
@@ -51,7 +53,7 @@ def keep_only(model: PreTrainedModel, layers: Collection[str], units: Mapping[st
     Raises TypeError: the family of `model` is unknown, or has no class for its task head.
     """
     family = family_of(model)
-    structure = structure_after(family, model, layers, units)
+    structure = pruned_structure(family, model, layers, units)
     config = family.config_for(model.config, structure)
 
     dtype = next(model.parameters()).dtype

@@ -14,12 +14,12 @@ from transformers.utils.import_utils import is_tracing
 
 from .structure import (
     AttentionBlock,
-    Bias,
+    BiasOnly,
     Block,
+    EmptyBlock,
     Family,
     FeedForwardBlock,
     LayerStructure,
-    NoUnits,
     Structure,
     stock_fields,
 )
@@ -28,7 +28,7 @@ _TABLE = "relative_attention_bias"
 _LONGEST = 512  # distances between tokens whose buckets are remembered
 
 
-class RememberedBuckets(nn.Module):
+class CachedPositionBuckets(nn.Module):
     """Mixin in front of a T5 attention, which works out anew, for every token, in which bucket each distance falls."""
 
     _relative_position_bucket = staticmethod(T5Attention._relative_position_bucket)
@@ -60,7 +60,7 @@ class RememberedBuckets(nn.Module):
         return table(windows[last - query_length : last].flip(0)).permute(2, 0, 1).unsqueeze(0)
 
 
-class SomeHeads(RememberedBuckets):
+class HeadSubsetMixin(CachedPositionBuckets):
     """Mixin in front of a T5 attention whose neighbours keep other heads than it does.
 
     A T5 stack makes one position bias in its first layer and adds it in all: column j belongs to head j. Here it stays
@@ -107,27 +107,27 @@ class SomeHeads(RememberedBuckets):
         return whole.index_select(1, self._columns)
 
 
-class T5AttentionOfSomeHeads(SomeHeads, T5Attention):
+class T5SubsetAttention(HeadSubsetMixin, T5Attention):
     """`T5Attention` among layers that keep other heads."""
 
 
-class MT5AttentionOfSomeHeads(SomeHeads, MT5Attention):
+class MT5SubsetAttention(HeadSubsetMixin, MT5Attention):
     """`MT5Attention` among layers that keep other heads."""
 
 
-_OF_SOME_HEADS: dict[type, type] = {
-    T5Attention: T5AttentionOfSomeHeads,
-    MT5Attention: MT5AttentionOfSomeHeads,
+_SUBSET_ATTENTION: dict[type, type] = {
+    T5Attention: T5SubsetAttention,
+    MT5Attention: MT5SubsetAttention,
 }
 
 
-class NoHeads(RememberedBuckets, NoUnits):
+class EmptyAttention(CachedPositionBuckets, EmptyBlock):
     """Stands for a T5 attention that has lost all its heads: it adds nothing.
 
     In self attention it still counts the tokens in the cache, and makes the position bias where it is the first layer.
     """
 
-    o: Bias
+    o: BiasOnly
 
     def __init__(self, attention: Any) -> None:
         super().__init__(returns_attention=True, reading=("o", attention.o))
@@ -176,17 +176,17 @@ class T5AttentionBlock(AttentionBlock):
     def narrow(self, keep: Sequence[int]) -> None:
         """Removes every head but those at the positions `keep`, in place; with the last one goes the norm."""
         attention: Any = getattr(self.owner, self.compute)
-        if isinstance(attention, NoHeads):
+        if isinstance(attention, EmptyAttention):
             return
         heads = getattr(attention, "heads", range(self.units))
         super().narrow(keep)
         if keep:
             # As torch's own parametrizations do: the module stays, with all that it holds, and computes otherwise.
-            attention.__class__ = _OF_SOME_HEADS.get(type(attention), type(attention))
+            attention.__class__ = _SUBSET_ATTENTION.get(type(attention), type(attention))
             attention.heads, attention.n_heads = tuple(heads[position] for position in keep), len(keep)
             attention._columns = None
         else:
-            setattr(self.owner, self.compute, NoHeads(attention).train(attention.training))
+            setattr(self.owner, self.compute, EmptyAttention(attention).train(attention.training))
             self.owner.layer_norm = nn.Identity()
 
 

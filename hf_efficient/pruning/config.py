@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hf_efficient.pruning.connections import CONNECTION_CRITERIA
-from hf_efficient.pruning.importance import CRITERIA
-from hf_efficient.pruning.sparsity import OWN_SCOPES, parse_n_m
+from hf_efficient.errors import UserError
+from hf_efficient.pruning.criteria import CONNECTION_CRITERIA, CRITERIA
+from hf_efficient.pruning.sparsity import DEFAULT_SCOPES, parse_n_m
 
 TARGETS = ("target_speedup", "target_generation_speedup", "target_flops", "target_size")
 FRACTIONS = ("heads", "neurons", "blocks", "layers")
 SCOPES = ("global", "layer")
 REWINDS = ("weights", "learning_rate")
-EVERYWHERE = ""
+ALL_STACKS = ""
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,15 @@ class PruningConfig:
         for name in TARGETS:
             value = getattr(self, name)
             if value is not None and not value >= 1:
-                raise ValueError(
+                raise UserError(
                     f"{name}={value} asks for a larger model: give a ratio of at least 1, such as 2 to halve"
                 )
         for name in (*FRACTIONS, "keep_at_least"):
-            _by_stack(name, getattr(self, name))
+            _parse_fractions(name, getattr(self, name))
         for name in ("weights", "ramp"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name}={value} is no fraction: give a number in [0, 1)")
+                raise UserError(f"{name}={value} is no fraction: give a number in [0, 1)")
         for name in (
             "rounds",
             "scoring_samples",
@@ -132,7 +132,7 @@ class PruningConfig:
             "latency_new_tokens",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if self.n_m is not None:
             parse_n_m(self.n_m)
         self._check_choices()
@@ -143,13 +143,13 @@ class PruningConfig:
         for name, allowed in (("criterion", known), ("scope", SCOPES), ("rewind", (*REWINDS, None))):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(choice for choice in allowed if choice)
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: give one of {choices}")
+                raise UserError(f"{name}={getattr(self, name)!r} is unknown: give one of {choices}")
         for wanted, scored, criteria in (
             (self.removes_units, "units", tuple(CRITERIA)),
             (self.removes_connections, "single connections", tuple(CONNECTION_CRITERIA)),
         ):
             if wanted and self.criterion not in criteria:
-                raise ValueError(
+                raise UserError(
                     f"criterion={self.criterion!r} does not score {scored}: give one of {', '.join(criteria)}"
                 )
 
@@ -157,29 +157,29 @@ class PruningConfig:
         targets = [name for name in TARGETS if getattr(self, name) is not None]
         fractions = [name for name in FRACTIONS if getattr(self, name) is not None]
         if len(targets) > 1 or (targets and fractions):
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(targets + fractions)} cannot be asked for together: give one target or fractions"
             )
         if self.weights is not None and self.n_m is not None:
-            raise ValueError(f"weights={self.weights} and n_m={self.n_m!r} cannot be asked for together: give one")
-        if self.portable and any(any(_by_stack(n, getattr(self, n)).values()) for n in FRACTIONS[:-1]):
-            raise ValueError(
+            raise UserError(f"weights={self.weights} and n_m={self.n_m!r} cannot be asked for together: give one")
+        if self.portable and any(any(_parse_fractions(n, getattr(self, n)).values()) for n in FRACTIONS[:-1]):
+            raise UserError(
                 "portable=True keeps shapes that a stock class holds, which fractions of heads, neurons or blocks are "
                 "not: give a target, or only layers"
             )
         if self.target_generation_speedup is not None and self.latency_runtime != "torch":
-            raise ValueError(
+            raise UserError(
                 f"latency_runtime={self.latency_runtime!r} is where target_speedup is measured; writing is timed in "
                 "torch: leave it out"
             )
         if self.portable and self.scope == "layer":
-            raise ValueError("portable=True keeps every head, scope='layer' removes some of each layer: give one")
+            raise UserError("portable=True keeps every head, scope='layer' removes some of each layer: give one")
         if self.ramp and (self.rounds > 1 or self.rewind):
-            raise ValueError("ramp closes gates within one run of training: leave out rounds and rewind")
+            raise UserError("ramp closes gates within one run of training: leave out rounds and rewind")
         if self.ramp and self.target is None and all(getattr(self, n) is None for n in (*FRACTIONS, "weights")):
-            raise ValueError(f"ramp={self.ramp} has nothing to grow: give a target, a fraction, or weights")
+            raise UserError(f"ramp={self.ramp} has nothing to grow: give a target, a fraction, or weights")
         if self.rewind == "weights" and self.removes_units and self.removes_connections:
-            raise ValueError("rewind='weights' goes back with units or with single connections: ask for one of them")
+            raise UserError("rewind='weights' goes back with units or with single connections: ask for one of them")
 
     @property
     def target(self) -> tuple[str, float] | None:
@@ -189,7 +189,7 @@ class PruningConfig:
     @property
     def removes_units(self) -> bool:
         """Whether heads, neurons, blocks or layers are to go."""
-        return self.target is not None or any(any(_by_stack(n, getattr(self, n)).values()) for n in FRACTIONS)
+        return self.target is not None or any(any(_parse_fractions(n, getattr(self, n)).values()) for n in FRACTIONS)
 
     @property
     def removes_connections(self) -> bool:
@@ -203,15 +203,15 @@ class PruningConfig:
 
     def share(self, name: str, stack: str) -> float:
         """Returns the fraction that the field `name` gives for a stack of layers, 0 where it gives none."""
-        shares = _by_stack(name, getattr(self, name))
-        return shares.get(stack, shares.get(EVERYWHERE, 0.0))
+        shares = _parse_fractions(name, getattr(self, name))
+        return shares.get(stack, shares.get(ALL_STACKS, 0.0))
 
     def check_stacks(self, stacks: tuple[str, ...]) -> None:
         """Raises ValueError: a field names a stack of layers that the model does not have."""
         for name in (*FRACTIONS, "keep_at_least"):
-            unknown = _by_stack(name, getattr(self, name)).keys() - {EVERYWHERE, *stacks}
+            unknown = _parse_fractions(name, getattr(self, name)).keys() - {ALL_STACKS, *stacks}
             if unknown:
-                raise ValueError(
+                raise UserError(
                     f"{name}={getattr(self, name)!r} names {', '.join(sorted(unknown))}: the model has the stacks "
                     f"{', '.join(stacks)}"
                 )
@@ -222,7 +222,9 @@ class PruningConfig:
 
     def connections(self) -> dict[str, Any]:
         """Returns what is asked for of single connections, as `remove_connections` takes it."""
-        scope = None if self.n_m else "layer" if self.scope == "layer" else OWN_SCOPES.get(self.criterion, "global")
+        scope = (
+            None if self.n_m else "layer" if self.scope == "layer" else DEFAULT_SCOPES.get(self.criterion, "global")
+        )
         return {"fraction": self.weights, "n_m": self.n_m, "scope": scope}
 
     def step(self, number: int) -> PruningConfig:
@@ -233,7 +235,9 @@ class PruningConfig:
         """
         kept = 1 / self.rounds
         changes: dict[str, Any] = {
-            name: _written({s: 1 - (1 - v) ** kept for s, v in _by_stack(name, getattr(self, name)).items()})
+            name: _format_fractions(
+                {s: 1 - (1 - v) ** kept for s, v in _parse_fractions(name, getattr(self, name)).items()}
+            )
             for name in FRACTIONS
             if getattr(self, name)
         }
@@ -247,7 +251,7 @@ class PruningConfig:
     def at(self, progress: float) -> PruningConfig:
         """Returns what a gradual schedule asks for when `progress`, in [0, 1], of the removal is done."""
         changes: dict[str, Any] = {
-            name: _written({s: v * progress for s, v in _by_stack(name, getattr(self, name)).items()})
+            name: _format_fractions({s: v * progress for s, v in _parse_fractions(name, getattr(self, name)).items()})
             for name in FRACTIONS
             if getattr(self, name)
         }
@@ -258,7 +262,7 @@ class PruningConfig:
         return replace(self, **changes)
 
 
-def _by_stack(name: str, value: float | str | None) -> dict[str, float]:
+def _parse_fractions(name: str, value: float | str | None) -> dict[str, float]:
     """Returns the fractions in the field `name` by stack. Raises ValueError: it holds anything else."""
     if value is None:
         return {}
@@ -270,7 +274,7 @@ def _by_stack(name: str, value: float | str | None) -> dict[str, float]:
         except ValueError:
             share = -1.0
         if not 0 <= share < 1 or stack in shares:
-            raise ValueError(
+            raise UserError(
                 f"{name}={value!r} is no fraction: give a number in [0, 1), or one for each stack, such as "
                 "'encoder=0.25,decoder=0.5'"
             )
@@ -278,7 +282,7 @@ def _by_stack(name: str, value: float | str | None) -> dict[str, float]:
     return shares
 
 
-def _written(shares: dict[str, float]) -> float | str:
-    if shares.keys() == {EVERYWHERE}:
-        return shares[EVERYWHERE]
+def _format_fractions(shares: dict[str, float]) -> float | str:
+    if shares.keys() == {ALL_STACKS}:
+        return shares[ALL_STACKS]
     return ",".join(f"{stack}={share!r}" if stack else repr(share) for stack, share in shares.items())

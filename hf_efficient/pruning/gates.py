@@ -14,7 +14,7 @@ from hf_efficient.models import Block, family_of
 
 
 @contextmanager
-def gated(
+def apply_gates(
     model: PreTrainedModel, units: Mapping[str, torch.Tensor] = {}, layers: Mapping[str, torch.Tensor] = {}
 ) -> Iterator[None]:
     """Multiplies the units of blocks, and what layers add to their input, by gates, as long as the context lasts.
@@ -44,7 +44,7 @@ def gated(
 def _unit_hook(block: Block, gate: torch.Tensor) -> Callable[..., tuple[torch.Tensor, ...]]:
     def multiply(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         wide = gate.repeat_interleave(block.unit_size, dim=-1).to(args[0].dtype)
-        return (args[0] * (_by_row(wide, args[0])[:, None] if wide.dim() == 2 else wide), *args[1:])
+        return (args[0] * (_repeat_per_row(wide, args[0])[:, None] if wide.dim() == 2 else wide), *args[1:])
 
     return multiply
 
@@ -56,12 +56,12 @@ def _layer_hook(gate: torch.Tensor) -> Callable[..., Any]:
         before = args[0] if args else kwargs["hidden_states"]
         after, *beside = output if isinstance(output, tuple) else (output,)
         wide = gate.to(before.dtype)
-        mixed = before + (_by_row(wide, before)[:, None, None] if wide.dim() else wide) * (after - before)
+        mixed = before + (_repeat_per_row(wide, before)[:, None, None] if wide.dim() else wide) * (after - before)
         return (mixed, *beside) if isinstance(output, tuple) else mixed
 
     return interpolate
 
 
-def _by_row(gates: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+def _repeat_per_row(gates: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
     """Repeats the gates of each example for all its rows: a multiple choice head makes one of every choice."""
     return gates.repeat_interleave(hidden_states.shape[0] // gates.shape[0], dim=0)

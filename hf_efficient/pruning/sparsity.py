@@ -13,11 +13,14 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import prune
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_efficient.pruning.batches import Batch, Loss, example_loss
-from hf_efficient.pruning.connections import CONNECTION_CRITERIA, ConnectionScores, block_linears
+from hf_efficient.errors import UserError
+from hf_efficient.pruning.batches import Batch
+from hf_efficient.pruning.connection_criteria import ConnectionScores, block_linears
+from hf_efficient.pruning.criteria import CONNECTION_CRITERIA
+from hf_efficient.pruning.losses import Loss, example_loss
 
 SCOPES = ("global", "layer", "row")
-OWN_SCOPES = {"wanda": "row"}
+DEFAULT_SCOPES = {"wanda": "row"}
 
 
 class LowestScores(prune.BasePruningMethod):
@@ -55,7 +58,7 @@ def parse_n_m(text: str) -> tuple[int, int]:
     """Returns (n, m) of an N:M pattern such as "2:4". Raises ValueError: it is none."""
     n, colon, m = text.partition(":")
     if not (colon and n.isdecimal() and m.isdecimal() and 1 <= int(n) < int(m)):
-        raise ValueError(
+        raise UserError(
             f'n_m={text!r} is no pattern: give "n:m" with 1 <= n < m, such as "2:4", which keeps 2 of every 4 '
             "consecutive input weights"
         )
@@ -79,7 +82,7 @@ def sparsify(
 
     | argument | meaning |
     | --- | --- |
-    | batches, loss | as in `hf_efficient.pruning.importance`; magnitude and random need neither, wanda no labels |
+    | batches, loss | as in `hf_efficient.pruning.unit_criteria`; magnitude and random need neither, wanda no labels |
     | fraction | of the connections of the blocks, in [0, 1), to be zero afterwards |
     | n_m | "n:m": n of every m consecutive input weights of an output row stay |
     | criterion | a name in `CONNECTION_CRITERIA` |
@@ -91,9 +94,9 @@ def sparsify(
     Raises TypeError: the family of `model` is unknown.
     """
     if criterion not in CONNECTION_CRITERIA:
-        raise ValueError(f"criterion={criterion!r} is unknown: give one of {', '.join(CONNECTION_CRITERIA)}")
+        raise UserError(f"criterion={criterion!r} is unknown: give one of {', '.join(CONNECTION_CRITERIA)}")
     if n_m is None and scope is None:
-        scope = OWN_SCOPES.get(criterion, "global")
+        scope = DEFAULT_SCOPES.get(criterion, "global")
     _check(model, fraction, n_m, scope)
     scores = CONNECTION_CRITERIA[criterion](model, batches, loss)
     sparse = copy.deepcopy(model)
@@ -122,7 +125,7 @@ def remove_connections(
     _check_scores(linears, scores)
 
     # Carriers, since pruning a Linear itself would change the order of its parameters, and with it the optimizer's.
-    carriers = {name: _carrier(linear) for name, linear in linears.items()}
+    carriers = {name: _mask_holder(linear) for name, linear in linears.items()}
 
     def apply(method: Any, name: str, *arguments: int) -> None:
         method.apply(carriers[name], "weight", *arguments, importance_scores=scores[name])
@@ -135,13 +138,13 @@ def remove_connections(
             apply(NOfM, name, linear.in_features - round(fraction * linear.in_features), linear.in_features)
     elif fraction is not None and scope == "layer":
         for name, carrier in carriers.items():
-            apply(LowestScores, name, _still_to_go([carrier], fraction))
+            apply(LowestScores, name, _remaining_count([carrier], fraction))
     elif fraction is not None:
         prune.global_unstructured(
             [(carrier, "weight") for carrier in carriers.values()],
             pruning_method=LowestScores,
             importance_scores={(carrier, "weight"): scores[name] for name, carrier in carriers.items()},
-            count=_still_to_go(carriers.values(), fraction),
+            count=_remaining_count(carriers.values(), fraction),
         )
     for name, carrier in carriers.items():
         prune.remove(carrier, "weight")  # type: ignore[no-untyped-call]
@@ -156,7 +159,7 @@ def zero_fraction(model: PreTrainedModel) -> float:
     return zeros / max(1, sum(weight.numel() for weight in weights))
 
 
-class KeepZeros(TrainerCallback):
+class KeepZerosCallback(TrainerCallback):
     """Keeps at zero, while a model is trained, every connection of its blocks that was zero when training began.
 
     Which those are is read from the weights, after a checkpoint to resume from has been loaded into them: nothing has
@@ -200,19 +203,19 @@ class KeepZeros(TrainerCallback):
 
 def _check(model: PreTrainedModel, fraction: float | None, n_m: str | None, scope: str | None) -> None:
     if (fraction is None) == (n_m is None):
-        raise ValueError(f"fraction={fraction} and n_m={n_m!r}: give one of them, a fraction to remove or a pattern")
+        raise UserError(f"fraction={fraction} and n_m={n_m!r}: give one of them, a fraction to remove or a pattern")
     if n_m is None:
         if fraction is None or not 0 <= fraction < 1:
-            raise ValueError(f"fraction={fraction} is not a fraction to remove: give a number in [0, 1)")
+            raise UserError(f"fraction={fraction} is not a fraction to remove: give a number in [0, 1)")
         if scope not in SCOPES:
-            raise ValueError(f"scope={scope!r} is unknown: give one of {', '.join(SCOPES)}")
+            raise UserError(f"scope={scope!r} is unknown: give one of {', '.join(SCOPES)}")
         return
     if scope is not None:
-        raise ValueError(f"scope={scope!r} says nothing with n_m={n_m!r}, which compares within groups: leave it out")
+        raise UserError(f"scope={scope!r} says nothing with n_m={n_m!r}, which compares within groups: leave it out")
     _, m = parse_n_m(n_m)
     for name, linear in block_linears(model).items():
         if linear.in_features % m:
-            raise ValueError(
+            raise UserError(
                 f"n_m={n_m!r} needs rows that {m} divides, but {name} has {linear.in_features} inputs: give another "
                 f"m, or prune neurons to multiples of {m}"
             )
@@ -223,12 +226,12 @@ def _check_scores(linears: Mapping[str, nn.Linear], scores: ConnectionScores) ->
         shape = tuple(linear.weight.shape)
         if name not in scores or tuple(scores[name].shape) != shape:
             given = f"a tensor {tuple(scores[name].shape)}" if name in scores else "nothing"
-            raise ValueError(f"the scores have {given} for {name}: give a tensor {shape}, the weight's shape")
+            raise UserError(f"the scores have {given} for {name}: give a tensor {shape}, the weight's shape")
         if not torch.isfinite(scores[name]).all():
-            raise ValueError(f"the scores of {name} are not finite: check the data, or give another criterion")
+            raise UserError(f"the scores of {name} are not finite: check the data, or give another criterion")
 
 
-def _carrier(linear: nn.Linear) -> nn.Module:
+def _mask_holder(linear: nn.Linear) -> nn.Module:
     """Returns a module whose weight is that of `linear`, with a mask of what is not zero already."""
     module = nn.Module()
     module.weight = linear.weight
@@ -236,7 +239,7 @@ def _carrier(linear: nn.Linear) -> nn.Module:
     return module
 
 
-def _still_to_go(carriers: Iterable[nn.Module], fraction: float) -> int:
+def _remaining_count(carriers: Iterable[nn.Module], fraction: float) -> int:
     """Returns how many more connections must go for `fraction` of all to be gone."""
     masks: list[Any] = [carrier.weight_mask for carrier in carriers]
     goal = round(fraction * sum(mask.numel() for mask in masks))

@@ -13,15 +13,16 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_efficient.pruning.pieces import add_needed, renumber, tokenizer_state
+from hf_efficient.errors import UserError
+from hf_efficient.pruning.tokenizer_vocabulary import add_required_tokens, renumber_tokenizer, tokenizer_state
 
-TEXTS_AT_ONCE = 1000
+TEXT_BATCH_SIZE = 1000
 
 TokenIds: TypeAlias = "int | torch.Tensor | Sequence[TokenIds]"
 
 
 @dataclass(frozen=True, eq=False)
-class Vocabulary:
+class TrimmedVocabulary:
     """A model and its tokenizer with fewer tokens.
 
     | field | meaning |
@@ -36,7 +37,7 @@ class Vocabulary:
     token_ids: torch.Tensor
 
 
-def used_tokens(data: Iterable[str | TokenIds], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def find_used_tokens(data: Iterable[str | TokenIds], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Returns the ids of the tokens that occur in `data`, ascending.
 
     `data` yields texts, which are tokenized whole, with their special tokens, or token ids: tensors, or sequences
@@ -53,7 +54,7 @@ def used_tokens(data: Iterable[str | TokenIds], tokenizer: PreTrainedTokenizerBa
     for item in data:
         if isinstance(item, str):
             texts.append(item)
-            if len(texts) == TEXTS_AT_ONCE:
+            if len(texts) == TEXT_BATCH_SIZE:
                 used |= _tokens_of(texts, tokenizer, model_type)
                 texts.clear()
         else:
@@ -63,7 +64,9 @@ def used_tokens(data: Iterable[str | TokenIds], tokenizer: PreTrainedTokenizerBa
     return sorted(used)
 
 
-def trim_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, keep: Iterable[int]) -> Vocabulary:
+def trim_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, keep: Iterable[int]
+) -> TrimmedVocabulary:
     """Returns copies of `model` and `tokenizer` without the tokens that are not needed; the given ones stay.
 
     A text all of whose tokens are in `keep` is split into the same tokens as before, and the model answers the same
@@ -81,33 +84,33 @@ def trim_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     embeddings = model.get_input_embeddings()
     if not isinstance(embeddings, nn.Embedding) or type(embeddings.weight) is not nn.Parameter:
         kind = type(getattr(embeddings, "weight", None)).__name__
-        raise ValueError(
+        raise UserError(
             f"the input embeddings are a {type(embeddings).__name__} over a {kind}, whose rows cannot be taken: trim "
             "the vocabulary first, quantize afterwards"
         )
     rows, largest = embeddings.weight.shape[0], max(tokenizer.get_vocab().values())
     if largest >= rows:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has ids up to {largest}, the model only {rows} rows: give the tokenizer of this model, or "
             f"call model.resize_token_embeddings({largest + 1}) first"
         )
     kept = {int(token) for token in keep}
     if foreign := sorted(token for token in kept if not 0 <= token < rows):
-        raise ValueError(f"keep has ids outside 0..{rows - 1}, the rows of the model: {foreign[:5]}")
+        raise UserError(f"keep has ids outside 0..{rows - 1}, the rows of the model: {foreign[:5]}")
 
     fixed = _ids_below_padding(model)
-    kept |= {token for token in _named_by_configs(model) if 0 <= token < rows}
-    order = add_needed(state, kept | set(fixed))
+    kept |= {token for token in _token_ids_in_configs(model) if 0 <= token < rows}
+    order = add_required_tokens(state, kept | set(fixed))
     if order[: len(fixed)] != fixed:
-        raise ValueError(
+        raise UserError(
             f"the model counts positions from its padding id {fixed[-1]}, which would change, since the tokenizer has "
             "no token for some id below it: give the tokenizer of this model"
         )
     if len(order) == rows:
-        return Vocabulary(copy.deepcopy(model), copy.deepcopy(tokenizer), torch.arange(rows))
+        return TrimmedVocabulary(copy.deepcopy(model), copy.deepcopy(tokenizer), torch.arange(rows))
     new_ids = {old: new for new, old in enumerate(order)}
     token_ids = torch.tensor(order, dtype=torch.long)
-    return Vocabulary(_trim_model(model, new_ids, token_ids), renumber(tokenizer, new_ids), token_ids)
+    return TrimmedVocabulary(_trim_model(model, new_ids, token_ids), renumber_tokenizer(tokenizer, new_ids), token_ids)
 
 
 def _flat(item: Any) -> Iterator[int]:
@@ -133,11 +136,11 @@ def _tokens_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, model_type:
     for text, encoding in zip(texts, encodings, strict=True):
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if token == unknown:
-                used |= _found_before_giving_up(text[start:end], tokenizer.backend_tokenizer, unknown)
+                used |= _partial_wordpieces(text[start:end], tokenizer.backend_tokenizer, unknown)
     return used
 
 
-def _found_before_giving_up(word: str, backend: Tokenizer, unknown: int) -> set[int]:
+def _partial_wordpieces(word: str, backend: Tokenizer, unknown: int) -> set[int]:
     """Returns the pieces of the longest beginning of `word` that can be spelled: where the greedy search stopped."""
     word = backend.normalizer.normalize_str(word) if backend.normalizer else word
     for end in range(len(word) - 1, 0, -1):
@@ -154,7 +157,7 @@ def _configs(model: PreTrainedModel) -> list[Any]:
     return list({id(config): config for config in found if config is not None}.values())
 
 
-def _named_by_configs(model: PreTrainedModel) -> set[int]:
+def _token_ids_in_configs(model: PreTrainedModel) -> set[int]:
     """Returns the ids that must have a row because a config of `model`, or its table of embeddings, names them."""
     padding = model.get_input_embeddings().padding_idx
     named = set() if padding is None else {padding}

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from transformers import PreTrainedModel
 
+from hf_efficient.errors import UserError
 from hf_efficient.models import family_of
 from hf_efficient.models.codebook import Codebook, pack
-from hf_efficient.quantization.chosen import chosen_embeddings, chosen_linears
 from hf_efficient.quantization.config import QuantizationConfig
+from hf_efficient.quantization.module_selection import select_embeddings, select_linears
 
 MOST_POINTS = 2048
 
@@ -25,9 +26,9 @@ def quantize_codebook(
     Raises ValueError: nothing of it would be quantized. Raises TypeError: the family of `model` is unknown.
     """
     family, importance = family_of(model), importance or {}
-    bits = dict(chosen_for_codebooks(model, config))
+    bits = dict(select_codebook_weights(model, config))
     if not bits:
-        raise ValueError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
+        raise UserError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     weights, codebooks = model.state_dict(), {}
     for name, number in bits.items():
@@ -72,7 +73,7 @@ def _fit(values: torch.Tensor, count: int, importance: torch.Tensor | None) -> t
 
     flat = values.flatten()
     costs = torch.ones_like(flat) if importance is None or not importance.any() else importance.flatten()
-    points, shares = _summed_up(flat, costs)
+    points, shares = _histogram_points(flat, costs)
     kept = shares > 0
     points, shares = points[kept], shares[kept]
     clusters = min(count, len(points))
@@ -92,7 +93,7 @@ def _nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return torch.bucketize(values, (table[1:] + table[:-1]) / 2)
 
 
-def _summed_up(values: torch.Tensor, costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _histogram_points(values: torch.Tensor, costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns a few points and their weights that stand for many values: means of narrow bins."""
     if len(values) <= MOST_POINTS:
         return values, costs
@@ -103,15 +104,15 @@ def _summed_up(values: torch.Tensor, costs: torch.Tensor) -> tuple[torch.Tensor,
     return sums / shares.clamp(min=1e-30), shares
 
 
-def chosen_for_codebooks(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, int]]:
+def select_codebook_weights(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, int]]:
     """Yields the names of what becomes a codebook, and the bits of an index."""
     if config.scheme == "codebook":
-        yield from ((name, config.index_bits) for name, _ in chosen_linears(model, config))
-    for name, _ in chosen_embeddings(model, config):
+        yield from ((name, config.index_bits) for name, _ in select_linears(model, config))
+    for name, _ in select_embeddings(model, config):
         yield name, config.embedding_bits or config.index_bits
 
 
-def against_uniform(model: PreTrainedModel, quantized: PreTrainedModel) -> dict[str, float] | None:
+def compare_with_uniform(model: PreTrainedModel, quantized: PreTrainedModel) -> dict[str, float] | None:
     """Returns what the codebooks of `quantized`, made of `model`, cost and lose; None where there are none.
 
     | key | meaning |
@@ -128,7 +129,7 @@ def against_uniform(model: PreTrainedModel, quantized: PreTrainedModel) -> dict[
         weight = model.get_parameter(f"{name}.weight").detach().float()
         stored += 8 * (book.indices.numel() + book.table.numel() * book.table.element_size())
         lost += float((weight - book.weight.float()).square().sum())
-        lost_evenly += float((weight - rounded_uniformly(weight, book.bits, book.group)).square().sum())
+        lost_evenly += float((weight - quantize_uniformly(weight, book.bits, book.group)).square().sum())
         squares += float(weight.square().sum())
     entries = sum(book.rows * book.columns for book in books.values())
     return {
@@ -138,7 +139,7 @@ def against_uniform(model: PreTrainedModel, quantized: PreTrainedModel) -> dict[
     }
 
 
-def rounded_uniformly(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+def quantize_uniformly(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
     """Returns `weight` (rows, columns) rounded to 2**bits - 1 even steps around zero, with scales of 32 bits.
 
     Each serves so few entries that the scales take as much room as the tables of a codebook of `group` rows; a row

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from hf_efficient.errors import UserError
+
 INT8_SCHEMES = ("int8_dynamic", "int8_weight_only")
 SCHEMES = (*INT8_SCHEMES, "codebook")
 
@@ -59,31 +61,31 @@ class QuantizationConfig:
 
     def __post_init__(self) -> None:
         if self.scheme is not None and self.scheme not in SCHEMES:
-            raise ValueError(f"scheme={self.scheme!r} is unknown: give one of {', '.join(SCHEMES)}")
+            raise UserError(f"scheme={self.scheme!r} is unknown: give one of {', '.join(SCHEMES)}")
         for name in ("bits", "embedding_bits"):
             value = getattr(self, name)
             if value is not None and not 2 <= value <= 8:
-                raise ValueError(f"{name}={value} is out of range: give 2 to 8")
+                raise UserError(f"{name}={value} is out of range: give 2 to 8")
         if self.is_int8 and self.bits not in (None, 8):
-            raise ValueError(
+            raise UserError(
                 f"bits={self.bits} is for codebooks, {self.scheme} has 8: give scheme='codebook', or embedding_bits "
                 "for the embeddings alone"
             )
         if not self.quantize_embeddings and self.embedding_bits is not None:
-            raise ValueError(
+            raise UserError(
                 f"embedding_bits={self.embedding_bits} and quantize_embeddings=False contradict each other: give one"
             )
         if self.codebook_rows < 0:
-            raise ValueError(f"codebook_rows={self.codebook_rows} must not be negative: give 64, or 0 for all rows")
+            raise UserError(f"codebook_rows={self.codebook_rows} must not be negative: give 64, or 0 for all rows")
         if self.aware and self.scheme not in INT8_SCHEMES:
-            raise ValueError(
+            raise UserError(
                 f"aware=True trains for 8 bits, scheme is {self.scheme!r}: give scheme, {' or '.join(INT8_SCHEMES)}"
             )
         for pattern in self.skip_patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"skip_modules={pattern!r} is not a regular expression: {error}") from error
+                raise UserError(f"skip_modules={pattern!r} is not a regular expression: {error}") from error
 
     @property
     def skip_patterns(self) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_efficient.quantization.chosen import chosen_embeddings, chosen_linears
+from hf_efficient.errors import UserError
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quiet import quiet_torchao
+from hf_efficient.quantization.module_selection import select_embeddings, select_linears
+from hf_efficient.quantization.torchao_import import suppress_torchao_warnings
 
 logger = logging.get_logger(__name__)
 
@@ -25,7 +26,7 @@ def quantize_int8(model: PreTrainedModel, config: QuantizationConfig) -> PreTrai
 
     Raises ValueError: nothing of it would be quantized.
     """
-    with quiet_torchao():
+    with suppress_torchao_warnings():
         # Nothing is written on the way: of several processes only the first would.
         quantized: PreTrainedModel = type(model).from_pretrained(
             None,
@@ -39,14 +40,14 @@ def quantize_int8(model: PreTrainedModel, config: QuantizationConfig) -> PreTrai
     return quantized.to(model.device).eval()
 
 
-def compiled(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Callable[..., Any] | None:
+def compile_model(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Callable[..., Any] | None:
     """Returns `model` under torch.compile, for any batch size and length, compiled by a first run on `inputs`.
 
     Eagerly, torchao unpacks a whole embedding table for every lookup, and quantizes activations in many small steps;
     compiled, both melt into the kernels around them. None where it cannot be compiled: no C++ compiler, say.
     """
     try:
-        with quiet_torchao(), warnings.catch_warnings(), torch.inference_mode():
+        with suppress_torchao_warnings(), warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
             result: Callable[..., Any] = torch.compile(model.eval(), dynamic=True)
             result(**inputs)
@@ -62,24 +63,24 @@ def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
 
     Raises ValueError: no parameter of `model` is to be quantized.
     """
-    with quiet_torchao():
+    with suppress_torchao_warnings():
         from torchao.quantization import FqnToConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
         from transformers import TorchAoConfig
 
     linears: Any = Int8WeightOnlyConfig()
     if config.scheme == "int8_dynamic":
-        linears = Int8DynamicActivationInt8WeightConfig(reduce_range=reduces_range(model.device))
-    wanted = dict.fromkeys(_patterns(model, list(chosen_linears(model, config))), linears)
+        linears = Int8DynamicActivationInt8WeightConfig(reduce_range=needs_reduced_range(model.device))
+    wanted = dict.fromkeys(_patterns(model, list(select_linears(model, config))), linears)
     if not config.embeddings_are_codebooks:
-        wanted |= dict.fromkeys(_patterns(model, list(chosen_embeddings(model, config))), Int8WeightOnlyConfig())
+        wanted |= dict.fromkeys(_patterns(model, list(select_embeddings(model, config))), Int8WeightOnlyConfig())
     if not wanted:
-        raise ValueError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
+        raise UserError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
     return TorchAoConfig(FqnToConfig(wanted))
 
 
-def reduces_range(device: torch.device) -> bool:
+def needs_reduced_range(device: torch.device) -> bool:
     """Whether 8-bit sums overflow on this device, so that fewer steps are safer: on CPUs without VNNI."""
-    with quiet_torchao():
+    with suppress_torchao_warnings():
         from torchao.utils import should_reduce_range
 
     return bool(should_reduce_range(device))

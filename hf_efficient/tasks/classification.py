@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 
-from hf_efficient.data import DataConfig
+from hf_efficient.data.config import DataConfig
+from hf_efficient.data.labels import labels_are_lists, labels_are_numbers
 from hf_efficient.measurement.metrics import classification_metrics, multi_label_metrics, regression_metrics
-from hf_efficient.tasks.labels import labels_are_lists, labels_are_numbers
-from hf_efficient.tasks.task import LABEL_COLUMNS, Batch, Encoding, Metrics, Task, logits_of
+from hf_efficient.tasks.task import LABEL_COLUMNS, Batch, Metrics, RowEncoder, Task, get_logits
 
 
-def encode_text(batch: Batch, encoding: Encoding) -> dict[str, Any]:
+def encode_text(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
     """Returns tokens of one text or a pair, and the number of its label."""
     encoded = encoding.tokens(*(batch[name] for name in encoding.columns.texts))
     labels = encoding.labels(batch)
@@ -22,7 +22,7 @@ def encode_text(batch: Batch, encoding: Encoding) -> dict[str, Any]:
     return encoded
 
 
-def encode_several(batch: Batch, encoding: Encoding) -> dict[str, Any]:
+def encode_multi_label(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
     """Returns tokens, and for each class 1 where a row has it, else 0."""
     encoded = encoding.tokens(*(batch[name] for name in encoding.columns.texts))
     labels, count = encoding.labels(batch), encoding.classes
@@ -32,19 +32,19 @@ def encode_several(batch: Batch, encoding: Encoding) -> dict[str, Any]:
     return encoded
 
 
-def judge_class(*_: Any) -> Metrics:
+def classification_compute_metrics(*_: Any) -> Metrics:
     """Returns accuracy and macro F1 of predictions."""
-    return lambda prediction: classification_metrics(logits_of(prediction), np.asarray(prediction.label_ids))
+    return lambda prediction: classification_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 
-def judge_several(*_: Any) -> Metrics:
+def multi_label_compute_metrics(*_: Any) -> Metrics:
     """Returns micro and macro F1, and the share of rows with just the right classes."""
-    return lambda prediction: multi_label_metrics(logits_of(prediction), np.asarray(prediction.label_ids))
+    return lambda prediction: multi_label_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 
-def judge_number(*_: Any) -> Metrics:
+def regression_compute_metrics(*_: Any) -> Metrics:
     """Returns Pearson's and Spearman's correlation."""
-    return lambda prediction: regression_metrics(logits_of(prediction), np.asarray(prediction.label_ids))
+    return lambda prediction: regression_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 
 def _label(splits: DatasetDict, data: DataConfig) -> str | None:
@@ -67,15 +67,15 @@ CLASSIFICATION = Task(
     "text-classification",
     "accuracy",
     encode_text,
-    judge_class,
+    classification_compute_metrics,
     problem_type="single_label_classification",
 )
-SEVERAL = Task(
+MULTI_LABEL = Task(
     "multi-label-classification",
     "text-classification",
     "f1",
-    encode_several,
-    judge_several,
+    encode_multi_label,
+    multi_label_compute_metrics,
     recognize=_several,
     problem_type="multi_label_classification",
 )
@@ -84,7 +84,7 @@ REGRESSION = Task(
     "text-classification",
     "spearman",
     encode_text,
-    judge_number,
+    regression_compute_metrics,
     recognize=_numbers,
     problem_type="regression",
     classes=False,

@@ -10,7 +10,8 @@ from datasets import Dataset, DatasetDict
 from optimum.exporters.tasks import TasksManager
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
 
-from hf_efficient.data import SOURCES, DataConfig
+from hf_efficient.data.config import SOURCE_FIELDS, DataConfig
+from hf_efficient.errors import UserError
 
 Batch: TypeAlias = Mapping[str, list[Any]]
 Metrics: TypeAlias = Callable[[EvalPrediction], dict[str, float]]
@@ -41,7 +42,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Encoding:
+class RowEncoder:
     """How rows become tokens.
 
     `numbers` holds the model's number of each label value, None where values are numbers already; `classes` is how
@@ -91,8 +92,8 @@ class Task:
     name: str
     pipeline: str
     metric: str
-    encode: Callable[[Batch, Encoding], dict[str, Any]]
-    judge: Callable[[Dataset, Dataset, Encoding, PreTrainedConfig], Metrics]
+    encode: Callable[[Batch, RowEncoder], dict[str, Any]]
+    judge: Callable[[Dataset, Dataset, RowEncoder, PreTrainedConfig], Metrics]
     recognize: Callable[[DatasetDict, DataConfig], bool] = lambda splits, data: False
     find: Callable[[DatasetDict, DataConfig], Columns | None] = lambda splits, data: None
     text_columns: Sequence[tuple[str, ...]] = TEXT_COLUMNS
@@ -114,10 +115,10 @@ class Task:
         """How the names of classes with the task's head end, "ForSequenceClassification"."""
         return "ForConditionalGeneration" if self.writes else str(self.auto_class.__name__).removeprefix("AutoModel")
 
-    def tokenize(self, splits: DatasetDict, encoding: Encoding) -> DatasetDict:
+    def tokenize(self, splits: DatasetDict, encoding: RowEncoder) -> DatasetDict:
         """Returns the splits as token ids, not padded yet, with labels where there are any."""
         # `datasets` would take other rows to evaluate on for other rows to train on, and ask the teacher again.
-        elsewhere: dict[str, Any] = dict.fromkeys(SOURCES)
+        elsewhere: dict[str, Any] = dict.fromkeys(SOURCE_FIELDS)
         encoding = replace(encoding, data=replace(encoding.data, **elsewhere))
 
         def convert(batch: Batch, numbers: list[int]) -> dict[str, Any]:
@@ -130,7 +131,7 @@ class Task:
         return DatasetDict({name: apply(split, name) for name, split in splits.items()})
 
 
-def logits_of(prediction: EvalPrediction) -> Any:
+def get_logits(prediction: EvalPrediction) -> Any:
     """Returns the logits of a prediction, the first of what a model answers."""
     return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
 
@@ -150,7 +151,7 @@ def find_columns(splits: DatasetDict, task: Task, config: DataConfig, needs_labe
     for flag in ("text_column", "text_pair_column", "label_column", "summary_column"):
         column = getattr(config, flag)
         if column is not None and column not in (everywhere if flag.startswith(("label", "summary")) else there):
-            raise ValueError(f"{flag}={column!r} is no column of the data, which has {', '.join(there)}")
+            raise UserError(f"{flag}={column!r} is no column of the data, which has {', '.join(there)}")
     if config.text_column:
         texts: tuple[str, ...] | None = tuple(c for c in (config.text_column, config.text_pair_column) if c)
     else:
@@ -165,14 +166,14 @@ def find_columns(splits: DatasetDict, task: Task, config: DataConfig, needs_labe
     label = label if task.labelled else None
     if texts is None or (label is None and needs_labels):
         missing = "--text_column (and --text_pair_column)" if texts is None else "--label_column"
-        raise ValueError(f"cannot tell which of the columns {', '.join(there)} is which: give {missing}")
+        raise UserError(f"cannot tell which of the columns {', '.join(there)} is which: give {missing}")
     absent = [c for c in (*texts, label) if c is not None and c not in splits["evaluation"].column_names]
     if absent:
-        raise ValueError(f"the evaluation data lacks the column {', '.join(absent)} of the training data")
+        raise UserError(f"the evaluation data lacks the column {', '.join(absent)} of the training data")
     return Columns(texts, label)
 
 
-def texts_of(rows: Dataset, task: Task, columns: Columns) -> Iterator[str]:
+def iterate_texts(rows: Dataset, task: Task, columns: Columns) -> Iterator[str]:
     """Yields every text of the rows: what is read, and what is to be written."""
     written = [columns.label] if task.writes and columns.label is not None else []
     for name in dict.fromkeys((*columns.texts, *written)):
@@ -183,6 +184,6 @@ def texts_of(rows: Dataset, task: Task, columns: Columns) -> Iterator[str]:
                 yield " ".join(value) if isinstance(value, list) else value
 
 
-def without_notes(rows: Dataset) -> Dataset:
+def model_columns(rows: Dataset) -> Dataset:
     """Returns encoded rows with just what a model reads."""
     return rows.remove_columns([name for name in (EXAMPLE, PLACES) if name in rows.column_names])

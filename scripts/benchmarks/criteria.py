@@ -16,9 +16,9 @@ from sst2 import OUT, Results, Sst2
 from transformers import set_seed
 
 from hf_efficient import CRITERIA, PruningConfig
-from hf_efficient.pruning.batches import example_loss
-from hf_efficient.pruning.pruner import select_fractions
-from hf_efficient.pruning.surgery import cut
+from hf_efficient.pruning.losses import example_loss
+from hf_efficient.pruning.scoring import select_fractions
+from hf_efficient.pruning.selection import remove_units
 
 FRACTIONS = (0.25, 0.5, 0.75)
 SAMPLES = 2048
@@ -32,7 +32,7 @@ def run(sst2: Sst2, criterion: str, seed: int) -> dict[str, float]:
     found = {}
     for fraction in FRACTIONS:
         asked = PruningConfig(heads=fraction, neurons=fraction, criterion=criterion)
-        found[f"{fraction:g}"] = sst2.accuracy(cut(teacher, select_fractions(teacher, asked, scores)))
+        found[f"{fraction:g}"] = sst2.accuracy(remove_units(teacher, select_fractions(teacher, asked, scores)))
     return found
 
 

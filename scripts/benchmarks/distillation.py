@@ -18,7 +18,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from hf_efficient import DistillationConfig
-from hf_efficient.distillation.layers import student_of_config, student_of_layers
+from hf_efficient.distillation.students import student_from_config, student_from_layers
 
 METHODS: dict[str, DistillationConfig | None] = {
     "no teacher": None,
@@ -40,7 +40,7 @@ def run(sst2: Sst2, method: str, seed: int, steps: int) -> dict[str, float | Non
     teacher = sst2.teacher()
     narrow = method in NARROW_METHODS
     config = {**METHODS, **NARROW_METHODS}[method]
-    student = student_of_config(teacher, NARROW) if narrow else student_of_layers(teacher, 3)
+    student = student_from_config(teacher, NARROW) if narrow else student_from_layers(teacher, 3)
     folder = OUT / "distillation" / f"{method.replace(' ', '-')}-{seed}"
     trainer = sst2.train(
         student,

@@ -21,7 +21,7 @@ from sst2 import OUT, Results, Sst2
 from transformers import Trainer, TrainingArguments
 
 from hf_efficient import DistillationConfig, EfficientTrainer
-from hf_efficient.distillation.layers import student_of_layers
+from hf_efficient.distillation.students import student_from_layers
 
 ROWS = 64
 CONFIGS = {
@@ -62,7 +62,7 @@ def build(sst2: Sst2, name: str, data: Any) -> Trainer:
         seed=0,
     )
     teacher = sst2.teacher()
-    student = student_of_layers(teacher, 3)
+    student = student_from_layers(teacher, 3)
     common = {"model": student, "args": args, "train_dataset": data, "processing_class": sst2.tokenizer}
     if name not in CONFIGS:
         return Trainer(**common)

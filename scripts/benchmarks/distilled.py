@@ -20,8 +20,7 @@ from transformers.utils import logging
 
 from hf_efficient import DistillationConfig, PruningConfig, prune
 from hf_efficient.models import family_of
-from hf_efficient.pruning.budget import Selection
-from hf_efficient.pruning.surgery import cut
+from hf_efficient.pruning.selection import Selection, remove_units
 
 METHODS = ("pruned", "pruned while training", "even layers")
 LEARNING_RATES = {2: 1e-4, 4: 2e-4, 8: 5e-4}
@@ -36,7 +35,7 @@ def even_layers(teacher: PreTrainedModel, ratio: float) -> PreTrainedModel:
     count = math.ceil(len(layers) / ratio)
     kept = tuple(layers[index * len(layers) // count] for index in range(count))
     units = {name: tuple(range(block.units)) for name, block in family_of(teacher).blocks(teacher).items()}
-    return cut(teacher, Selection(kept, units))
+    return remove_units(teacher, Selection(kept, units))
 
 
 def run(sst2: Sst2, method: str, ratio: float, seed: int, epochs: float) -> dict[str, float | None]:

@@ -38,11 +38,11 @@ from transformers import (
 )
 
 from hf_efficient import DistillationConfig, QuantizationConfig, export, load_exported, quantize
-from hf_efficient.forms import FORMS
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.cost import saved_bytes
 from hf_efficient.models.codebook import Codebook
-from hf_efficient.quantization.codebook import against_uniform, rounded_uniformly
+from hf_efficient.quantization.codebook import compare_with_uniform, quantize_uniformly
+from hf_efficient.variants import VARIANTS
 
 KEPT = ("float32", "int8", "int8_weight_only", "onnx_int8", "openvino_int8", "openvino_int8_weight_only")
 FAST = ("float32", "bfloat16", "int8", "int8_compiled", "onnx_int8", "openvino_int8")
@@ -55,7 +55,7 @@ def forms_of(model: PreTrainedModel, names: tuple[str, ...], calibration: Any) -
     inputs = model_inputs(model, 1, 64)
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            yield name, FORMS[name](model, inputs, calibration, Path(folder))
+            yield name, VARIANTS[name](model, inputs, calibration, Path(folder))
 
 
 def size(model: Any) -> int:
@@ -104,12 +104,12 @@ def codebooks(results: Results, sst2: Sst2) -> None:
         for name, module in small.named_modules():
             if isinstance(module, Codebook):
                 weight = even.get_parameter(f"{name}.weight")
-                weight.data.copy_(rounded_uniformly(weight.data, bits, module.group))
+                weight.data.copy_(quantize_uniformly(weight.data, bits, module.group))
         results[f"codebook of {bits} bits"] = {
             "accuracy": sst2.accuracy(small),
             "accuracy_of_even_steps": sst2.accuracy(even),
             "bytes": size(small),
-            **(against_uniform(teacher, small) or {}),
+            **(compare_with_uniform(teacher, small) or {}),
         }
 
 

@@ -24,7 +24,7 @@ from sst2 import OUT, Results
 from transformers import BertConfig, BertModel, set_seed
 from transformers.utils import logging
 
-from hf_efficient.demo_corpus import train_tokenizer
+from hf_efficient.commands.demo_dataset import train_tokenizer
 
 FOLDER = OUT / "killed"
 WORDS = (("bad", "awful", "dull", "poor"), ("good", "great", "lovely", "fine"))

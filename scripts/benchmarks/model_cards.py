@@ -18,7 +18,7 @@ from pathlib import Path
 from sst2 import OUT
 
 from hf_efficient import CompressionReport
-from hf_efficient.hub import write_documents
+from hf_efficient.hub.model_card import write_report_and_card
 from hf_efficient.measurement.report import REPORT_NAME
 
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ def render(name: str, model: Path) -> None:
         staged = Path(place) / name
         staged.mkdir()
         shutil.copy(model / "config.json", staged)
-        write_documents(CompressionReport.load(model), staged)
+        write_report_and_card(CompressionReport.load(model), staged)
         (staged / "config.json").unlink()
         shutil.copytree(staged, CARDS / name, dirs_exist_ok=True)
 

@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from hf_efficient import EfficientTrainer
-from hf_efficient.data import DataConfig, load_splits
-from hf_efficient.tasks import TASKS, Columns, Encoding
-from hf_efficient.tasks.classification import judge_class
+from hf_efficient.data.config import DataConfig
+from hf_efficient.data.loading import load_splits
+from hf_efficient.tasks import TASKS, Columns, RowEncoder
+from hf_efficient.tasks.classification import classification_compute_metrics
 
 OUT = Path(__file__).parents[2] / "out"
 ASSETS = Path(os.environ.get("HF_EFFICIENT_ASSETS", ""))
@@ -42,7 +43,7 @@ class Sst2:
         self.collate = DataCollatorWithPadding(self.tokenizer)
         train, validation = (str(ASSETS / "data" / "sst2" / f"{name}.parquet") for name in ("train", "validation"))
         data = DataConfig(train_file=train, validation_file=validation)
-        encoding = Encoding(Columns(("sentence",), "label"), self.tokenizer, data)
+        encoding = RowEncoder(Columns(("sentence",), "label"), self.tokenizer, data)
         self.data: DatasetDict = TASKS["text-classification"].tokenize(load_splits(data, seed=0), encoding)
 
     def teacher(self) -> PreTrainedModel:
@@ -77,7 +78,7 @@ class Sst2:
             train_dataset=self.data["train"],
             eval_dataset=self.data["evaluation"],
             processing_class=self.tokenizer,
-            compute_metrics=judge_class(),
+            compute_metrics=classification_compute_metrics(),
             **techniques,
         )
         trainer.train()

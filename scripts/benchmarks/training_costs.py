@@ -41,10 +41,11 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_efficient import CompressionReport, EfficientTrainer
-from hf_efficient.measurement.runtime import environment
+from hf_efficient.commands.training_cost_worker import TrainingRunSpec
+from hf_efficient.commands.training_costs import run_in_worker
+from hf_efficient.measurement.environment import describe_environment
 from hf_efficient.measurement.training_costs import Setting, TrainingCost
-from hf_efficient.training_measured import run_job
-from hf_efficient.training_worker import Job, random_batch
+from hf_efficient.tasks.random_batch import random_batch
 
 VOCABULARY = 1000
 IMPORTS = {
@@ -107,7 +108,9 @@ def cost(shape: Shape, setting: Setting, steps: int, batch_size: int | None = No
     with tempfile.TemporaryDirectory() as folder:
         shape.model().save_pretrained(folder)
         size = batch_size or shape.batch_size
-        found = run_job(Job(setting, folder, "text-classification", size, shape.sequence_length, 1, steps))
+        found = run_in_worker(
+            TrainingRunSpec(setting, folder, "text-classification", size, shape.sequence_length, 1, steps)
+        )
     if found.failure is not None:
         raise RuntimeError(f"{setting.describe()}: {found.failure}")
     return found
@@ -264,7 +267,7 @@ def main() -> None:
     plan = replace(plan, repeats=args.repeats or plan.repeats)
     path: Path = OUT / "training_costs" / ("quick.json" if args.quick else "results.json")
     results, console = Results(path), Console()
-    wanted: list[tuple[str, Any]] = [("environment", environment)]
+    wanted: list[tuple[str, Any]] = [("environment", describe_environment)]
     if "checkpointing" in args.parts:
         wanted.append(("checkpointing", lambda: checkpointing(plan)))
     if "accumulation" in args.parts:

@@ -26,9 +26,10 @@ from sst2 import ASSETS, OUT, Results
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_efficient import CompressionReport, export, load_exported
-from hf_efficient.measurement.comparison import writing
+from hf_efficient.measurement.comparison import generation_call
+from hf_efficient.measurement.environment import describe_environment
+from hf_efficient.measurement.latency import time_interleaved
 from hf_efficient.measurement.metrics import translation_metrics
-from hf_efficient.measurement.runtime import environment, time_in_turn
 
 NAME, DATA = ASSETS / "models" / "t5-multi30k", ASSETS / "data" / "multi30k_en_de"
 FOLDER = OUT / "translation"
@@ -106,17 +107,17 @@ def main() -> None:
             "sentences": {
                 name: partial(translate, model, tokenizer, sources[:count], at_once) for name, model in models.items()
             },
-            "16 tokens each": {name: writing(model, few, 16) for name, model in models.items()},
+            "16 tokens each": {name: generation_call(model, few, 16) for name, model in models.items()},
         }
         for what, each in calls.items():
             repeats = REPEATS if what == "sentences" else 5 * REPEATS
-            times = time_in_turn(each, repeats=repeats, warmup=1, turn=repeats // 3)
+            times = time_interleaved(each, repeats=repeats, warmup=1, turn=repeats // 3)
             durations = {name: statistics.median(values) for name, values in times.items()}
             for name, duration in durations.items():
                 found[name][f"ms, {what}, {at_once} at once"] = duration
                 found[name][f"times as fast, {what}, {at_once} at once"] = durations["teacher"] / duration
     results = Results(FOLDER / "results.json")
-    results["environment"] = environment()
+    results["environment"] = describe_environment()
     results["stages"] = {"stages": report.stages, "structure": report.row("student").structure}
     for name, figures in found.items():
         results[name] = {**figures, "sacrebleu kept": figures["sacrebleu"] / found["teacher"]["sacrebleu"]}

@@ -5,12 +5,11 @@ import torch
 from transformers import set_seed
 
 from hf_efficient import CRITERIA, FAMILIES, PruningConfig, prune
+from hf_efficient.functions import select_units
 from hf_efficient.models import family_of
 from hf_efficient.models.structure import AttentionBlock
-from hf_efficient.pruning.batches import example_loss
-from hf_efficient.pruning.budget import Scores
-from hf_efficient.pruning.surgery import cut
-from hf_efficient.speedup import select
+from hf_efficient.pruning.losses import example_loss
+from hf_efficient.pruning.selection import Scores, remove_units
 
 HEADS = [
     cls.__name__
@@ -97,7 +96,7 @@ def test_a_function_of_the_users_own_is_one_entry(make_model, make_batch, monkey
     monkeypatch.setitem(CRITERIA, "last_first", last_first)
     model, batch = make_model(head), make_batch(head, labelled=True)
     config = PruningConfig(criterion="last_first", heads=0.5, neurons=0.5, layers=0.3, multiple_of=1, recovery=False)
-    selection = select(model, config, [batch])
+    selection = select_units(model, config, [batch])
     assert asked == [pytest.approx(float(example_loss(model, batch).detach()), rel=1e-5)]
     assert {name.rpartition(".")[2] for name in selection.layers} == {"1", "2"}
     for name, kept in selection.units.items():
@@ -105,5 +104,5 @@ def test_a_function_of_the_users_own_is_one_entry(make_model, make_batch, monkey
         assert kept == (() if ".0." in name else tuple(range(units // 2, units)))
     student = prune(model, config, [batch])
     assert len(asked) == 2
-    assert list(student.state_dict()) == list((expected := cut(model, selection)).state_dict())
+    assert list(student.state_dict()) == list((expected := remove_units(model, selection)).state_dict())
     assert all(map(torch.equal, student.state_dict().values(), expected.state_dict().values()))

@@ -8,9 +8,8 @@ import transformers
 
 from hf_efficient import FAMILIES
 from hf_efficient.models import family_of
-from hf_efficient.pruning.budget import Selection
-from hf_efficient.pruning.gates import gated
-from hf_efficient.pruning.surgery import cut
+from hf_efficient.pruning.gates import apply_gates
+from hf_efficient.pruning.selection import Selection, remove_units
 
 PRUNED = {cls.__name__: pruned for family in FAMILIES.values() for cls, pruned in family.pruned_classes.items()}
 CLASSIFIERS = [head for head in PRUNED if head.endswith("ForSequenceClassification")]
@@ -57,9 +56,9 @@ def test_family_has_every_head_that_the_architecture_has(model_type, auto):
 
 def test_cut_equals_gated(make_model, make_batch, outputs, assert_same, select, gates_of, any_head, shape):
     model, batch, selection = make_model(any_head).double(), make_batch(any_head), select(shape, any_head)
-    with gated(model, *gates_of(model, selection)):
+    with apply_gates(model, *gates_of(model, selection)):
         expected = outputs(model, batch)
-    assert_same(outputs(cut(model, selection), batch), expected, atol=1e-9)
+    assert_same(outputs(remove_units(model, selection), batch), expected, atol=1e-9)
 
 
 def test_cut_equals_gated_with_eager_attention(
@@ -67,17 +66,17 @@ def test_cut_equals_gated_with_eager_attention(
 ):
     model, batch = make_model(any_head, attn_implementation="eager").double(), make_batch(any_head)
     selection = select("all of these", any_head)
-    with gated(model, *gates_of(model, selection)):
+    with apply_gates(model, *gates_of(model, selection)):
         expected = outputs(model, batch)
-    assert_same(outputs(cut(model, selection), batch), expected, atol=1e-9)
+    assert_same(outputs(remove_units(model, selection), batch), expected, atol=1e-9)
 
 
 def test_cut_twice_equals_gated_twice(make_model, make_batch, outputs, assert_same, select, gates_of, any_head):
     batch, first = make_batch(any_head), select("uneven widths", any_head)
-    once, second = cut(make_model(any_head).double(), first), halved(first)
-    with gated(once, *gates_of(once, second)):
+    once, second = remove_units(make_model(any_head).double(), first), halved(first)
+    with apply_gates(once, *gates_of(once, second)):
         expected = outputs(once, batch)
-    twice = cut(once, second)
+    twice = remove_units(once, second)
     assert_same(outputs(twice, batch), expected, atol=1e-9)
     for layers in family_of(twice).structure(twice.config).stacks.values():
         assert [layer.source for layer in layers] == [0, 2]
@@ -87,7 +86,7 @@ def test_cut_twice_equals_gated_twice(make_model, make_batch, outputs, assert_sa
 def test_reloads_to_the_same_bits(
     make_model, make_batch, outputs, assert_same, assert_same_weights, select, any_head, shape, tmp_path
 ):
-    student, batch = cut(make_model(any_head), select(shape, any_head)), make_batch(any_head)
+    student, batch = remove_units(make_model(any_head), select(shape, any_head)), make_batch(any_head)
     student.save_pretrained(tmp_path)
     pruned = PRUNED[any_head]
     loaded = getattr(transformers, pruned._auto_class).from_pretrained(tmp_path)
@@ -101,7 +100,7 @@ def test_reloads_to_the_same_bits(
 def test_every_shape_reloads_to_the_same_weights(
     make_model, assert_same_weights, select, head, uneven_shape, tmp_path
 ):
-    student = cut(make_model(head), select(uneven_shape, head))
+    student = remove_units(make_model(head), select(uneven_shape, head))
     student.save_pretrained(tmp_path)
     loaded = PRUNED[head].from_pretrained(tmp_path)
     assert loaded.config.structure == student.config.structure
@@ -111,9 +110,9 @@ def test_every_shape_reloads_to_the_same_weights(
 @pytest.mark.parametrize("head", CLASSIFIERS)
 def test_pruned_and_saved_again_reloads(make_model, make_batch, outputs, assert_same, select, head, tmp_path):
     first = select("uneven widths", head)
-    cut(make_model(head), first).save_pretrained(tmp_path / "once")
+    remove_units(make_model(head), first).save_pretrained(tmp_path / "once")
     once = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "once")
-    twice = cut(once, halved(first))
+    twice = remove_units(once, halved(first))
     twice.save_pretrained(tmp_path / "twice")
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "twice")
     assert loaded.config.structure == twice.config.structure
@@ -124,7 +123,7 @@ def test_stock_shape_reloads_without_code(
     make_model, make_batch, outputs, assert_same, assert_same_weights, select, any_head, tmp_path
 ):
     model, batch = make_model(any_head), make_batch(any_head)
-    student = cut(model, select("a stock shape", any_head))
+    student = remove_units(model, select("a stock shape", any_head))
     assert type(student) is type(model)
     student.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.py"))
@@ -137,7 +136,7 @@ def test_stock_shape_reloads_without_code(
 
 
 def test_cut_model_trains(make_model, make_batch, select, any_head):
-    student = cut(make_model(any_head), select("all of these", any_head))
+    student = remove_units(make_model(any_head), select("all of these", any_head))
     has_loss = "For" in any_head
     batch = make_batch(any_head, labelled=has_loss)
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from hf_efficient import FAMILIES, QuantizationConfig, quantize
-from hf_efficient.pruning.surgery import cut
+from hf_efficient.pruning.selection import remove_units
 
 PRUNED = {cls.__name__: pruned for family in FAMILIES.values() for cls, pruned in family.pruned_classes.items()}
 FAMILY_OF = {cls.__name__: family for family in FAMILIES.values() for cls in family.pruned_classes}
@@ -74,7 +74,7 @@ Path("facts.json").write_text(json.dumps(facts))
 def consumer(tmp_path_factory, make_model, make_batch, outputs, select):
     """What a process without the package found in the folders that this one saved, and those folders."""
     place = tmp_path_factory.mktemp("consumer")
-    expected, students = {}, {head: cut(make_model(head), select("all of these", head)) for head in HEADS}
+    expected, students = {}, {head: remove_units(make_model(head), select("all of these", head)) for head in HEADS}
     students[QUANTIZED] = quantize(students["BertForSequenceClassification"], QuantizationConfig())
     for folder in CODEBOOKS:
         head = folder.partition("-")[0]

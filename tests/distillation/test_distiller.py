@@ -8,13 +8,12 @@ from torch.nn import functional as F
 from transformers import HfArgumentParser
 
 from hf_efficient import DistillationConfig
+from hf_efficient.distillation.activations import HIDDEN, VALUES, capture_activations
 from hf_efficient.distillation.distiller import Distiller, check_same_task
-from hf_efficient.distillation.objectives import attention_loss, relation_loss, squared_error
-from hf_efficient.distillation.signals import HIDDEN, VALUES, watching
+from hf_efficient.distillation.losses import attention_loss, relation_loss, squared_error
 from hf_efficient.distillation.teacher import Teacher
-from hf_efficient.models.surgery import keep_only
-from hf_efficient.pruning.budget import Selection
-from hf_efficient.pruning.surgery import cut
+from hf_efficient.models.surgery import extract_submodel
+from hf_efficient.pruning.selection import Selection, remove_units
 
 NOTHING = {"hard_label_weight": 0.0, "logits_weight": 0.0}
 SMALL = {"hidden_size": 16, "num_attention_heads": 2}
@@ -279,7 +278,7 @@ def test_relations_are_of_the_last_pair_and_of_the_kinds_asked_for(make_model, m
     student, teacher, batch = make_model(seed=1, **SMALL), make_model(), make_batch()
     states = []
     for model in (student, teacher):
-        with watching(model, [(VALUES, "encoder.2")]) as seen:
+        with capture_activations(model, [(VALUES, "encoder.2")]) as seen:
             model(**batch)
         states.append(seen[VALUES, "encoder.2"])
     expected, _ = relation_loss(*states, 8, batch["attention_mask"])
@@ -358,7 +357,7 @@ def test_a_projection_that_undoes_the_difference_leaves_none(make_model, make_ba
     batch, teacher = make_batch(), make_model()
     distiller = Distiller(Teacher([teacher]), DistillationConfig(**NOTHING, hidden_weight=1.0, layer_map="0:0"))
     distiller.prepare(make_model(**SMALL))
-    with torch.no_grad(), watching(teacher, [(HIDDEN, "encoder.0")]) as theirs:
+    with torch.no_grad(), capture_activations(teacher, [(HIDDEN, "encoder.0")]) as theirs:
         teacher(**batch)
     projection = distiller.projections["hidden_encoder"].weight
     with torch.no_grad():
@@ -382,7 +381,7 @@ def test_directions_of_other_spaces_do_not_compare(make_model):
 @pytest.mark.parametrize("head", ["BertForSequenceClassification", "T5ForConditionalGeneration"])
 def test_heads_that_are_left_compare_with_themselves(make_model, make_batch, select, head):
     teacher, batch = make_model(head), make_batch(head, labelled=True)
-    student = cut(teacher, select("uneven widths", head))
+    student = remove_units(teacher, select("uneven widths", head))
     # In the first layer the kept heads read what the teacher's read, and they are not the teacher's first.
     settings = {**NOTHING, "attention_weight": 1.0, "layer_map": "0:0"}
     found = totals(student, teacher, batch, settings)
@@ -394,10 +393,10 @@ def test_heads_that_are_left_compare_with_themselves(make_model, make_batch, sel
 
 def test_heads_that_are_left_of_a_pruned_teacher_are_found_too(make_model, make_batch, select):
     model, batch = make_model(), make_batch()
-    teacher = cut(model, select("a layer gone"))  # heads 0, 2, 3 of the first layer
+    teacher = remove_units(model, select("a layer gone"))  # heads 0, 2, 3 of the first layer
     selection = select("a layer gone")
     left = {**selection.units, "encoder.0.attention": (2, 3)}
-    student = cut(model, Selection(selection.layers, left))
+    student = remove_units(model, Selection(selection.layers, left))
     settings = {**NOTHING, "attention_weight": 1.0, "layer_map": "0:0"}
     assert totals(student, teacher, batch, settings)["attention_loss", "encoder"] == pytest.approx(0, abs=1e-9)
 
@@ -407,7 +406,7 @@ def test_heads_of_a_stock_shape_compare_with_themselves_or_by_their_mean(make_mo
     teacher, batch = make_model("T5EncoderModel"), make_batch("T5EncoderModel")
     units = {f"encoder.{i}.attention": (1, 3) for i in range(3)}
     units |= {f"encoder.{i}.feed_forward": tuple(range(64)) for i in range(3)}
-    student = keep_only(teacher, [f"encoder.{i}" for i in range(3)], units)
+    student = extract_submodel(teacher, [f"encoder.{i}" for i in range(3)], units)
     assert student.config.num_heads == 2
     settings = {**NOTHING, "attention_weight": 1.0, "layer_map": "0:0"}
     by_mean = mean_of_heads(student, teacher, batch)
@@ -437,7 +436,7 @@ def test_other_numbers_of_heads_compare_by_their_mean(make_model, make_batch, ch
 
 def test_layers_that_do_not_attend_are_left_out(make_model, make_batch, select):
     teacher, batch = make_model(), make_batch()
-    student = cut(teacher, select("a block without heads"))
+    student = remove_units(teacher, select("a block without heads"))
     parts, distiller = parts_of(student, teacher, batch, {**NOTHING, "attention_weight": 1.0, "hidden_weight": 1.0})
     assert [mine for mine, _ in distiller.pairs] == ["encoder.0", "encoder.1", "encoder.2"]
     assert list(distiller._heads) == [("encoder.0", "encoder.0"), ("encoder.2", "encoder.2")]
@@ -447,7 +446,7 @@ def test_layers_that_do_not_attend_are_left_out(make_model, make_batch, select):
 def test_where_no_layer_attends_it_says_so(make_model, select):
     selection = select("uneven widths")
     units = {name: () if name.endswith("attention") else kept for name, kept in selection.units.items()}
-    student = cut(make_model(), Selection(selection.layers, units))
+    student = remove_units(make_model(), Selection(selection.layers, units))
     distiller = Distiller(Teacher([make_model()]), DistillationConfig(relation_weight=1.0))
     message = "no layer of the student's encoder that the layer_map names attends any more: leave out attention_weight"
     with pytest.raises(ValueError, match=message):

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from hf_efficient.distillation.signals import HIDDEN, KEYS
-from hf_efficient.distillation.teacher import Teacher, is_answer
+from hf_efficient.distillation.activations import HIDDEN, KEYS
+from hf_efficient.distillation.teacher import Teacher
+from hf_efficient.models.inputs import is_label
 
 
 def test_teachers_stay_frozen_and_in_eval_mode(make_model):
@@ -106,7 +107,7 @@ def test_labels_are_not_shown_to_the_teacher(make_model, make_batch, head):
     seen, batch = seen_by(model), make_batch(head, labelled=True)
     Teacher([model]).ask({**batch, "label_ids": torch.zeros(3)})
     assert seen.keys() == make_batch(head).keys()
-    assert all(is_answer(name) for name in batch.keys() - seen.keys())
+    assert all(is_label(name) for name in batch.keys() - seen.keys())
 
 
 def test_a_decoder_is_shown_the_labels_that_it_reads(make_model, make_batch):

@@ -4,15 +4,15 @@ import pytest
 import torch
 from datasets import Dataset, load_from_disk
 
-from hf_efficient.distillation.objectives import soft_label_loss
+from hf_efficient.distillation.losses import soft_label_loss
 from hf_efficient.distillation.teacher import Teacher
 from hf_efficient.distillation.teacher_cache import (
     TOP_TOKENS,
-    AnswersCollator,
-    cache_teacher_answers,
-    cached_answers,
-    with_rest,
-    without_answers,
+    TeacherOutputsCollator,
+    cache_teacher_outputs,
+    drop_teacher_columns,
+    merge_remaining_classes,
+    read_cached_outputs,
 )
 
 LENGTHS = (7, 2, 9, 4, 1, 9, 3)
@@ -69,9 +69,9 @@ def answer_of(student, batch):
 def cached(head, teacher, left=False, data=None, **changes):
     """Returns the data with answers, and a collator that makes batches of it."""
     data = Dataset.from_list(examples(head)) if data is None else data
-    found = cache_teacher_answers(data, teacher, Collate(left), COLUMNS, left=left, **changes)
+    found = cache_teacher_outputs(data, teacher, Collate(left), COLUMNS, left=left, **changes)
     answers = teacher.answers
-    collator = AnswersCollator(Collate(left), answers.have_length, of_labels=answers.encodes_labels, left=left)
+    collator = TeacherOutputsCollator(Collate(left), answers.have_length, of_labels=answers.encodes_labels, left=left)
     return found.remove_columns("title"), collator
 
 
@@ -96,10 +96,10 @@ def test_cached_answers_are_those_that_the_teacher_gives(make_model, head, left,
     data, collator = cached(head, teacher, left, batch_size=batch_size)
     for chosen in ([0, 1, 2, 3, 4, 5, 6], [4, 1], [6, 3, 0]):
         batch = collator([data[index] for index in chosen])
-        known = without_answers(batch)
+        known = drop_teacher_columns(batch)
         assert known.keys() <= {*COLUMNS}
         asked, _ = teacher.ask(known)
-        ours, theirs = cached_answers(batch, answer_of(student, known), teacher.answers.outputs, 2.0)
+        ours, theirs = read_cached_outputs(batch, answer_of(student, known), teacher.answers.outputs, 2.0)
         assert theirs.keys() == asked.keys()
         there = teacher.answers.padding_mask(known) if teacher.answers.have_length else slice(None)
         for name, expected in asked.items():
@@ -121,16 +121,16 @@ def test_padding_at_the_end_is_not_kept(make_model):
 
 
 def test_a_batch_without_answers_is_to_be_asked(make_model, make_batch):
-    assert cached_answers(make_batch(), {"logits": torch.zeros(3, 3)}, ["logits"], 2.0) is None
+    assert read_cached_outputs(make_batch(), {"logits": torch.zeros(3, 3)}, ["logits"], 2.0) is None
     some = {"teacher_start_logits": torch.zeros(3, 9)}
-    assert cached_answers(some, {}, ["start_logits", "end_logits"], 2.0) is None
+    assert read_cached_outputs(some, {}, ["start_logits", "end_logits"], 2.0) is None
 
 
 def test_several_teachers_are_kept_as_one(make_model):
     teacher = Teacher([make_model(), make_model(seed=1)], [0.25, 0.75])
     data, collator = cached(BERT, teacher)
     batch = collator([data[0], data[1]])
-    torch.testing.assert_close(batch["teacher_logits"], teacher.ask(without_answers(batch))[0]["logits"])
+    torch.testing.assert_close(batch["teacher_logits"], teacher.ask(drop_teacher_columns(batch))[0]["logits"])
 
 
 # ---- the most likely answers, and the rest ----
@@ -157,11 +157,11 @@ def top(head, teacher, student, k, temperature=2.0):
     """Returns the distance by the cache, and answers of student and teacher at all labelled tokens."""
     data, collator = cached(head, teacher, top_k=k, temperature=temperature)
     batch = collator([data[index] for index in range(7)])
-    known = without_answers(batch)
+    known = drop_teacher_columns(batch)
     assert batch[TOP_TOKENS].shape == (*batch["labels"].shape, k)
     assert batch["teacher_logits"].shape == (*batch["labels"].shape, k + 1)
     answer = answer_of(student, known)
-    ours, theirs = cached_answers(batch, answer, ["logits"], temperature)
+    ours, theirs = read_cached_outputs(batch, answer, ["logits"], temperature)
     labelled = known["labels"] != -100
     found = float(teacher.answers.distance(ours, theirs, temperature, batch))
     return found, answer.logits[labelled], teacher.ask(known)[0]["logits"][labelled]
@@ -193,7 +193,7 @@ def test_the_most_likely_answers_of_an_equal_student_lose_nothing(make_model, he
 def test_top_and_rest_have_the_shares_of_all_classes(temperature):
     logits = 3 * torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0))
     chosen = logits.topk(3).indices
-    shares = (with_rest(logits, chosen, temperature) / temperature).softmax(-1)
+    shares = (merge_remaining_classes(logits, chosen, temperature) / temperature).softmax(-1)
     whole = (logits / temperature).softmax(-1)
     torch.testing.assert_close(shares[..., :3], whole.gather(-1, chosen))
     torch.testing.assert_close(shares[..., 3], 1 - whole.gather(-1, chosen).sum(-1))
@@ -288,7 +288,7 @@ def test_masks_that_are_drawn_anew_are_refused(make_model):
     collate = Collate()
     collate.mlm = True
     with pytest.raises(ValueError, match="one answer an example, but the tokens to guess are drawn anew in every"):
-        cache_teacher_answers(Dataset.from_list(examples(MLM)), Teacher([make_model(MLM)]), collate, COLUMNS)
+        cache_teacher_outputs(Dataset.from_list(examples(MLM)), Teacher([make_model(MLM)]), collate, COLUMNS)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers.exporters import ExportedModel
 from web import LIBRARY, RUNTIME, asked_hosts, chromium_at, needed, run_page, site_of, spaces_at
 
 from hf_efficient import CompressionReport
-from hf_efficient.space import Sources, WebModel, write_space
+from hf_efficient.hub.space import PageSources, WebModel, render_space
 
 TEXT = "the good film number 3 was great"
 pytestmark = pytest.mark.slow
@@ -109,9 +109,9 @@ def test_the_space_says_what_it_shows(pushed):
 
 def test_what_cannot_be_loaded_is_told_and_the_rest_runs(browser, hub, pushed):
     report = CompressionReport.load(pushed.student)
-    sources = Sources(f"{browser.url}/{LIBRARY}", hub.url, f"{browser.url}/{RUNTIME}")
+    sources = PageSources(f"{browser.url}/{LIBRARY}", hub.url, f"{browser.url}/{RUNTIME}")
     student, nothing = WebModel("me/reviewer-small-ONNX", "q8"), WebModel("me/nothing")
-    write_space(browser.folder / "broken", student, nothing, report, "A teacher that is not there", sources)
+    render_space(browser.folder / "broken", student, nothing, report, "A teacher that is not there", sources)
     page = browser.context.new_page()
     page.goto(f"{browser.url}/broken/index.html")
     found = run_page(page, TEXT)

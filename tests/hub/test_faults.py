@@ -8,8 +8,8 @@ from clients import OTHERS_TOKEN, hashes
 from reviews import flags
 from safetensors.torch import load_file, save_file
 
-from hf_efficient import hub as to_hub
-from hf_efficient import pushing
+from hf_efficient.hub import model_card as to_hub
+from hf_efficient.hub import push as pushing
 
 API = "/api/models/me/"
 LARGE = "/lfs/"

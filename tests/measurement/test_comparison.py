@@ -6,11 +6,11 @@ from hf_efficient import measure, quantize
 from hf_efficient.measurement import comparison
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.cost import compressed_bytes, count_flops, count_parameters, saved_bytes
+from hf_efficient.measurement.latency import GenerationLatency
 from hf_efficient.measurement.report import CompressionReport, Ratios
-from hf_efficient.measurement.runtime import Generation
-from hf_efficient.pruning.connections import block_linears
+from hf_efficient.pruning.connection_criteria import block_linears
+from hf_efficient.pruning.selection import remove_units
 from hf_efficient.pruning.sparsity import sparsify
-from hf_efficient.pruning.surgery import cut
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def durations(monkeypatch):
 
 def test_rows_hold_what_was_measured(make_model, make_batch, select, durations):
     teacher, batch = make_model(), make_batch()
-    student = cut(teacher, select("uneven widths"))
+    student = remove_units(teacher, select("uneven widths"))
     durations(teacher=[9.0, 12.0, 8.0], student=[3.0, 3.0, 30.0])
     rows = compare(
         {"teacher": teacher.train(), "student": student},
@@ -111,7 +111,11 @@ def test_models_are_measured_in_eval_mode(make_model, make_batch, durations):
 
 def test_models_with_zeros_are_compressed_and_the_first_to_compare(make_model, make_batch, select, durations):
     teacher = make_model()
-    models = {"teacher": teacher, "cut": cut(teacher, select("a layer gone")), "sparse": sparsify(teacher, n_m="2:4")}
+    models = {
+        "teacher": teacher,
+        "cut": remove_units(teacher, select("a layer gone")),
+        "sparse": sparsify(teacher, n_m="2:4"),
+    }
     models["quantized"] = quantize(models["sparse"])
     durations(**{role: [1.0, 1.0, 1.0] for role in models})
     rows = compare(models, make_batch())
@@ -169,7 +173,7 @@ def test_runtime_names_the_dtype(make_model, make_batch, dtype):
 @pytest.mark.parametrize("pruned", [False, True])
 def test_positions_that_start_after_the_padding_id_shorten_what_a_model_reads(make_model, select, family, pruned):
     model = make_model(f"{family}Model", max_position_embeddings=40, pad_token_id=5, bos_token_id=0, eos_token_id=2)
-    model = cut(model, select("all of these", f"{family}Model")) if pruned else model
+    model = remove_units(model, select("all of these", f"{family}Model")) if pruned else model
     inputs = model_inputs(model, 2, 128)
     assert inputs["input_ids"].shape == (2, 40 - 5 - 1)
     assert model(**inputs).last_hidden_state.shape == (2, 34, 32)
@@ -209,7 +213,7 @@ def test_what_writes_is_timed_token_by_token(monkeypatch):
     monkeypatch.setattr("hf_efficient.measurement.comparison.time_in_turn", in_turn)
     inputs = model_inputs(models["teacher"].eval(), 3, 7)
     rows = compare(models, inputs)
-    assert rows[0].generation_ms == Generation(8.0, 2.0, 20, 3, 7)
+    assert rows[0].generation_ms == GenerationLatency(8.0, 2.0, 20, 3, 7)
     assert rows[1].ratios.generation == 2.0
     assert rows[1].ratios.speedup == 1.0
     written = {name: ids.shape for name, ids in asked if torch.is_tensor(ids)}

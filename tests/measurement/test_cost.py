@@ -14,8 +14,8 @@ from hf_efficient.measurement.cost import (
     folder_bytes,
     saved_bytes,
 )
+from hf_efficient.pruning.selection import remove_units
 from hf_efficient.pruning.sparsity import sparsify
-from hf_efficient.pruning.surgery import cut
 
 
 def flops_of_a_tiny_bert(batch, tokens, heads, neurons):
@@ -59,7 +59,7 @@ def test_flops_are_those_of_the_matrix_products(make_model, make_batch, attentio
 
 
 def test_flops_shrink_with_what_is_cut(make_model, make_batch, select):
-    student = cut(make_model(), select("all of these"))
+    student = remove_units(make_model(), select("all of these"))
     assert count_flops(student, make_batch()) == flops_of_a_tiny_bert(3, 9, [0, 1], [0, 2])
 
 

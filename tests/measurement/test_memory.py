@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_efficient.measurement.comparison import measure
-from hf_efficient.measurement.memory import peak_bytes, quiet_native
+from hf_efficient.measurement.memory import peak_bytes, suppress_stderr
 
 MEGABYTE = 1000 * 1000
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def test_a_larger_batch_takes_more_beside_the_same_weights(make_model, make_batc
 
 
 def test_native_remarks_are_silenced_and_heard_again(capfd):
-    with quiet_native():
+    with suppress_stderr():
         os.write(2, b"a remark")
     os.write(2, b"an error")
     assert capfd.readouterr().err == "an error"

@@ -10,8 +10,8 @@ from hf_efficient.measurement.metrics import (
     Pearson,
     Spearman,
     classification_metrics,
+    question_answering_metrics,
     regression_metrics,
-    span_metrics,
     summary_metrics,
     translation_metrics,
 )
@@ -65,15 +65,15 @@ def test_each_is_a_metric_of_evaluate_that_adds_batches(metric, expected):
 def test_spans_are_compared_as_words_of_the_best_answer():
     said = ["The cat!", "a dog ran", "", "park"]
     right = [["cat"], ["the dog", "dog ran off"], [], ["in the park"]]
-    found = span_metrics(said, right)
+    found = question_answering_metrics(said, right)
     assert found["exact_match"] == 2 / 4
     # 1, 2*2/(2+3), 1, 2*1/(1+2)
     assert found["f1"] == pytest.approx((1 + 4 / 5 + 1 + 2 / 3) / 4)
 
 
 def test_an_answer_where_there_is_none_is_wrong():
-    assert span_metrics(["cat"], [[]]) == {"f1": 0.0, "exact_match": 0.0}
-    assert span_metrics([""], [["cat"]]) == {"f1": 0.0, "exact_match": 0.0}
+    assert question_answering_metrics(["cat"], [[]]) == {"f1": 0.0, "exact_match": 0.0}
+    assert question_answering_metrics([""], [["cat"]]) == {"f1": 0.0, "exact_match": 0.0}
 
 
 def test_translations_agree_with_sacrebleu():

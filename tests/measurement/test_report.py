@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from hf_efficient import CompressionReport
-from hf_efficient.measurement.report import OF_ZEROS, ModelRow, Ratios, with_ratios
-from hf_efficient.measurement.runtime import Latency
+from hf_efficient.measurement.latency import Latency
+from hf_efficient.measurement.report import SPARSITY_NOTE, ModelRow, Ratios, with_ratios
 
 STRUCTURE = {
     "encoder": [
@@ -174,8 +174,8 @@ def test_zeros_are_shown_where_they_were_put(report):
     lines = sparse.markdown().splitlines()
     assert "| density | 100.0% | 45.0% | not measured |" in lines
     assert "| compressed on disk | 400.0 MB | 40.0 MB | not measured |" in lines
-    assert sparse.circumstances() == f"{report.circumstances()} {OF_ZEROS}"
-    assert "neither faster nor smaller in memory" in OF_ZEROS
+    assert sparse.circumstances() == f"{report.circumstances()} {SPARSITY_NOTE}"
+    assert "neither faster nor smaller in memory" in SPARSITY_NOTE
     assert CompressionReport.from_json(sparse.to_json()) == sparse
 
 

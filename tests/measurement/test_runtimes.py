@@ -8,21 +8,21 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hf_efficient.measurement import runtimes
-from hf_efficient.measurement.runtimes import PACKAGES, RUNTIMES, check_runtime, prepare
-from hf_efficient.pruning.surgery import cut
+from hf_efficient.measurement.runtimes import RUNTIME_PACKAGES, RUNTIMES, build_runner, check_runtime
+from hf_efficient.pruning.selection import remove_units
 
 EXPORTED = ("onnx", "openvino")
 REAL = [pytest.param(name, marks=pytest.mark.slow) if name == "compiled" else name for name in RUNTIMES]
 
 
 def require(runtime):
-    for package in PACKAGES.get(runtime, ()):
+    for package in RUNTIME_PACKAGES.get(runtime, ()):
         pytest.importorskip(package, reason=f"the extra hf_efficient[{runtime}] is not installed")
 
 
 def answer(runtime, model, inputs):
     require(runtime)
-    return prepare(runtime, model, inputs)()
+    return build_runner(runtime, model, inputs)()
 
 
 def expected(model, inputs):
@@ -34,7 +34,7 @@ def expected(model, inputs):
 def test_every_runtime_answers_as_torch_does(runtime, make_model, make_batch, assert_same_weights):
     require(runtime)
     model, batch = make_model(num_hidden_layers=1).train(), make_batch()
-    call = prepare(runtime, model, batch)
+    call = build_runner(runtime, model, batch)
     assert not model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert_same_weights(model, make_model(num_hidden_layers=1))
@@ -49,7 +49,7 @@ def test_every_runtime_answers_as_torch_does(runtime, make_model, make_batch, as
 
 @pytest.mark.parametrize("runtime", REAL)
 def test_uneven_shapes_run_everywhere(runtime, make_model, make_batch, select):
-    model, batch = cut(make_model(), select("all of these")), make_batch()
+    model, batch = remove_units(make_model(), select("all of these")), make_batch()
     found = answer(runtime, model, batch)
     torch.testing.assert_close(found.logits, expected(model, batch).logits, atol=1e-4, rtol=1e-4)
 
@@ -78,7 +78,7 @@ def test_compiling_many_models_never_falls_back(make_model, make_batch, monkeypa
     batch = make_batch()
     # Not by monkeypatch, which deletes what it finds in no __dict__: torch hides settings that were deleted.
     with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
-        calls = [prepare("compiled", make_model(num_hidden_layers=1, seed=seed), batch) for seed in range(3)]
+        calls = [build_runner("compiled", make_model(num_hidden_layers=1, seed=seed), batch) for seed in range(3)]
     assert len(graphs) == 3
     for seed, call in enumerate(calls):
         torch.testing.assert_close(call().logits, expected(make_model(num_hidden_layers=1, seed=seed), batch).logits)
@@ -96,7 +96,7 @@ def test_export_says_nothing_and_runs_on_as_many_threads_as_torch(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        prepare(runtime, make_model(num_hidden_layers=0), make_batch())()
+        build_runner(runtime, make_model(num_hidden_layers=0), make_batch())()
     heard = [record for record in caplog.records if record.levelno >= logging.INFO]
     assert (*capfd.readouterr(), said, heard) == ("", "", [], [])
     assert logging.root.manager.disable == logging.NOTSET
@@ -114,7 +114,7 @@ def test_errors_are_not_hidden(make_batch):
 
     require("onnx")
     with pytest.raises(Exception, match="no forward pass here"):
-        prepare("onnx", Broken(2, 2), make_batch())
+        build_runner("onnx", Broken(2, 2), make_batch())
     assert logging.root.manager.disable == logging.NOTSET
 
 
@@ -134,7 +134,7 @@ def test_unknown_runtime_names_those_there_are():
 def test_missing_package_names_the_extra_before_any_work(runtime, missing, message, monkeypatch, make_batch):
     monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name in missing else name)
     with pytest.raises(ValueError, match=message):
-        prepare(runtime, None, make_batch())
+        build_runner(runtime, None, make_batch())
     check_runtime("torch")
 
 

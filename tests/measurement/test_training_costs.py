@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from hf_efficient.measurement import process_memory
-from hf_efficient.measurement.process_memory import MemoryWatch
+from hf_efficient.measurement.process_memory import ProcessMemory
 from hf_efficient.measurement.training_costs import (
     HEADER,
     Setting,
     TrainingCost,
     TrainingCosts,
-    grid,
     parse_budget,
+    setting_grid,
 )
-from hf_efficient.measurement.training_picture import plot_costs
+from hf_efficient.measurement.training_costs_plot import plot_costs
 
 FAST, SMALL, BETWEEN = Setting(), Setting(checkpointing=True, accumulation=4), Setting(accumulation=2)
 TAUGHT, FAILED = Setting(distillation=True), Setting(attention="eager")
@@ -69,7 +69,7 @@ def test_other_budgets_are_refused_with_an_example(text):
 
 
 def test_the_whole_grid_has_64_settings():
-    settings = grid(32)
+    settings = setting_grid(32)
     assert len(set(settings)) == len(settings) == 64
     assert settings[0] == Setting()
     assert [setting.accumulation for setting in settings[:4]] == [1, 2, 4, 8]
@@ -77,16 +77,16 @@ def test_the_whole_grid_has_64_settings():
 
 
 def test_accumulations_that_do_not_divide_the_batch_are_left_out():
-    found = grid(12, (False,), (1, 2, 4, 8, 1), ("fp32",), ("sdpa",), (False,))
+    found = setting_grid(12, (False,), (1, 2, 4, 8, 1), ("fp32",), ("sdpa",), (False,))
     assert [setting.accumulation for setting in found] == [1, 2, 4]
     with pytest.raises(ValueError, match="accumulation=8 does not divide train_batch_size=12"):
-        grid(12, accumulation=(8,))
+        setting_grid(12, accumulation=(8,))
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(0, (1,)), (8, (2, 0)), (-4, (-1,))])
 def test_less_than_one_is_refused(batch, accumulation):
     with pytest.raises(ValueError, match="must be at least 1"):
-        grid(batch, accumulation=accumulation)
+        setting_grid(batch, accumulation=accumulation)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ FLOATS = 2**24  # 64 MiB: more than an allocator keeps once it is free
 
 
 def test_memory_is_seen_though_it_is_gone_again():
-    watch = MemoryWatch(torch.device("cpu"))
+    watch = ProcessMemory(torch.device("cpu"))
     if not watch.starts_anew:
         pytest.skip("the kernel keeps the high-water mark")
     torch.ones(FLOATS)
@@ -193,13 +193,13 @@ def test_memory_is_seen_though_it_is_gone_again():
 
 def test_where_the_peak_cannot_be_reset_that_of_the_process_counts(monkeypatch, tmp_path):
     monkeypatch.setattr(process_memory, "CLEAR", tmp_path)  # a folder cannot be written
-    watch = MemoryWatch(torch.device("cpu"))
+    watch = ProcessMemory(torch.device("cpu"))
     assert not watch.starts_anew
     assert watch.peak() >= 0.99 * watch.held > 0  # Linux counts pages in lots
     monkeypatch.setattr(process_memory, "STATUS", tmp_path / "none")
-    assert MemoryWatch(torch.device("cpu")).growth() == 0
+    assert ProcessMemory(torch.device("cpu")).growth() == 0
 
 
 def test_what_nothing_tells_is_not_known():
-    watch = MemoryWatch(torch.device("meta"))
+    watch = ProcessMemory(torch.device("meta"))
     assert (watch.held, watch.peak(), watch.growth()) == (None, None, None)

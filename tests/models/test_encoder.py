@@ -3,8 +3,8 @@ import torch
 
 from hf_efficient.models import FAMILIES, LayerStructure, Structure, family_of
 from hf_efficient.models.encoder import EncoderFamily
-from hf_efficient.models.structure import Bias, NoUnits
-from hf_efficient.pruning.surgery import cut
+from hf_efficient.models.structure import BiasOnly, EmptyBlock
+from hf_efficient.pruning.selection import remove_units
 
 ENCODERS = [name for name, family in FAMILIES.items() if isinstance(family, EncoderFamily)]
 ALL = (0, 1, 2, 3)
@@ -34,7 +34,7 @@ def test_families_of_encoders():
 )
 def test_matrices_of_a_layer_are_narrower(make_model, select, head, layout, names):
     stack, computes, *others = layout
-    layer = cut(make_model(head), select("uneven widths", head)).base_model.get_submodule(stack)[0]
+    layer = remove_units(make_model(head), select("uneven widths", head)).base_model.get_submodule(stack)[0]
     for name in names:
         linear = layer.get_submodule(computes.format(name))
         assert (linear.weight.shape, linear.bias.shape) == ((16, 32), (16,))
@@ -58,10 +58,10 @@ def test_sizes_are_written_under_the_names_of_the_architecture(make_model, model
 
 def test_distilbert_without_units_answers_what_its_readers_add(make_model, select):
     model = make_model("DistilBertModel")
-    student = cut(model, select("all of these", "DistilBertModel"))
+    student = remove_units(model, select("all of these", "DistilBertModel"))
     layer, whole = student.transformer.layer[0], model.transformer.layer[0]
-    assert [type(part) for part in (layer.attention, layer.ffn)] == [NoUnits, NoUnits]
-    assert [type(part) for part in (layer.attention.out_lin, layer.ffn.lin2)] == [Bias, Bias]
+    assert [type(part) for part in (layer.attention, layer.ffn)] == [EmptyBlock, EmptyBlock]
+    assert [type(part) for part in (layer.attention.out_lin, layer.ffn.lin2)] == [BiasOnly, BiasOnly]
     hidden = torch.randn(2, 5, 32)
     answer, weights = layer.attention(hidden, attention_mask=None)
     assert torch.equal(answer, whole.attention.out_lin.bias.expand(2, 5, 32))
@@ -92,17 +92,17 @@ def test_blocks_of_distilbert_are_narrowed_step_by_step_until_nothing_is_left(ma
 
 def test_electra_keeps_its_narrow_embeddings(make_model, select):
     model = make_model("ElectraForPreTraining")
-    student = cut(model, select("all of these", "ElectraForPreTraining"))
+    student = remove_units(model, select("all of these", "ElectraForPreTraining"))
     assert student.electra.embeddings.word_embeddings.weight.shape == (100, 16)
     assert torch.equal(student.electra.embeddings_project.weight, model.electra.embeddings_project.weight)
     assert student.config.embedding_size == 16
-    same = cut(make_model("ElectraModel", embedding_size=32), select("all of these", "ElectraModel"))
+    same = remove_units(make_model("ElectraModel", embedding_size=32), select("all of these", "ElectraModel"))
     assert not hasattr(same, "embeddings_project")
 
 
 @pytest.mark.parametrize("head", ["RobertaForMaskedLM", "DistilBertForMaskedLM", "ElectraForMaskedLM"])
 def test_tied_weights_stay_tied(make_model, select, head):
-    student = cut(make_model(head), select("uneven widths", head))
+    student = remove_units(make_model(head), select("uneven widths", head))
     assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
 
 
@@ -110,7 +110,7 @@ def test_tied_weights_stay_tied(make_model, select, head):
 def test_activation_checkpointing_gives_the_same_gradients(make_model, make_batch, select, head):
     gradients = []
     for checkpointing in (False, True):
-        student = cut(make_model(head), select("all of these", head)).train()
+        student = remove_units(make_model(head), select("all of these", head)).train()
         for module in student.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

@@ -19,11 +19,10 @@ from hf_efficient import PruningConfig, measure, prune
 from hf_efficient.measurement.comparison import model_inputs
 from hf_efficient.models import FAMILIES, LayerStructure, Structure, family_of
 from hf_efficient.models.pruned_t5 import PrunedT5Config, PrunedT5EncoderModel, PrunedT5ForConditionalGeneration
-from hf_efficient.models.t5_layers import T5AttentionOfSomeHeads
-from hf_efficient.pruning.budget import Selection
-from hf_efficient.pruning.gates import gated
-from hf_efficient.pruning.importance import fisher
-from hf_efficient.pruning.surgery import cut
+from hf_efficient.models.t5_layers import T5SubsetAttention
+from hf_efficient.pruning.gates import apply_gates
+from hf_efficient.pruning.selection import Selection, remove_units
+from hf_efficient.pruning.unit_criteria import fisher
 
 T5 = FAMILIES["t5"]
 ALL = (0, 1, 2, 3)
@@ -141,9 +140,9 @@ def source(make_batch):
 def check_cut(model, batch, selection, gates_of, outputs, assert_same):
     selection = within(model, selection)
     units, layers = gates_of(model, selection)
-    with gated(model, units, layers):
+    with apply_gates(model, units, layers):
         expected = outputs(model, batch)
-    student = cut(model, selection)
+    student = remove_units(model, selection)
     assert_same(outputs(student, batch), expected, atol=1e-9)
     return student
 
@@ -170,7 +169,7 @@ def test_stock_shapes_get_stock_classes(make_model, make_batch, gates_of, output
     assert config.num_layers == len(STOCK_SHAPES[shape]["encoder"])
     if config.is_encoder_decoder:
         assert config.num_decoder_layers == len(STOCK_SHAPES[shape]["decoder"])
-    assert not [module for module in student.modules() if isinstance(module, T5AttentionOfSomeHeads)]
+    assert not [module for module in student.modules() if isinstance(module, T5SubsetAttention)]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +191,7 @@ def test_other_shapes_need_the_pruned_config(make_model, changed):
 @pytest.mark.parametrize(("tokens", "keys", "seen"), [(5, 5, 0), (1, 7, 6), (2, 7, 5), (1, 512, 511), (3, 515, 512)])
 @pytest.mark.parametrize("shape", ["no heads in the first layers", "one decoder layer"])
 def test_position_bias_is_that_of_the_stock_class(make_model, shape, tokens, keys, seen):
-    student = cut(make_model(GENERATION), selection_of(SHAPES[shape]))
+    student = remove_units(make_model(GENERATION), selection_of(SHAPES[shape]))
     for stack in (student.encoder, student.decoder):
         attention = stack.block[0].layer[0].SelfAttention
         ours = attention.compute_bias(tokens, keys, past_seen_tokens=seen)
@@ -200,7 +199,10 @@ def test_position_bias_is_that_of_the_stock_class(make_model, shape, tokens, key
 
 
 def test_position_bias_trains_after_inference(make_model, make_batch):
-    student, batch = cut(make_model(GENERATION), selection_of(SHAPES["different heads"])), make_batch(GENERATION)
+    student, batch = (
+        remove_units(make_model(GENERATION), selection_of(SHAPES["different heads"])),
+        make_batch(GENERATION),
+    )
     with torch.inference_mode():
         student(**batch)
     student(**batch).logits.square().sum().backward()
@@ -210,7 +212,7 @@ def test_position_bias_trains_after_inference(make_model, make_batch):
 
 def test_table_moves_to_the_new_first_layer(make_model):
     model = make_model(GENERATION)
-    student = cut(model, selection_of(SHAPES["first layers gone"]))
+    student = remove_units(model, selection_of(SHAPES["first layers gone"]))
     for stack in ("encoder", "decoder"):
         table = getattr(model, stack).block[0].layer[0].SelfAttention.relative_attention_bias.weight
         moved = getattr(student, stack).block[0].layer[0].SelfAttention.relative_attention_bias.weight
@@ -219,7 +221,7 @@ def test_table_moves_to_the_new_first_layer(make_model):
 
 def test_table_of_a_stock_shape_has_the_columns_of_its_heads(make_model):
     model = make_model(GENERATION)
-    student = cut(model, selection_of(STOCK_SHAPES["as many heads, the same in each stack"]))
+    student = remove_units(model, selection_of(STOCK_SHAPES["as many heads, the same in each stack"]))
     for stack, columns in (("encoder", [0, 3]), ("decoder", [1, 2])):
         table = getattr(model, stack).block[0].layer[0].SelfAttention.relative_attention_bias.weight
         kept = getattr(student, stack).block[0].layer[0].SelfAttention.relative_attention_bias.weight
@@ -228,14 +230,14 @@ def test_table_of_a_stock_shape_has_the_columns_of_its_heads(make_model):
 
 def test_cut_twice_keeps_counting_in_the_unpruned_network(make_model, make_batch, gates_of, outputs, assert_same):
     batch = make_batch(GENERATION)
-    once = cut(make_model(GENERATION).double(), selection_of(SHAPES["different heads"]))
+    once = remove_units(make_model(GENERATION).double(), selection_of(SHAPES["different heads"]))
     second = Selection(
         ("encoder.1", "encoder.2", "decoder.1"),
         {name: tuple(range(block.units))[-2:] for name, block in T5.blocks(once).items()},
     )
-    with gated(once, *gates_of(once, second)):
+    with apply_gates(once, *gates_of(once, second)):
         expected = outputs(once, batch)
-    twice = cut(once, second)
+    twice = remove_units(once, second)
     assert_same(outputs(twice, batch), expected, atol=1e-9)
     assert twice.config.structure == {
         "encoder": [
@@ -249,13 +251,13 @@ def test_cut_twice_keeps_counting_in_the_unpruned_network(make_model, make_batch
 
 
 def test_pruned_shape_can_become_stock_again(make_model, make_batch, gates_of, outputs, assert_same):
-    once = cut(make_model(GENERATION).double(), selection_of(SHAPES["different heads"]))
+    once = remove_units(make_model(GENERATION).double(), selection_of(SHAPES["different heads"]))
     units = {name: (0,) if "attention" in name else (0, 1, 2) for name in T5.blocks(once)}
     second = Selection(("encoder.0", "decoder.1"), units)  # head 1 of the encoder, 0 of the decoder
     batch = make_batch(GENERATION)
-    with gated(once, *gates_of(once, second)):
+    with apply_gates(once, *gates_of(once, second)):
         expected = outputs(once, batch)
-    twice = cut(once, second)
+    twice = remove_units(once, second)
     assert type(twice) is T5ForConditionalGeneration
     assert (twice.config.model_type, twice.config.num_heads, twice.config.d_ff) == ("t5", 1, 3)
     assert_same(outputs(twice, batch), expected, atol=1e-9)
@@ -264,14 +266,14 @@ def test_pruned_shape_can_become_stock_again(make_model, make_batch, gates_of, o
 def test_nothing_removed_gives_the_same_stock_model(make_model, assert_same_weights):
     model = make_model(GENERATION)
     everything = Selection(tuple(T5.layers(model)), {n: tuple(range(b.units)) for n, b in T5.blocks(model).items()})
-    same = cut(model, everything)
+    same = remove_units(model, everything)
     assert type(same) is T5ForConditionalGeneration
     assert same.config.to_dict() == {**model.config.to_dict(), "dtype": "float32"}
     assert_same_weights(same, model)
 
 
 def test_empty_blocks_hold_no_weights(make_model):
-    student = cut(make_model(GENERATION), selection_of(SHAPES["all at once"]))
+    student = remove_units(make_model(GENERATION), selection_of(SHAPES["all at once"]))
     assert [name for name, _ in student.encoder.block[0].named_parameters()] == [
         "layer.0.SelfAttention.relative_attention_bias.weight"
     ]
@@ -281,7 +283,7 @@ def test_empty_blocks_hold_no_weights(make_model):
 
 
 def test_block_without_heads_still_says_what_it_is(make_model):
-    blocks = T5.blocks(cut(make_model(GENERATION), selection_of(SHAPES["all at once"])))
+    blocks = T5.blocks(remove_units(make_model(GENERATION), selection_of(SHAPES["all at once"])))
     assert {name: block.units for name, block in blocks.items()} == {
         "encoder.0.attention": 0,
         "encoder.0.feed_forward": 0,
@@ -305,7 +307,7 @@ def test_gated_feed_forward_has_two_inputs(make_model):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_generates_the_same_with_and_without_cache(make_model, source, shape, attention):
-    student = cut(make_model(GENERATION, attn_implementation=attention), selection_of(SHAPES[shape]))
+    student = remove_units(make_model(GENERATION, attn_implementation=attention), selection_of(SHAPES[shape]))
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     cached = student.generate(**source, **options, use_cache=True)
     assert torch.equal(cached, student.generate(**source, **options, use_cache=False))
@@ -318,7 +320,7 @@ def test_deeper_decoder_generates_with_cache_after_a_reload(make_model, source, 
     shape = {"encoder": {2: (ALL, None, 64)}, "decoder": dict.fromkeys(range(3), (ALL, ALL, 64))}
     if pruned:
         shape = SHAPES["one encoder layer"]
-    student = cut(make_model(GENERATION), selection_of(shape))
+    student = remove_units(make_model(GENERATION), selection_of(shape))
     student.save_pretrained(tmp_path)
     loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
     assert isinstance(loaded.config, PrunedT5Config) is pruned
@@ -327,13 +329,13 @@ def test_deeper_decoder_generates_with_cache_after_a_reload(make_model, source, 
     assert torch.equal(cached, student.generate(**source, **options, use_cache=False))
     # Cut so that the encoder is as deep again, there is nothing to say.
     units = {name: tuple(range(block.units)) for name, block in T5.blocks(loaded).items()}
-    again = cut(loaded, Selection(("encoder.0", "decoder.1"), units))
+    again = remove_units(loaded, Selection(("encoder.0", "decoder.1"), units))
     assert not hasattr(again.config, "decoder_layers")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_step_by_step_are_those_of_one_pass(make_model, source, shape):
-    student = cut(make_model(GENERATION).double(), selection_of(SHAPES[shape]))
+    student = remove_units(make_model(GENERATION).double(), selection_of(SHAPES[shape]))
     written = torch.tensor([[0, 5, 77, 31, 8, 60]]).expand(3, -1)
     with torch.no_grad():
         whole = student(**source, decoder_input_ids=written).logits
@@ -348,7 +350,7 @@ def test_logits_step_by_step_are_those_of_one_pass(make_model, source, shape):
 
 @pytest.mark.parametrize("shape", ["no heads in the first layers", "all at once"])
 def test_beam_search_is_the_same_with_and_without_cache(make_model, source, shape):
-    student = cut(make_model(GENERATION).double(), selection_of(SHAPES[shape]))
+    student = remove_units(make_model(GENERATION).double(), selection_of(SHAPES[shape]))
     options = {"max_new_tokens": 8, "num_beams": 3, "length_penalty": 2.0}
     cached = student.generate(**source, **options, use_cache=True)
     assert torch.equal(cached, student.generate(**source, **options, use_cache=False))
@@ -357,14 +359,14 @@ def test_beam_search_is_the_same_with_and_without_cache(make_model, source, shap
 
 @pytest.mark.parametrize("shape", ["different heads", "no heads in the first layers"])
 def test_generates_the_same_with_a_cache_of_fixed_length(make_model, source, shape):
-    student = cut(make_model(GENERATION), selection_of(SHAPES[shape]))
+    student = remove_units(make_model(GENERATION), selection_of(SHAPES[shape]))
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "disable_compile": True}
     fixed = student.generate(**source, **options, cache_implementation="static")
     assert torch.equal(fixed, student.generate(**source, **options))
 
 
 def test_attentions_of_the_layers_that_have_heads_are_reported(make_model, make_batch):
-    student = cut(
+    student = remove_units(
         make_model(GENERATION, attn_implementation="eager"), selection_of(SHAPES["no heads in the first layers"])
     )
     answer = student(**make_batch(GENERATION), output_attentions=True)
@@ -376,11 +378,11 @@ def test_attentions_of_the_layers_that_have_heads_are_reported(make_model, make_
 def test_generation_config_is_kept(make_model):
     model = make_model(GENERATION)
     model.generation_config.num_beams = 4
-    assert cut(model, selection_of(SHAPES["all at once"])).generation_config.num_beams == 4
+    assert remove_units(model, selection_of(SHAPES["all at once"])).generation_config.num_beams == 4
 
 
 def test_tied_embeddings_stay_tied(make_model):
-    student = cut(make_model(GENERATION), selection_of(SHAPES["all at once"]))
+    student = remove_units(make_model(GENERATION), selection_of(SHAPES["all at once"]))
     assert student.lm_head.weight is student.shared.weight is student.decoder.embed_tokens.weight
 
 
@@ -402,7 +404,7 @@ def test_embeddings_that_differ_stay_different(
 
 
 def test_encoder_alone_is_found_in_a_folder_with_a_decoder(make_model, make_batch, outputs, tmp_path):
-    student = cut(make_model(GENERATION), selection_of(SHAPES["all at once"]))
+    student = remove_units(make_model(GENERATION), selection_of(SHAPES["all at once"]))
     student.save_pretrained(tmp_path)
     encoder = PrunedT5EncoderModel.from_pretrained(tmp_path)
     batch = {name: make_batch(GENERATION)[name] for name in ("input_ids", "attention_mask")}
@@ -413,7 +415,7 @@ def test_encoder_alone_is_found_in_a_folder_with_a_decoder(make_model, make_batc
         rtol=0,
     )
     units = {name: tuple(range(block.units)) for name, block in T5.blocks(encoder).items()}
-    assert type(cut(encoder, Selection(("encoder.1",), units))) is T5EncoderModel
+    assert type(remove_units(encoder, Selection(("encoder.1",), units))) is T5EncoderModel
 
 
 def test_config_round_trip_keeps_what_pruning_does_not_change(make_model, tmp_path):
@@ -430,7 +432,7 @@ def test_config_round_trip_keeps_what_pruning_does_not_change(make_model, tmp_pa
 
 @pytest.mark.parametrize("shape", ["different heads", "no heads in the first layers", "all at once"])
 def test_activation_checkpointing_gives_the_same_gradients(make_model, make_batch, shape):
-    student = cut(make_model(GENERATION), selection_of(SHAPES[shape])).double()
+    student = remove_units(make_model(GENERATION), selection_of(SHAPES[shape])).double()
     student.config.dropout_rate = 0.0
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -480,7 +482,7 @@ def test_fisher_of_a_model_whose_decoder_does_not_look_at_the_encoder(make_model
         "encoder": {0: (ALL, None, 64)},
         "decoder": {0: (ALL, (), 64)},
     }
-    scores = fisher(cut(make_model(GENERATION), selection_of(shape)), [make_batch(GENERATION, labelled=True)])
+    scores = fisher(remove_units(make_model(GENERATION), selection_of(shape)), [make_batch(GENERATION, labelled=True)])
     assert scores.units["encoder.0.attention"].tolist() == [0, 0, 0, 0]
     assert scores.layers["encoder.0"] == 0
     assert scores.units["decoder.0.attention"].min() > 0
@@ -517,7 +519,7 @@ def test_inputs_of_a_seq2seq_model_end_with_the_end_token(make_model):
 
 
 def test_generates_the_same_where_the_package_is_not_installed(make_model, source, tmp_path):
-    student = cut(make_model(GENERATION), selection_of(SHAPES["all at once"]))
+    student = remove_units(make_model(GENERATION), selection_of(SHAPES["all at once"]))
     student.save_pretrained(tmp_path / "student")
     torch.save(dict(source), tmp_path / "source.pt")
     code = """

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hf_efficient.models import LayerStructure, Structure, family_of
-from hf_efficient.models.structure import Bias, NoUnits, narrow_linear
+from hf_efficient.models.structure import BiasOnly, EmptyBlock, narrow_linear
 
 STRUCTURE = Structure(
     {
@@ -31,7 +31,7 @@ def test_json_form_is_the_one_that_saved_configs_hold():
 
 
 def test_bias_answers_its_bias_for_every_position():
-    bias = Bias(3)
+    bias = BiasOnly(3)
     bias.load_state_dict({"bias": torch.tensor([1.0, 2.0, 3.0])})
     answer = bias(torch.full((2, 4, 7), 9.0))
     assert answer.shape == (2, 4, 3)
@@ -40,8 +40,8 @@ def test_bias_answers_its_bias_for_every_position():
 
 def test_no_units_hands_hidden_states_through():
     hidden = torch.randn(2, 3)
-    assert NoUnits(returns_attention=False)(hidden) is hidden
-    assert NoUnits(returns_attention=True)(hidden, "mask", position=1) == (hidden, None)
+    assert EmptyBlock(returns_attention=False)(hidden) is hidden
+    assert EmptyBlock(returns_attention=True)(hidden, "mask", position=1) == (hidden, None)
 
 
 def test_narrowing_outputs_keeps_the_rows_and_their_bias():
@@ -118,6 +118,6 @@ def test_unknown_task_head_is_told_which_ones_there_are(make_model):
 
 
 def test_linear_without_bias_leaves_zeros_and_no_weights():
-    rest = Bias(3, bias=False)
+    rest = BiasOnly(3, bias=False)
     assert list(rest.parameters()) == []
     assert torch.equal(rest(torch.ones(2, 5, 7, dtype=torch.float16)), torch.zeros(2, 5, 3, dtype=torch.float16))

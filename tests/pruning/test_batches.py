@@ -5,18 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from hf_efficient.models import FAMILIES, family_of
-from hf_efficient.pruning.batches import (
-    at_least_one,
-    example_count,
-    example_loss,
-    in_eval,
-    is_labelled,
-    real_tokens,
-    sampled_loss,
-    task_or_sampled_loss,
-)
-from hf_efficient.pruning.gates import gated
-from hf_efficient.pruning.importance import fisher
+from hf_efficient.pruning.batches import eval_mode, example_count, has_labels, non_padding_mask, require_batches
+from hf_efficient.pruning.gates import apply_gates
+from hf_efficient.pruning.losses import example_loss, sampled_loss, task_or_sampled_loss
+from hf_efficient.pruning.unit_criteria import fisher
 
 BLOCK = "encoder.1.attention"
 HEADS = [cls.__name__ for family in FAMILIES.values() for cls in family.pruned_classes]
@@ -46,20 +38,20 @@ def test_examples_are_counted_by_the_first_dimension():
 
 def test_all_batches_pass_and_none_at_all_is_refused():
     batches = [{"input_ids": torch.zeros(1, 2)}, {"input_ids": torch.ones(1, 2)}]
-    assert list(at_least_one(iter(batches))) == batches
+    assert list(require_batches(iter(batches))) == batches
     with pytest.raises(ValueError, match="the dataloader is empty: at least one batch is needed"):
-        list(at_least_one([]))
+        list(require_batches([]))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_mode_comes_back_after_an_error_too(make_model, training):
     model = make_model().train(training)
-    with in_eval(model):
+    with eval_mode(model):
         assert not model.training
     assert model.training is training
 
     def fail():
-        with in_eval(model):
+        with eval_mode(model):
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -89,14 +81,14 @@ LABELS = torch.tensor([[5, 5, -100], [5, -100, -100]])
     ],
 )  # fmt: skip
 def test_padding_is_found(batch, tokens, decoding, expected):
-    found = real_tokens(batch, torch.zeros(2, tokens, 7), decoding)
+    found = non_padding_mask(batch, torch.zeros(2, tokens, 7), decoding)
     assert found.dtype == torch.bool
     assert found.tolist() == expected.bool().tolist()
 
 
 def test_padding_of_choices_is_found():
     mask = torch.stack([MASK, MASK.flip(0)])
-    found = real_tokens({"attention_mask": mask}, torch.zeros(4, 4, 7), False)
+    found = non_padding_mask({"attention_mask": mask}, torch.zeros(4, 4, 7), False)
     assert found.tolist() == mask.view(4, 4).bool().tolist()
 
 
@@ -110,7 +102,7 @@ def test_padding_of_choices_is_found():
     ],
 )
 def test_answers_are_told_from_inputs(names, expected):
-    assert is_labelled(dict.fromkeys(names.split(), torch.zeros(1))) is expected
+    assert has_labels(dict.fromkeys(names.split(), torch.zeros(1))) is expected
 
 
 @pytest.mark.parametrize("head", TASKS)
@@ -163,7 +155,7 @@ def test_squared_gradients_of_drawn_classes_average_to_the_fisher_information(ma
     true = torch.zeros(4)
     for label, probability in enumerate(probabilities):
         gate = gates(model)
-        with gated(model, {BLOCK: gate}):
+        with apply_gates(model, {BLOCK: gate}):
             loss = F.cross_entropy(model(**repeated(batch, 1)).logits, torch.tensor([label]))
         true += probability * torch.autograd.grad(loss, gate)[0][0].square() / 2
     found = fisher(model, [repeated(batch, 512)] * 2, sampled_loss()).units[BLOCK]
@@ -176,7 +168,7 @@ def test_squared_gradients_of_drawn_numbers_average_to_the_fisher_information(ma
     true = torch.zeros(4)
     for number in range(labels):
         gate = gates(model)
-        with gated(model, {BLOCK: gate}):
+        with apply_gates(model, {BLOCK: gate}):
             true += torch.autograd.grad(model(**repeated(batch, 1)).logits[0, number], gate)[0][0].square() / 2
     found = fisher(model, [repeated(batch, 512)] * 2, sampled_loss()).units[BLOCK]
     torch.testing.assert_close(found, true, rtol=0.15, atol=0)
@@ -186,7 +178,7 @@ def test_squared_gradients_of_drawn_hidden_states_average_to_the_fisher_informat
     model, batch = make_model("BertModel"), {name: value[2:, :5] for name, value in make_batch("BertModel").items()}
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0]]
     gate, true = gates(model), torch.zeros(4)
-    with gated(model, {BLOCK: gate}):
+    with apply_gates(model, {BLOCK: gate}):
         states = model(**batch).last_hidden_state[0, :3].flatten()
     for number in states:
         true += torch.autograd.grad(number, gate, retain_graph=True)[0][0].square() / 2
@@ -254,7 +246,7 @@ def test_drawn_answers_follow_the_seed(make_model, make_batch):
 def test_every_head_draws_answers(make_model, make_batch, head, labelled):
     model, batch = make_model(head), make_batch(head, labelled)
     gate = gates(model, 3)
-    with gated(model, {BLOCK: gate}):
+    with apply_gates(model, {BLOCK: gate}):
         loss = sampled_loss()(model, batch)
     gradient = torch.autograd.grad(loss, gate)[0]
     assert loss.shape == ()

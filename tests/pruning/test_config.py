@@ -7,8 +7,7 @@ from transformers import HfArgumentParser
 
 from hf_efficient import PruningConfig
 from hf_efficient.pruning.config import FRACTIONS, TARGETS
-from hf_efficient.pruning.connections import CONNECTION_CRITERIA
-from hf_efficient.pruning.importance import CRITERIA
+from hf_efficient.pruning.criteria import CONNECTION_CRITERIA, CRITERIA
 
 BY_STACK = "encoder=0.25,decoder=0.5"
 

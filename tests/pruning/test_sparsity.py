@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn.parallel import DataParallel
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from hf_efficient.pruning.connections import CONNECTION_CRITERIA, block_linears, magnitude
-from hf_efficient.pruning.sparsity import KeepZeros, parse_n_m, remove_connections, sparsify, zero_fraction
+from hf_efficient.pruning.connection_criteria import block_linears, magnitude
+from hf_efficient.pruning.criteria import CONNECTION_CRITERIA
+from hf_efficient.pruning.sparsity import KeepZerosCallback, parse_n_m, remove_connections, sparsify, zero_fraction
 
 CONNECTIONS = 3 * (4 * 32 * 32 + 2 * 32 * 64)
 
@@ -223,7 +224,7 @@ def train(make_batch, tmp_path):
 def test_zeros_are_kept_while_training(make_model, train, arguments):
     model = sparsify(make_model(), n_m="2:4")
     before, gone = weights(copy.deepcopy(model)), zeros(model)
-    assert train(model, KeepZeros(), **arguments) == [CONNECTIONS // 2] * 4
+    assert train(model, KeepZerosCallback(), **arguments) == [CONNECTIONS // 2] * 4
     for name, weight in weights(model).items():
         assert torch.equal(weight == 0, gone[name])
         assert (weight != before[name])[~gone[name]].float().mean() > 0.99
@@ -235,18 +236,18 @@ def test_zeros_are_not_kept_without_it(make_model, train):
 
 def test_zeros_are_those_of_the_checkpoint_that_training_goes_on_from(make_model, train, tmp_path):
     model = sparsify(make_model(), fraction=0.3)
-    train(model, KeepZeros())
+    train(model, KeepZerosCallback())
     loaded = BertForSequenceClassification.from_pretrained(tmp_path / "checkpoint-2")
     assert zero_fraction(loaded) == pytest.approx(0.3, abs=1e-4)
     dense, gone = make_model(seed=5), zeros(loaded)
-    counts = train(dense, KeepZeros(), resume=str(tmp_path / "checkpoint-2"))
+    counts = train(dense, KeepZerosCallback(), resume=str(tmp_path / "checkpoint-2"))
     assert counts == [round(0.3 * CONNECTIONS)] * 2
     assert all(torch.equal(zero, gone[name]) for name, zero in zeros(dense).items())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in dense.state_dict().items())
 
 
 def test_wrapped_models_are_unwrapped_and_zeros_can_be_read_again(make_model):
-    model, keeper = make_model(), KeepZeros()
+    model, keeper = make_model(), KeepZerosCallback()
     for fraction in (0.25, 0.5):
         remove_connections(model, magnitude(model), fraction=fraction)
         keeper.read(DataParallel(model))
@@ -258,6 +259,6 @@ def test_wrapped_models_are_unwrapped_and_zeros_can_be_read_again(make_model):
 
 
 def test_the_model_is_let_go_after_training(make_model, train):
-    keeper = KeepZeros()
+    keeper = KeepZerosCallback()
     train(sparsify(make_model(), fraction=0.5), keeper)
     assert keeper._kept == []

@@ -14,8 +14,8 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from hf_efficient.pruning.surgery import cut
-from hf_efficient.pruning.vocabulary import trim_vocabulary, used_tokens
+from hf_efficient.pruning.selection import remove_units
+from hf_efficient.pruning.vocabulary import find_used_tokens, trim_vocabulary
 
 CORPUS = [
     "the river carries small boats down to the harbour",
@@ -185,7 +185,7 @@ def test_kept_texts_keep_their_tokens_and_the_model_its_answers(case):
     tokenizer = make_tokenizer()
     for name in (with_head, without):
         model = build(name, tokenizer, config)
-        small = trim_vocabulary(model, tokenizer, used_tokens(USED, tokenizer))
+        small = trim_vocabulary(model, tokenizer, find_used_tokens(USED, tokenizer))
         assert len(small.tokenizer) == len(small.token_ids) < len(tokenizer)
         assert small.model.config.vocab_size == len(small.token_ids)
         old, new = encode(tokenizer, USED), encode(small.tokenizer, USED)
@@ -203,7 +203,7 @@ def test_kept_texts_keep_their_tokens_and_the_model_its_answers(case):
 def test_what_is_saved_loads_as_it_was(case, tmp_path, assert_same_weights):
     name, _, make_tokenizer, config = case
     tokenizer = make_tokenizer()
-    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, used_tokens(USED, tokenizer))
+    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, find_used_tokens(USED, tokenizer))
     small.model.save_pretrained(tmp_path)
     small.tokenizer.save_pretrained(tmp_path)
     model, reloaded = type(small.model).from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
@@ -218,7 +218,7 @@ def test_what_is_saved_loads_as_it_was(case, tmp_path, assert_same_weights):
 def test_special_tokens_stay_and_pairs_are_joined_as_before(case):
     name, _, make_tokenizer, config = case
     tokenizer = make_tokenizer()
-    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, used_tokens(USED, tokenizer))
+    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, find_used_tokens(USED, tokenizer))
     assert small.tokenizer.special_tokens_map == tokenizer.special_tokens_map
     assert set(small.tokenizer.added_tokens_encoder) == set(tokenizer.added_tokens_encoder)
     for token, new in small.tokenizer.get_vocab().items():
@@ -230,7 +230,7 @@ def test_special_tokens_stay_and_pairs_are_joined_as_before(case):
 def test_unseen_words_have_pieces_and_none_is_unknown(case):
     name, _, make_tokenizer, config = case
     tokenizer = make_tokenizer()
-    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, used_tokens(USED, tokenizer))
+    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, find_used_tokens(USED, tokenizer))
     for text in UNSEEN:
         assert tokenizer.unk_token not in small.tokenizer.tokenize(text)
         joined = "".join(small.tokenizer.tokenize(text)).replace("##", "")
@@ -269,7 +269,7 @@ def test_generation_gives_the_same_sentences():
     batch, wanted = encode(tokenizer, USED), {"min_new_tokens": 8, "max_new_tokens": 8, "no_repeat_ngram_size": 1}
     spare = list(range(len(tokenizer), len(tokenizer) + 7))
     expected = model.generate(**batch, **wanted, suppress_tokens=spare)
-    small = trim_vocabulary(model, tokenizer, used_tokens([*USED, expected], tokenizer))
+    small = trim_vocabulary(model, tokenizer, find_used_tokens([*USED, expected], tokenizer))
     assert small.model.config.vocab_size == len(small.tokenizer) < len(tokenizer)
     found = small.model.generate(**encode(small.tokenizer, USED), **wanted)
     assert len(set(expected.flatten().tolist())) > 8
@@ -314,7 +314,7 @@ def test_the_padding_row_stays_without_gradient():
 def test_positions_that_count_from_the_padding_id_stay():
     tokenizer = make_generic_tokenizer()
     model = build("RobertaModel", tokenizer, WIDTHS, pad_token_id=40, max_position_embeddings=60)
-    small = trim_vocabulary(model, tokenizer, used_tokens(USED, tokenizer))
+    small = trim_vocabulary(model, tokenizer, find_used_tokens(USED, tokenizer))
     assert small.token_ids[:41].tolist() == list(range(41))
     old, new = encode(tokenizer, USED), encode(small.tokenizer, USED)
     assert torch.equal(answers(small.model, new)["last_hidden_state"], answers(model, old)["last_hidden_state"])
@@ -348,13 +348,13 @@ def test_a_pruned_model_can_be_trimmed_and_a_trimmed_one_pruned(
     tokenizer = make_word_tokenizer()
     model, batch = make_model("BertForMaskedLM"), make_batch("BertForMaskedLM")
     keep = batch["input_ids"].unique().tolist()
-    pruned = cut(model, select("uneven widths"))
+    pruned = remove_units(model, select("uneven widths"))
     if order == "cut, then trimmed":
         small = trim_vocabulary(pruned, tokenizer, keep)
         found = small.model
     else:
         small = trim_vocabulary(model, tokenizer, keep)
-        found = cut(small.model, select("uneven widths"))
+        found = remove_units(small.model, select("uneven widths"))
     new_ids = torch.full((100,), -1)
     new_ids[small.token_ids] = torch.arange(len(small.token_ids))
     expected = outputs(pruned, batch)["logits"][..., small.token_ids]
@@ -364,7 +364,7 @@ def test_a_pruned_model_can_be_trimmed_and_a_trimmed_one_pruned(
 
 def test_a_pruned_model_is_saved_with_its_vocabulary(make_model, select, tmp_path, assert_same_weights):
     tokenizer = make_word_tokenizer()
-    small = trim_vocabulary(cut(make_model(), select("all of these")), tokenizer, [7, 9])
+    small = trim_vocabulary(remove_units(make_model(), select("all of these")), tokenizer, [7, 9])
     small.model.save_pretrained(tmp_path)
     reloaded = type(small.model).from_pretrained(tmp_path)
     assert reloaded.config.vocab_size == 7
@@ -376,7 +376,7 @@ def test_wordpiece_keeps_the_pieces_before_a_dead_end():
     vocab = {piece: index for index, piece in enumerate([*SPECIAL["bert"], "a", "##b", "ab", "##bc", "x", "xy", "c"])}
     tokenizer = BertTokenizer(vocab=vocab)
     assert tokenizer.tokenize("abc") == ["[UNK]"]
-    keep = used_tokens(["ABC", "a c"], tokenizer)
+    keep = find_used_tokens(["ABC", "a c"], tokenizer)
     assert tokenizer.convert_ids_to_tokens(keep) == ["[UNK]", "[CLS]", "[SEP]", "a", "ab", "c"]
     model = build("BertModel", tokenizer, WIDTHS)
     small = trim_vocabulary(model, tokenizer, [*keep, vocab["##bc"]]).tokenizer
@@ -390,7 +390,7 @@ def test_bpe_keeps_what_a_token_is_merged_from_and_every_merge_among_the_kept():
     pieces = [*SPECIAL["roberta"], *alphabet, *("".join(merge) for merge in merges)]
     tokenizer = RobertaTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=merges)
     model = build("RobertaModel", tokenizer, WIDTHS)
-    keep = used_tokens(["abcd", "bc"], tokenizer)
+    keep = find_used_tokens(["abcd", "bc"], tokenizer)
     assert tokenizer.convert_ids_to_tokens(keep) == ["<s>", "</s>", "bc", "abcd"]
     small = trim_vocabulary(model, tokenizer, keep).tokenizer
     state = json.loads(small.backend_tokenizer.to_str())["model"]
@@ -415,7 +415,7 @@ def test_unigram_keeps_the_price_of_the_unknown_token():
     cheap = T5Tokenizer(vocab=[piece for piece in pieces if piece[0] != "zz"], extra_ids=2)
     assert cheap.tokenize("ab☃") == ["▁ab", "☃"]
     model = build("T5EncoderModel", tokenizer, T5_WIDTHS)
-    keep = used_tokens(["ab☃", "ab"], tokenizer)
+    keep = find_used_tokens(["ab☃", "ab"], tokenizer)
     assert tokenizer.convert_ids_to_tokens(keep) == ["</s>", "▁ab", "▁a", "b☃"]
     small = trim_vocabulary(model, tokenizer, keep).tokenizer
     assert small.tokenize("ab☃") == ["▁a", "b☃"]
@@ -448,7 +448,7 @@ def test_gaps_among_the_ids_close():
     tokenizer = gapped_tokenizer()
     assert tokenizer.convert_tokens_to_ids("<name>") == 7
     model = build("BertModel", tokenizer, WIDTHS, spare_rows=30)
-    small = trim_vocabulary(model, tokenizer, used_tokens(["bb dd"], tokenizer))
+    small = trim_vocabulary(model, tokenizer, find_used_tokens(["bb dd"], tokenizer))
     assert small.token_ids.tolist() == [0, 8, 21, 7]
     assert small.tokenizer("dd <name> bb xx")["input_ids"] == [2, 3, 1, 0]
 
@@ -472,11 +472,11 @@ def test_sentinels_of_t5_stay():
 def test_used_tokens_reads_texts_tensors_and_nested_ids():
     tokenizer = make_bert_tokenizer()
     ids = tokenizer("river")["input_ids"]
-    assert used_tokens(["river"], tokenizer) == sorted(set(ids))
-    assert used_tokens([torch.tensor([[9, 7], [7, -100]]), [[8], [[3]]], [5, -100]], tokenizer) == [3, 5, 7, 8, 9]
-    assert used_tokens(["river"] * 2500 + ["boats"], tokenizer) == used_tokens(["river boats"], tokenizer)
+    assert find_used_tokens(["river"], tokenizer) == sorted(set(ids))
+    assert find_used_tokens([torch.tensor([[9, 7], [7, -100]]), [[8], [[3]]], [5, -100]], tokenizer) == [3, 5, 7, 8, 9]
+    assert find_used_tokens(["river"] * 2500 + ["boats"], tokenizer) == find_used_tokens(["river boats"], tokenizer)
     with pytest.raises(TypeError, match="dict is neither a text nor token ids"):
-        used_tokens([{"input_ids": [1]}], tokenizer)
+        find_used_tokens([{"input_ids": [1]}], tokenizer)
 
 
 def test_errors_say_what_to_do():
@@ -486,7 +486,7 @@ def test_errors_say_what_to_do():
         trim_vocabulary(model, tokenizer, [5, 999, -1])
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     with pytest.raises(ValueError, match="model 'WordLevel' cannot be trimmed: known are WordPiece, BPE, Unigram"):
-        used_tokens([], PreTrainedTokenizerFast(tokenizer_object=words))
+        find_used_tokens([], PreTrainedTokenizerFast(tokenizer_object=words))
     with pytest.raises(ValueError, match="ByT5Tokenizer is a slow tokenizer"):
         trim_vocabulary(model, transformers.ByT5Tokenizer(), [])
     tokenizer.add_tokens(["<name>"])

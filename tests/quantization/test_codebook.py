@@ -7,12 +7,12 @@ from torch import nn
 from trainers import build
 
 from hf_efficient import PruningConfig, QuantizationConfig, prune, quantize
+from hf_efficient.functions import describe_quantization
 from hf_efficient.measurement.cost import count_nonzero_parameters, count_parameters, saved_bytes
 from hf_efficient.models import is_quantized
 from hf_efficient.models.codebook import Codebook, CodebookEmbedding, CodebookLinear, codebook_for, pack, unpack
-from hf_efficient.pruning.surgery import cut
-from hf_efficient.quantization.codebook import against_uniform, fit_codebook, rounded_uniformly
-from hf_efficient.quantizing import describe
+from hf_efficient.pruning.selection import remove_units
+from hf_efficient.quantization.codebook import compare_with_uniform, fit_codebook, quantize_uniformly
 
 CODEBOOK = QuantizationConfig("codebook", codebook_rows=8)
 
@@ -64,12 +64,12 @@ def test_it_loses_less_than_even_steps_in_as_much_room(bits):
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1))
     indices, table = fit_codebook(weight, bits, 32)
     rounded = torch.stack([table[row // 32][indices[row].long()] for row in range(64)])
-    assert (rounded - weight).square().sum() < (rounded_uniformly(weight, bits, 32) - weight).square().sum()
+    assert (rounded - weight).square().sum() < (quantize_uniformly(weight, bits, 32) - weight).square().sum()
 
 
 def test_even_steps_take_as_much_room_as_the_tables():
     weight = torch.randn(64, 96)
-    rounded = rounded_uniformly(weight, 4, 32)
+    rounded = quantize_uniformly(weight, 4, 32)
     parts = rounded.reshape(-1, 32 * 96 // 16)  # a scale of 32 bits each, as the tables of 16 values for 32 rows
     assert all(len(part.abs().unique()) <= 8 for part in parts)
 
@@ -116,7 +116,7 @@ def test_computes_with_the_weights_that_the_tables_stand_for(make_model, make_ba
 def test_pruned_models_have_codebooks_too(
     make_model, make_batch, outputs, assert_same, select, uneven_shape, tmp_path
 ):
-    small = quantize(cut(make_model(), select(uneven_shape)), CODEBOOK)
+    small = quantize(remove_units(make_model(), select(uneven_shape)), CODEBOOK)
     small.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert_same(outputs(loaded, make_batch()), outputs(small, make_batch()), atol=0)
@@ -201,13 +201,14 @@ def test_calibration_weighs_by_squared_gradients(make_model, make_batch):
 def test_the_report_tells_bits_and_errors(make_model):
     model = make_model()
     small = quantize(model, CODEBOOK)
-    found = against_uniform(model, small)
+    found = compare_with_uniform(model, small)
     assert 4 < found["bits_per_weight"] < 9
     assert 0 < found["error"] < found["uniform_error"] < 1
     assert re.search(
-        r"codebooks hold \d\.\d\d bits a weight, with a squared error of", describe(model, small, CODEBOOK)
+        r"codebooks hold \d\.\d\d bits a weight, with a squared error of",
+        describe_quantization(model, small, CODEBOOK),
     )
-    assert against_uniform(model, model) is None
+    assert compare_with_uniform(model, model) is None
 
 
 def test_trainer_ships_codebooks(tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_efficient import QuantizationConfig, quantize
 from hf_efficient.measurement.cost import saved_bytes
-from hf_efficient.pruning.surgery import cut
+from hf_efficient.pruning.selection import remove_units
 from hf_efficient.quantization import int8
 from hf_efficient.quantization.config import INT8_SCHEMES as SCHEMES
 
@@ -72,7 +72,7 @@ def test_reloads_to_the_same_bits(make_model, make_batch, outputs, assert_same, 
 def test_pruned_reloads_to_the_same_bits(
     make_model, make_batch, outputs, assert_same, select, scheme, uneven_shape, tmp_path
 ):
-    quantized = quantize(cut(make_model(), select(uneven_shape)), QuantizationConfig(scheme))
+    quantized = quantize(remove_units(make_model(), select(uneven_shape)), QuantizationConfig(scheme))
     quantized.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert eight_bit(loaded) == eight_bit(quantized)

@@ -5,10 +5,10 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import BertConfig, EvalPrediction, T5Config
 
-from hf_efficient.data import DataConfig
-from hf_efficient.demo_corpus import train_tokenizer
-from hf_efficient.tasks import TASKS, Columns, Encoding, find_columns, infer_task
-from hf_efficient.tasks.labels import label_names, label_numbers
+from hf_efficient.commands.demo_dataset import train_tokenizer
+from hf_efficient.data.config import DataConfig
+from hf_efficient.data.labels import label_ids, label_names
+from hf_efficient.tasks import TASKS, Columns, RowEncoder, find_columns, infer_task
 
 WORDS = "the cat sat on mat dog ran in park who where what anna berlin lives wolf gang"
 TOKENIZER = train_tokenizer([WORDS, "a b c d e f g h i j k l m n o p q r s t u v w x y z"], 200)
@@ -24,7 +24,7 @@ def both(rows, features=None):
 def encode(task, splits, data=None, config=BASE, numbers=None):
     data = data or DataConfig()
     columns = find_columns(splits, TASKS[task], data)
-    encoding = Encoding(columns, TOKENIZER, data, numbers, classes=config.num_labels)
+    encoding = RowEncoder(columns, TOKENIZER, data, numbers, classes=config.num_labels)
     return TASKS[task].tokenize(splits, encoding), encoding
 
 
@@ -47,7 +47,7 @@ def test_words_of_several_tokens_are_labelled_once():
     splits = tagged()
     config = BertConfig(id2label=dict(enumerate(TAGS)), label2id={name: index for index, name in enumerate(TAGS)})
     assert label_names(splits, "ner_tags") == TAGS
-    numbers = label_numbers(splits, "ner_tags", config)
+    numbers = label_ids(splits, "ner_tags", config)
     encoded, _ = encode("token-classification", splits, config=config, numbers=numbers)
     row = encoded["train"][0]
     tokens = TOKENIZER.convert_ids_to_tokens(row["input_ids"])
@@ -74,7 +74,7 @@ def test_several_classes_are_one_hot_each():
     assert infer_task(BASE, splits, DataConfig()).name == "multi-label-classification"
     assert label_names(splits, "labels") == ["b", "c"]
     config = BertConfig(id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
-    numbers = label_numbers(splits, "labels", config)
+    numbers = label_ids(splits, "labels", config)
     encoded, _ = encode("multi-label-classification", splits, config=config, numbers=numbers)
     assert encoded["train"]["labels"][:] == [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
 
@@ -233,7 +233,7 @@ def test_summaries_have_their_flags():
 def test_what_is_written_is_judged_as_text(task, expected):
     ids = np.array([TOKENIZER("the cat sat on the mat")["input_ids"]])
     labels = np.pad(ids, ((0, 0), (0, 2)), constant_values=-100)
-    judge = TASKS[task].judge(None, None, Encoding(Columns(("x",), "y"), TOKENIZER, DataConfig()), None)
+    judge = TASKS[task].judge(None, None, RowEncoder(Columns(("x",), "y"), TOKENIZER, DataConfig()), None)
     assert judge(EvalPrediction(np.pad(ids, ((0, 0), (0, 1))), labels)) == pytest.approx(expected)
 
 

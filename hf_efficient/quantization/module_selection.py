@@ -1,0 +1,55 @@
+"""Which modules of a model are quantized."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from hf_efficient.errors import UserError
+from hf_efficient.quantization.config import QuantizationConfig
+
+logger = logging.get_logger(__name__)
+
+
+def select_linears(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, Any]]:
+    """Yields the Linears of the layers that `config` quantizes, with their names in the base model."""
+    for name, module in model.base_model.named_modules():
+        if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name) and not _skipped(model, config, name):
+            yield name, module
+
+
+def select_embeddings(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, Any]]:
+    """Yields the embedding tables that `config` quantizes, with their names in the base model.
+
+    Tables that stand in two places, such as the output layer's, stay in float: one would be left dangling. So does the
+    small one of T5's position bias, which is added to attention scores.
+    """
+    if not config.quantize_embeddings:
+        return
+    tied: Mapping[str, str] = model.all_tied_weights_keys
+    shared = {id(model.get_parameter(name)) for name in (*tied, *tied.values())}
+    for name, module in model.base_model.named_modules():
+        words = isinstance(module, nn.Embedding) and not name.endswith("relative_attention_bias")
+        if words and id(module.weight) not in shared and not _skipped(model, config, name):
+            yield name, module
+
+
+def check_selection(model: PreTrainedModel, config: QuantizationConfig) -> None:
+    """Raises ValueError: nothing of `model` would be quantized. Warns of patterns that match none of its modules."""
+    names = [name for name, _ in (*model.named_modules(), *model.base_model.named_modules())]
+    for pattern in config.skip_patterns:
+        if not any(re.search(pattern, name) for name in names):
+            logger.warning(f"skip_modules={pattern!r} matches no module of {type(model).__name__}: nothing is skipped")
+    if next(select_linears(model, config), None) is None and next(select_embeddings(model, config), None) is None:
+        raise UserError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
+
+
+def _skipped(model: PreTrainedModel, config: QuantizationConfig, name: str) -> bool:
+    """Whether a pattern matches the name of a module, in the base model or as `model.named_modules()` gives it."""
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    return config.skips(prefix + name) or config.skips(name)

@@ -1,0 +1,117 @@
+"""Names whose values are imported when they are asked for: named choices, and our classes in the Auto classes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pkgutil import resolve_name
+from types import ModuleType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+AUTO_CONFIG_MODULE = "transformers.models.auto.configuration_auto"
+
+
+class Registry(MutableMapping[str, T]):
+    """A dict of named choices; an entry is the value, or where it is: "package.module:name", imported on access.
+
+    Listing the names imports nothing. A user extends it like any dict: `CRITERIA["mine"] = my_function`.
+    """
+
+    def __init__(self, entries: Mapping[str, T | str]) -> None:
+        self._entries: dict[str, T | str] = dict(entries)
+
+    def __getitem__(self, name: str) -> T:
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            entry = self._entries[name] = resolve_name(entry)
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __setitem__(self, name: str, value: T) -> None:
+        self._entries[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Registry({', '.join(self._entries)})"
+
+
+class _ConfigsOnLookup(dict[str, Any]):
+    """Extra entries of `CONFIG_MAPPING`: looking up one of `model_types` imports `module`, which registers them."""
+
+    def __init__(self, entries: Mapping[str, Any], model_types: tuple[str, ...], module: str) -> None:
+        super().__init__(entries)
+        self.model_types, self.module = model_types, module
+
+    def __contains__(self, model_type: object) -> bool:
+        return super().__contains__(model_type) or model_type in self.model_types
+
+    def __missing__(self, model_type: str) -> Any:
+        if model_type in self.model_types:
+            import_module(self.module)
+        if super().__contains__(model_type):
+            return self[model_type]
+        raise KeyError(model_type)
+
+
+class _AutoConfigFinder(MetaPathFinder, Loader):
+    """Finds the module of `AutoConfig`, and calls `on_import` once it has been executed."""
+
+    def __init__(self, model_types: tuple[str, ...], module: str) -> None:
+        self.model_types, self.module = model_types, module
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Returns the spec of that one module, with this object in the place of its loader."""
+        if name != AUTO_CONFIG_MODULE:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Returns what the module's own loader makes."""
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Executes the module and adds the names of our configs to its mapping."""
+        self.loader.exec_module(module)
+        module.__loader__ = self.loader
+        _add_on_lookup(module, self.model_types, self.module)
+
+
+def register_on_lookup(model_types: tuple[str, ...], module: str) -> None:
+    """Lets the Auto classes of Transformers find `model_types`, which importing `module` registers.
+
+    `module` is imported the first time that one of them is looked up, so neither it nor Transformers is imported here.
+    Importing `module` as soon as Transformers is there would be too early: Transformers imports its Auto classes in
+    the middle of its own modules.
+    """
+    loaded = sys.modules.get(AUTO_CONFIG_MODULE)
+    if loaded is None:
+        sys.meta_path.insert(0, _AutoConfigFinder(model_types, module))
+    else:
+        _add_on_lookup(loaded, model_types, module)
+
+
+def _add_on_lookup(auto_config: ModuleType, model_types: tuple[str, ...], module: str) -> None:
+    mapping = auto_config.CONFIG_MAPPING
+    if hasattr(mapping, "_extra_content"):
+        mapping._extra_content = _ConfigsOnLookup(mapping._extra_content, model_types, module)
+    else:  # a Transformers that keeps registered configs elsewhere
+        import_module(module)

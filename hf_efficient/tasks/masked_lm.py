@@ -1,0 +1,86 @@
+"""Masked language modelling: text whose labels are its own hidden tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenClassification, PreTrainedTokenizerBase
+
+from hf_efficient.errors import UserError
+from hf_efficient.measurement.metrics import masked_lm_metrics
+from hf_efficient.tasks.task import TEXT_COLUMNS, Batch, Metrics, RowEncoder, Task, get_logits
+
+MASKING_PROBABILITY = 0.15
+
+
+class MaskingCollator:
+    """Hides 15% of the tokens of each example, anew in every epoch; examples with labels keep the ones they have.
+
+    Source: Devlin et al. 2019, "BERT", section 3.1 (task 1).
+
+    Raises ValueError: the tokenizer has no mask token.
+    """
+
+    mlm = True
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.mask_token is None:
+            raise UserError(f"{type(tokenizer).__name__} has no mask token: fill-mask needs a model that has one")
+        self._mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKING_PROBABILITY)
+        self._pad = DataCollatorForTokenClassification(tokenizer)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Returns the batch, with labels of -100 where nothing was hidden."""
+        return dict((self._pad if "labels" in examples[0] else self._mask)(examples))
+
+
+def mask_once(data: Dataset, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
+    """Returns `data` with tokens hidden for good, so that all models guess at the same ones."""
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKING_PROBABILITY, seed=seed)
+
+    def hide(example: dict[str, Any]) -> dict[str, Any]:
+        return {name: value[0].tolist() for name, value in collator([example]).items()}
+
+    return data.map(hide, desc="hiding tokens")
+
+
+def masked_token_scores(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Returns, for each token, minus the log probability of its label and whether it is the likeliest.
+
+    | argument | shape |
+    | --- | --- |
+    | logits | (rows, tokens, vocabulary) |
+    | labels | (rows, tokens) |
+    | returns | (rows, tokens, 2) |
+    """
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    lost = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+    return torch.stack([lost, (logits.argmax(-1) == labels).float()], dim=-1)
+
+
+def encode_masked_lm(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
+    """Returns tokens of texts."""
+    return encoding.tokens(*(batch[name] for name in encoding.columns.texts))
+
+
+def masked_lm_compute_metrics(*_: Any) -> Metrics:
+    """Returns accuracy and perplexity of guesses."""
+    return lambda prediction: masked_lm_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
+
+
+MASKED_LM = Task(
+    "fill-mask",
+    "fill-mask",
+    "accuracy",
+    encode_masked_lm,
+    masked_lm_compute_metrics,
+    text_columns=tuple(columns for columns in TEXT_COLUMNS if len(columns) == 1),
+    collator=MaskingCollator,
+    reduce_logits=masked_token_scores,
+    labelled=False,
+    classes=False,
+)

@@ -1,0 +1,173 @@
+import csv
+
+import pytest
+import torch
+from datasets import Dataset
+from reviews import BAD, GOOD, flags, save_model, tiny_config
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+)
+
+from hf_efficient import CompressionReport
+from hf_efficient.cli import main, parse_job
+from hf_efficient.measurement.metrics import masked_lm_metrics
+from hf_efficient.tasks.masked_lm import MaskingCollator, mask_once, masked_token_scores
+
+
+def distill(workshop, **changes):
+    assert main(["distill", *flags(workshop, **changes)]) == 0
+    return CompressionReport.load(workshop / "out")
+
+
+def test_a_student_is_made_of_some_layers_of_the_model_and_learns_from_it(workshop):
+    report = distill(workshop, student_layers=1, hidden_weight=1.0)
+    assert [row.role for row in report.models] == ["teacher", "student"]
+    assert report.stages[0] == "student: layers 1 of it"
+    assert report.stages[1].endswith("on labels, the teacher's soft labels (T=2), its hidden states")
+    model = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+    assert (type(model).__name__, model.config.num_hidden_layers) == ("BertForSequenceClassification", 1)
+    assert report.row("student").metrics["accuracy"] > 0.9
+    assert "TinyBERT" in (workshop / "out" / "README.md").read_text()
+
+
+def test_a_new_student_of_another_width_learns_through_relations(workshop):
+    config = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32"
+    weights = {"relation_weight": 1.0, "embedding_weight": 1.0}
+    report = distill(workshop, student_config=config, **weights, num_train_epochs=25, learning_rate=1e-2)
+    model = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+    assert model.config.hidden_size == 16
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert report.row("student").metrics["accuracy"] > 0.9
+    assert not list((workshop / "out").glob("projections*"))
+    assert "MiniLMv2" in (workshop / "out" / "README.md").read_text()
+
+
+def test_several_named_teachers_answer_together(workshop):
+    names = [str(workshop / "model"), str(workshop / "model")]
+    argv = flags(workshop, teacher_weights="3,1", cache_teacher=True)
+    assert main(["distill", *argv, "--teacher_name_or_path", *names]) == 0
+    report = CompressionReport.load(workshop / "out")
+    assert [row.role for row in report.models] == ["teacher", "teacher 2", "student"]
+    assert report.configs["distillation"]["teacher_weights"] == "3,1"
+
+
+def test_a_base_model_learns_the_labels_of_its_teacher(workshop):
+    model = BertModel(tiny_config(id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id={"LABEL_0": 0, "LABEL_1": 1}))
+    save_model(workshop / "base", model)
+    unlabelled(workshop)
+    report = distill(
+        workshop,
+        model_name_or_path=workshop / "base",
+        teacher_name_or_path=workshop / "model",
+        hard_label_weight=0.0,
+        num_train_epochs=20,
+    )
+    student = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+    assert student.config.id2label == {0: "negative", 1: "positive"}
+    assert report.row("student").metrics["accuracy"] > 0.9
+
+
+def test_a_teacher_of_other_tokens_is_refused(workshop, capsys):
+    model = BertForSequenceClassification(tiny_config())
+    save_model(workshop / "other", model, texts=("quite other words about ships",))
+    assert main(["distill", *flags(workshop, teacher_name_or_path=workshop / "other")]) == 2
+    assert "they must share one" in " ".join(capsys.readouterr().err.split())
+    assert not (workshop / "out" / "config.json").exists()
+
+
+def unlabelled(workshop):
+    with (workshop / "train.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sentence"])
+        writer.writerows([f"the {word} film number {n} was {word}"] for n in range(4) for word in (*GOOD, *BAD))
+
+
+def test_text_without_labels_teaches_a_task(workshop):
+    unlabelled(workshop)
+    report = distill(workshop, student_layers=1, hard_label_weight=0, logits_weight=1)
+    assert report.row("student").metrics["accuracy"] > 0.9
+    assert report.row("teacher").metrics["accuracy"] > 0.9
+
+
+def test_text_without_labels_has_no_hard_labels(workshop, capsys):
+    unlabelled(workshop)
+    assert main(["distill", *flags(workshop, student_layers=1)]) == 2
+    assert "cannot tell which of the columns sentence is which: give --label_column" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "weights", [{}, {"hard_label_weight": 0, "logits_weight": 0, "relation_weight": 1.0}], ids=str
+)
+def test_masked_text_teaches_no_task_in_particular(workshop, weights):
+    torch.manual_seed(0)
+    save_model(workshop / "general", BertForMaskedLM(tiny_config()))
+    changes = {"model_name_or_path": workshop / "general", "task": "fill-mask", "student_layers": 1, **weights}
+    report = distill(workshop, **changes)
+    assert report.metric == "accuracy"
+    assert report.row("student").metrics["perplexity"] > 1
+    assert AutoModelForMaskedLM.from_pretrained(workshop / "out").config.num_hidden_layers == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "there is nothing to learn from: name a teacher"),
+        ({"student_layers": 1, "heads": 0.5}, "distill neither prunes nor quantizes"),
+        ({"student_layers": 1, "scheme": "int8_dynamic"}, "distill neither prunes nor quantizes"),
+        ({"student_layers": 1, "student_config": "hidden_size=16"}, "each make the student: give one"),
+        ({"student_layers": 3}, "a student of 3 layers cannot be taken from 2: give 1 to 2"),
+        ({"student_layers": "0,5"}, "keeps no layers: give a number such as 3"),
+        ({"student_config": "hidden_size=30"}, "hidden_size=30 is no multiple of num_attention_heads=4"),
+        ({"student_config": "size=30"}, "changes nothing of a BertConfig"),
+        ({"student_layers": 1, "layer_map": "0:7", "hidden_weight": 1}, "the student has 1 layers and the teacher 2"),
+        ({"student_layers": 1, "cache_teacher": True, "hidden_weight": 1}, "needs what is inside it at every step"),
+        ({"student_layers": 1, "layer_map": "last"}, "layer_map='last' maps what is not compared"),
+        ({"student_layers": 1, "cache_teacher": True, "cache_top_k": 2}, "cache_top_k=2 keeps the most likely"),
+    ],
+    ids=str,
+)
+def test_distill_refuses_what_it_cannot_do(workshop, capsys, changes, sentence):
+    assert main(["distill", *flags(workshop, **changes)]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not (workshop / "out" / "config.json").exists()
+
+
+def test_a_made_student_is_distilled_by_compress_too(workshop):
+    assert parse_job(flags(workshop, student_layers=1)).distils
+    with pytest.raises(ValueError, match="learns from a teacher: leave out --distil False"):
+        parse_job(flags(workshop, student_layers=1, distil=False))
+
+
+# ---- masked text ----
+
+
+def test_tokens_are_hidden_anew_unless_they_are_hidden_for_good(tmp_path):
+    save_model(tmp_path, BertForMaskedLM(tiny_config()))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    words = " ".join([*GOOD, *BAD] * 4)
+    data = Dataset.from_list([dict(tokenizer(words)), dict(tokenizer(words[:60]))])
+    collate, (first, second) = MaskingCollator(tokenizer), (mask_once(data, tokenizer, seed) for seed in (0, 0))
+    assert first[:] == second[:]
+    torch.manual_seed(0)
+    drawn = [collate([data[0]])["labels"] for _ in range(2)]
+    assert not torch.equal(*drawn)
+    batch = collate(list(first))
+    assert torch.equal(batch["labels"], collate(list(first))["labels"])
+    hidden = batch["labels"] != -100
+    assert 0 < int(hidden.sum()) < 20
+    assert torch.equal(batch["labels"][0][hidden[0]], torch.tensor(data[0]["input_ids"])[hidden[0]])
+
+
+def test_guesses_are_judged_by_their_probability():
+    logits = torch.tensor([[[0.0, 0.0], [0.0, 3.0], [9.0, 9.0]]]).log_softmax(-1)
+    labels = torch.tensor([[0, 1, -100]])
+    judged = masked_token_scores(logits, labels)
+    found = masked_lm_metrics(judged.numpy(), labels.numpy())
+    right = torch.tensor([0.0, 3.0]).softmax(-1)[1]
+    assert found["perplexity"] == pytest.approx(float((2 / right).sqrt()), rel=1e-6)
+    assert found["accuracy"] == 1.0

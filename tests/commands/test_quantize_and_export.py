@@ -1,0 +1,192 @@
+"""`hf-efficient quantize`, `export` and `measure --forms`: from the command line to what loads."""
+
+import pytest
+import torch
+from reviews import flags, save_model, tiny_config
+from transformers import AutoModelForSequenceClassification, BertModel, set_seed
+from transformers.exporters import ExportedModel
+
+from hf_efficient import CompressionReport
+from hf_efficient.cli import main
+from hf_efficient.variants import VARIANTS
+
+RUNTIMES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
+
+
+def need(*formats):
+    for format in formats:
+        for package in RUNTIMES[format]:
+            pytest.importorskip(package, reason=f"the extra hf_efficient[{format}] is not installed")
+
+
+def without_data(workshop, **changes):
+    given = {"model_name_or_path": workshop / "model", "output_dir": workshop / "out", **changes}
+    return [part for name, value in given.items() for part in (f"--{name}", *map(str, _listed(value)))]
+
+
+def _listed(value):
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def test_quantize_needs_no_data(workshop):
+    assert main(["quantize", *without_data(workshop, scheme="codebook", bits=4)]) == 0
+    report = CompressionReport.load(workshop / "out")
+    assert [row.role for row in report.models] == ["teacher", "quantized"]
+    assert report.models[1].bytes_on_disk < 0.6 * report.models[0].bytes_on_disk
+    assert report.models[1].metrics == {}
+    assert report.dataset is None
+    loaded = AutoModelForSequenceClassification.from_pretrained(workshop / "out", trust_remote_code=True)
+    assert loaded.config.codebooks
+    assert "no evaluation set" in (workshop / "out" / "README.md").read_text()
+
+
+def test_quantize_measures_what_is_kept_where_data_is_named(workshop):
+    assert main(["quantize", *flags(workshop, scheme="int8_weight_only", skip_modules="layer.0")]) == 0
+    report = CompressionReport.load(workshop / "out")
+    assert report.row("quantized").metrics["accuracy"] > 0.9
+    assert not any("trained" in stage for stage in report.stages)
+
+
+def test_export_leaves_the_model_as_it_is(workshop):
+    need("onnx", "openvino")
+    command = ["export", *flags(workshop), "--export", "onnx", "openvino"]
+    assert main(command) == 0
+    report = CompressionReport.load(workshop / "out")
+    assert [(row.role, row.name) for row in report.models] == [
+        ("teacher", "model"),
+        ("onnx", "onnx int8"),
+        ("openvino", "openvino int8"),
+    ]
+    assert all(row.metrics["accuracy"] > 0.9 for row in report.models)
+    assert all(row.ratios.metric_retained for row in report.models)
+    before = AutoModelForSequenceClassification.from_pretrained(workshop / "model").state_dict()
+    after = AutoModelForSequenceClassification.from_pretrained(workshop / "out").state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    for format in ("onnx", "openvino"):
+        assert ExportedModel.from_pretrained(workshop / "out", subfolder=format).config.num_labels == 2
+    card = (workshop / "out" / "README.md").read_text()
+    assert "A model in forms for several runtimes, measured." in card
+
+
+def test_export_in_float_needs_no_data(workshop):
+    need("onnx")
+    given = without_data(workshop, export="onnx", export_quantization="none")
+    assert main(["export", *given]) == 0
+    assert CompressionReport.load(workshop / "out").row("onnx").name == "onnx float32"
+
+
+def test_measure_puts_the_forms_of_a_model_side_by_side(workshop):
+    need("onnx", "openvino")
+    asked = ["float32", "bfloat16", "int8", "onnx_int8", "openvino_int8"]
+    command = ["measure", str(workshop / "model"), "--forms", *asked, "--latency_sequence_length", "16"]
+    files = ["--validation_file", str(workshop / "dev.csv"), "--train_file", str(workshop / "train.csv")]
+    assert main([*command, *files, "--output_dir", str(workshop / "measured")]) == 0
+    report = CompressionReport.load(workshop / "measured")
+    assert [row.name for row in report.models] == asked
+    assert [row.latency_ms.runtime for row in report.models] == [
+        "torch float32",
+        "torch bfloat16",
+        "torch int8",
+        "onnxruntime int8",
+        "openvino int8",
+    ]
+    for row in report.models:
+        assert row.metrics["accuracy"] > 0.9
+        assert row.samples_per_second > 0
+        assert row.bytes_on_disk > 0
+    assert report.models[1].bytes_on_disk < 0.6 * report.models[0].bytes_on_disk
+
+
+def test_forms_of_several_models_are_named_after_both(workshop):
+    command = ["measure", str(workshop / "model"), str(workshop / "model"), "--forms", "float32", "int8_weight_only"]
+    assert main([*command, "--output_dir", str(workshop / "measured"), "--latency_sequence_length", "8"]) == 0
+    names = [row.name for row in CompressionReport.load(workshop / "measured").models]
+    assert names == ["model float32", "model int8_weight_only"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["measure", "nowhere", "--forms", "int3"], f"form 'int3' is unknown: give one of {', '.join(VARIANTS)}"),
+        (["quantize"], "in which form? give --scheme, one of int8_dynamic, int8_weight_only, codebook"),
+        (["quantize", "--scheme", "codebook", "--layers", "0.5"], "quantize neither prunes nor trains"),
+        (["quantize", "--scheme", "int8_dynamic", "--aware", "True"], "quantize neither prunes nor trains"),
+        (["export"], "for which runtime? give --export, one or more of onnx, openvino"),
+        (["export", "--export", "onnx", "--scheme", "int8_dynamic"], "export leaves the model as it is"),
+        (["export", "--export", "tensorrt"], "format='tensorrt' is unknown: give one of onnx, openvino"),
+    ],
+)
+def test_what_cannot_work_is_said(workshop, capsys, arguments, said):
+    given = [] if arguments[0] == "measure" else without_data(workshop)
+    assert main([*arguments, *given]) == 2
+    assert said in capsys.readouterr().err
+    assert not (workshop / "out").exists()
+
+
+def test_ranges_need_rows_that_nothing_is_judged_on(workshop, capsys):
+    need("openvino")
+    command = ["measure", str(workshop / "model"), "--forms", "openvino_int8"]
+    assert main([*command, "--validation_file", str(workshop / "dev.csv")]) == 2
+    assert "openvino_int8 fixes the ranges of activations on data that nothing is judged on" in capsys.readouterr().err
+    assert main(["export", *without_data(workshop, export="openvino")]) == 2
+    assert "OpenVINO's int8 fixes the ranges of activations on training data" in capsys.readouterr().err
+
+
+def test_a_model_without_a_head_is_not_quantized_for_a_task(workshop, capsys):
+    set_seed(0)
+    save_model(workshop / "base", BertModel(tiny_config()))
+    given = without_data(workshop, model_name_or_path=workshop / "base", scheme="int8_weight_only")
+    assert main(["quantize", *given]) == 2
+    assert "has no head for text-classification" in capsys.readouterr().err
+
+
+def test_overwriting_leaves_nothing_of_the_first_model(workshop):
+    need("onnx")
+    assert main(["export", *without_data(workshop, export="onnx", export_quantization="none")]) == 0
+    command = ["quantize", *without_data(workshop, scheme="codebook"), "--overwrite_output_dir"]
+    assert main(command) == 0
+    assert not (workshop / "out" / "onnx").exists()
+
+
+def test_an_overwriting_that_was_interrupted_is_not_finished(workshop, monkeypatch):
+    given = without_data(workshop, scheme="int8_weight_only")
+    assert main(["quantize", *given]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("hf_efficient.trainer.trainer.quantize", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main(["quantize", *without_data(workshop, scheme="codebook"), "--overwrite_output_dir"])
+    assert main(["quantize", *without_data(workshop, scheme="codebook"), "--resume_from_checkpoint", "True"]) == 0
+    assert CompressionReport.load(workshop / "out").configs["quantization"]["scheme"] == "codebook"
+
+
+def test_a_push_that_failed_is_made_when_resumed(workshop, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        "hf_efficient.hub.publisher.push_output_dir", lambda folder, args: pushed.append((folder, args.hub_model_id))
+    )
+    assert main(["quantize", *without_data(workshop, scheme="int8_weight_only")]) == 0
+    given = without_data(workshop, scheme="int8_weight_only", resume_from_checkpoint=True, hub_model_id="me/x")
+    assert main(["quantize", *given]) == 0
+    assert pushed == []
+    assert main(["quantize", *given, "--push_to_hub"]) == 0
+    assert pushed == [(workshop / "out", "me/x")]
+
+
+def test_steps_of_a_recipe_train_nothing_here(workshop):
+    assert main(["quantize", *without_data(workshop, scheme="int8_weight_only", max_steps=3)]) == 0
+    assert not any("trained" in stage for stage in CompressionReport.load(workshop / "out").stages)
+
+
+def test_a_quantized_model_has_no_other_forms(workshop, capsys):
+    assert main(["quantize", *without_data(workshop, scheme="int8_weight_only")]) == 0
+    assert main(["measure", str(workshop / "out"), "--forms", "float32"]) == 2
+    assert "out is quantized already: leave out --forms, or give its float form" in capsys.readouterr().err
+
+
+def test_the_card_of_codebooks_tells_of_codebooks(workshop):
+    assert main(["quantize", *without_data(workshop, scheme="codebook")]) == 0
+    card = (workshop / "out" / "README.md").read_text()
+    assert "Weights are indices into codebooks" in card
+    assert "Deep Compression" in card
+    for untrue in ("differ in width", "Eight bits", "What was removed", "Jacob"):
+        assert untrue not in card

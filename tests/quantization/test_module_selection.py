@@ -1,0 +1,85 @@
+"""Settings of quantization that contradict, are ignored, or name modules in the ways that people do."""
+
+import re
+
+import pytest
+import torch
+from trainers import build
+
+from hf_efficient import QuantizationConfig, quantize
+from hf_efficient.quantization.module_selection import select_embeddings, select_linears
+from hf_efficient.quantization.validation import check_quantization
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"bits": 4}, "bits=4 is for codebooks, int8_dynamic has 8: give scheme='codebook', or embedding_bits"),
+        ({"quantize_embeddings": False, "embedding_bits": 4}, "contradict each other: give one"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(settings, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        QuantizationConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"bert\.encoder\.layer\.0", r"encoder\.layer\.0", r"layer\.0\.", r"layer\.[0]{1,2}"]
+)
+def test_modules_are_named_in_full_or_within_the_base_model(make_model, pattern):
+    names = [name for name, _ in select_linears(make_model(), QuantizationConfig(skip_modules=pattern))]
+    assert len(names) == 2 * 6
+    assert not any("layer.0." in name for name in names)
+
+
+def test_commas_of_repetitions_are_no_ends_of_patterns():
+    config = QuantizationConfig(skip_modules=r"layer\.\d{1,2}\.attention, pooler")
+    assert config.skip_patterns == (r"layer\.\d{1,2}\.attention", "pooler")
+
+
+def test_a_pattern_that_matches_nothing_is_said(make_model, monkeypatch):
+    said = []
+    monkeypatch.setattr("hf_efficient.quantization.module_selection.logger.warning", said.append)
+    check_quantization(make_model(), QuantizationConfig(skip_modules="decoder, query"))
+    assert said == ["skip_modules='decoder' matches no module of BertForSequenceClassification: nothing is skipped"]
+
+
+def test_position_bias_stays_in_float(make_model):
+    assert not list(select_embeddings(make_model("T5ForConditionalGeneration"), QuantizationConfig()))
+
+
+def test_codebooks_of_nothing_are_refused_before_training(make_model):
+    config = QuantizationConfig(aware=True, embedding_bits=4, skip_modules="embeddings")
+    with pytest.raises(ValueError, match="no weight of BertForSequenceClassification would be in a codebook"):
+        check_quantization(make_model(), config)
+
+
+@pytest.mark.parametrize("head", ["T5ForConditionalGeneration", "BertForSequenceClassification"])
+def test_codebooks_run_in_half_precision(make_model, make_batch, tmp_path, head):
+    quantize(make_model(head), QuantizationConfig("codebook", bits=8)).save_pretrained(tmp_path)
+    small = type(quantize(make_model(head), QuantizationConfig("codebook"))).from_pretrained(
+        tmp_path, dtype=torch.float16
+    )
+    batch = make_batch(head, labelled=head.startswith("T5"))
+    assert torch.isfinite(small(**batch).logits).all()
+
+
+def test_half_precision_evaluation_converts_no_model(tmp_path):
+    techniques = {"quantization": QuantizationConfig(compile=False)}
+    trainer = build(tmp_path, techniques=techniques, bf16_full_eval=True)
+    trainer.train()
+    assert [row.latency_ms.runtime for row in trainer.report.models] == ["torch float32", "torch int8"]
+    assert trainer.args.bf16_full_eval
+
+
+def test_an_interrupted_training_leaves_the_users_modules(tmp_path, monkeypatch):
+    trainer = build(tmp_path, techniques={"quantization": QuantizationConfig(aware=True, compile=False)})
+    before = [type(module) for module in trainer.model.modules()]
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert [type(module) for module in trainer.model.modules()] == before
