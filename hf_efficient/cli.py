@@ -44,7 +44,7 @@ USER_ERRORS = (ValueError, TypeError, OSError, NonFiniteLossError)
 
 
 def parse_job(argv: Sequence[str], command: str = "compress") -> JobConfig:
-    """Returns the job that the flags describe; `--config recipe.yaml` gives the same keys, and flags win over it.
+    """Return the job that the flags describe; `--config recipe.yaml` gives the same keys, and flags win over it.
 
     Exits with status 2 on unknown or abbreviated flags. Raises ValueError: a value is out of its range.
     """
@@ -98,7 +98,7 @@ def _accelerated() -> bool:
 
 
 def run_compress(argv: Sequence[str]) -> None:
-    """Runs `hf-efficient compress`."""
+    """Run `hf-efficient compress`."""
     job = parse_job(argv)
     finish(job)
 
@@ -110,7 +110,7 @@ def finish(job: JobConfig) -> None:
 
 
 def run_prune(argv: Sequence[str]) -> None:
-    """Runs `hf-efficient prune`, which is `compress` without any training.
+    """Run `hf-efficient prune`, which is `compress` without any training.
 
     Raises ValueError: nothing is to be pruned, or something besides.
     """
@@ -126,7 +126,7 @@ def run_prune(argv: Sequence[str]) -> None:
 
 
 def run_quantize(argv: Sequence[str]) -> None:
-    """Runs `hf-efficient quantize`, which is `compress` without any training; it needs no data.
+    """Run `hf-efficient quantize`, which is `compress` without any training; it needs no data.
 
     Raises ValueError: no scheme was given, or something is asked for besides.
     """
@@ -139,7 +139,7 @@ def run_quantize(argv: Sequence[str]) -> None:
 
 
 def run_export(argv: Sequence[str]) -> None:
-    """Runs `hf-efficient export`, which is `compress` that changes nothing; data is for calibration and metrics.
+    """Run `hf-efficient export`, which is `compress` that changes nothing; data is for calibration and metrics.
 
     Raises ValueError: no runtime was given, or the model is to be changed.
     """
@@ -152,7 +152,7 @@ def run_export(argv: Sequence[str]) -> None:
 
 
 def run_distill(argv: Sequence[str]) -> None:
-    """Runs `hf-efficient distill`, which is `compress` with a teacher and nothing besides.
+    """Run `hf-efficient distill`, which is `compress` with a teacher and nothing besides.
 
     Raises ValueError: something else is asked for, or the student would be its own teacher.
     """
@@ -168,7 +168,7 @@ def run_distill(argv: Sequence[str]) -> None:
 
 
 def run_push(argv: Sequence[str]) -> None:
-    """Runs `hf-efficient push`."""
+    """Run `hf-efficient push`."""
     parser = argparse.ArgumentParser(
         prog="hf-efficient push",
         description="Put a folder that holds a model on the Hugging Face Hub.",
@@ -225,7 +225,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, or 2 after a sentence that says what to mend."""
+    """Run the command line and returns its exit status: 0, or 2 after a sentence that says what to mend."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in COMMANDS:
         wanted = arguments[0] if arguments else ""

@@ -35,7 +35,7 @@ def quantize(
     config: QuantizationConfig | None = None,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
 ) -> PreTrainedModel:
-    """Returns a quantized copy of `model` that `save_pretrained` writes and `from_pretrained` loads as it is.
+    """Return a quantized copy of `model` that `save_pretrained` writes and `from_pretrained` loads as it is.
 
     The Linears of the layers are quantized, and the embedding tables unless told otherwise; pooler and task head stay
     in float, for they are small and what they lose shows at once.
@@ -59,7 +59,7 @@ def quantize(
 
 
 def describe_quantization(model: PreTrainedModel, quantized: PreTrainedModel, config: QuantizationConfig) -> str:
-    """Returns, for a report, what was done to `model`, and what codebooks cost and lose."""
+    """Return, for a report, what was done to `model`, and what codebooks cost and lose."""
     found = compare_with_uniform(model, quantized)
     if found is None:
         return config.describe()
@@ -79,7 +79,7 @@ def select_units(
     reference: PreTrainedModel | None = None,
     loss: Loss | None = None,
 ) -> Selection:
-    """Returns which layers and units of `model` stay; arguments as for `prune`."""
+    """Return which layers and units of `model` stay; arguments as for `prune`."""
     shapes = TargetSearch(model, config, reference)
     return shapes.kept(score_units(model, config, batches, loss or task_or_sampled_loss(reference)))
 
@@ -93,7 +93,7 @@ def prune(
     scores: Scores | None = None,
     costs: Path | None = None,
 ) -> PreTrainedModel:
-    """Returns a smaller copy of `model`, without training it; `model` itself stays as it is.
+    """Return a smaller copy of `model`, without training it; `model` itself stays as it is.
 
     | argument | meaning |
     | --- | --- |

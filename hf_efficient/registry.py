@@ -75,7 +75,7 @@ class _AutoConfigFinder(MetaPathFinder, Loader):
         self.model_types, self.module = model_types, module
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Returns the spec of that one module, with this object in the place of its loader."""
+        """Return the spec of that one module, with this object in the place of its loader."""
         if name != AUTO_CONFIG_MODULE:
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -85,7 +85,7 @@ class _AutoConfigFinder(MetaPathFinder, Loader):
         return spec
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Returns what the module's own loader makes."""
+        """Return what the module's own loader makes."""
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:

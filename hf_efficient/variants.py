@@ -80,7 +80,7 @@ def check_not_quantized(model: PreTrainedModel, name: str) -> None:
 
 
 def check_variants(forms: Sequence[str], data: DataConfig) -> None:
-    """Refuses forms that are unknown or cannot be made, before any is made."""
+    """Check forms that are unknown or cannot be made, before any is made."""
     for form in forms:
         if form not in VARIANTS:
             raise UserError(f"form {form!r} is unknown: give one of {', '.join(VARIANTS)}")

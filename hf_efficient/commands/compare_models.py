@@ -32,7 +32,7 @@ def compare_models(
     trust_remote_code: bool = False,
     forms: Sequence[str] = (),
 ) -> CompressionReport:
-    """Returns the report on models that are there already: the first is the one that the others are compared with.
+    """Return the report on models that are there already: the first is the one that the others are compared with.
 
     Each is measured as it is, or in each of `forms`, the names in `FORMS`. Metrics are measured when `data` names any.
 
@@ -85,7 +85,7 @@ def compare_models(
 
 
 def _load_splits(data: DataConfig) -> DatasetDict:
-    """Returns the rows to measure on, and those to calibrate on."""
+    """Return the rows to measure on, and those to calibrate on."""
     file = data.test_file or data.validation_file or data.train_file
     if file:
         data = dataclasses.replace(data, train_file=data.train_file or file, validation_file=file)

@@ -33,7 +33,7 @@ logger = logging.get_logger(__name__)
 
 
 def compress(job: JobConfig) -> CompressionReport:
-    """Makes the job's model small, and writes it, its report, picture and card into `output_dir`.
+    """Make the job's model small, and writes it, its report, picture and card into `output_dir`.
 
     With nothing to compress it is plain fine-tuning. A model without the task's head is fine-tuned first. With
     `resume_from_checkpoint` an interrupted job goes on, and a finished one returns its report at once.
@@ -149,7 +149,7 @@ def _check_pruning_order(job: JobConfig, ready: PreparedJob) -> None:
 
 
 def _select_trainer_class(task: Task, args: TrainingArguments, job: JobConfig) -> Any:
-    """Returns the trainer for the task. Raises ValueError: answers are to be written, and `args` say nothing of it."""
+    """Return the trainer for the task. Raises ValueError: answers are to be written, and `args` say nothing of it."""
     if not task.writes:
         return EfficientTrainer
     if not isinstance(args, Seq2SeqTrainingArguments):
@@ -163,7 +163,7 @@ def _select_trainer_class(task: Task, args: TrainingArguments, job: JobConfig) -
 def _fine_tune_teacher(
     trainer_class: Any, model: PreTrainedModel, args: TrainingArguments, task: Task, common: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """Returns the model fine-tuned as its own teacher, in `_teacher`, and what was done in words."""
+    """Return the model fine-tuned as its own teacher, in `_teacher`, and what was done in words."""
     folder = Path(args.output_dir) / "_teacher"
     if args.resume_from_checkpoint and (folder / "config.json").exists():
         attention = model.config._attn_implementation
@@ -182,6 +182,6 @@ def _fine_tune_teacher(
 
 
 def _without_local_paths(data: DataConfig) -> dict[str, Any]:
-    """Returns the data's settings without the paths of this machine."""
+    """Return the data's settings without the paths of this machine."""
     values = dataclasses.asdict(data)
     return {name: Path(value).name if name.endswith("_file") and value else value for name, value in values.items()}

@@ -50,7 +50,7 @@ print(json.dumps(right / len(rows)))
 
 
 def run(argv: Sequence[str]) -> None:
-    """Trains a teacher on the docstrings of this Python, compresses it, and shows that the result loads elsewhere.
+    """Train a teacher on the docstrings of this Python, compresses it, and shows that the result loads elsewhere.
 
     Raises ValueError: the folder holds an earlier demo.
     """
@@ -88,7 +88,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def write_demo_dataset(folder: Path) -> dict[str, Any]:
-    """Writes the corpus as json lines, and an untrained model with its tokenizer; returns the paths and row counts."""
+    """Write the corpus as json lines, and an untrained model with its tokenizer; returns the paths and row counts."""
     corpus = demo_dataset.load_docstring_dataset()
     names = corpus["train"].features["label"].names
     tokenizer = demo_dataset.train_tokenizer(corpus["train"]["text"], demo_dataset.TEACHER_VOCAB_SIZE)

@@ -85,7 +85,7 @@ _WORD = re.compile(r"\w+")
 
 
 def load_docstring_dataset() -> DatasetDict:
-    """Returns the splits `train` and `validation`, columns `text` and `label` (a `ClassLabel` of the areas).
+    """Return the splits `train` and `validation`, columns `text` and `label` (a `ClassLabel` of the areas).
 
     A text is one passage of a docstring (`split_passages`), with module names masked (`mask_names`). A passage that
     occurs in two areas is left out; one that occurs several times in an area is there once. Whatever belongs to a
@@ -115,7 +115,7 @@ def load_docstring_dataset() -> DatasetDict:
 
 
 def split_passages(docstring: str, module: str) -> list[str]:
-    """Returns the passages of a docstring of `module`: its paragraphs, masked, and joined to `PASSAGE_WORDS` words.
+    """Return the passages of a docstring of `module`: its paragraphs, masked, and joined to `PASSAGE_WORDS` words.
 
     An example is cut, from `>>>` to the end of its paragraph. A passage with fewer than four words is left out.
     """
@@ -130,7 +130,7 @@ def split_passages(docstring: str, module: str) -> list[str]:
 
 
 def mask_module_names(text: str, module: str) -> str:
-    """Returns the text of a docstring of `module` without the names of the modules of `AREAS`.
+    """Return the text of a docstring of `module` without the names of the modules of `AREAS`.
 
     Underscores around a name do not count. `[MASK]` replaces, whole:
 
@@ -155,7 +155,7 @@ def mask_module_names(text: str, module: str) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Returns a lower-casing WordPiece tokenizer of at most `vocab_size` tokens; equal texts give equal ones.
+    """Return a lower-casing WordPiece tokenizer of at most `vocab_size` tokens; equal texts give equal ones.
 
     Raises ValueError: `vocab_size` has no room for the characters of the texts, each a token that begins and one that
     continues a word.
@@ -178,7 +178,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def demo_bert_config(vocab_size: int, labels: list[str]) -> BertConfig:
-    """Returns the configuration of the demo's teacher: a BERT of 4 layers, 8 heads, hidden size 256."""
+    """Return the configuration of the demo's teacher: a BERT of 4 layers, 8 heads, hidden size 256."""
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=256,
@@ -192,7 +192,7 @@ def demo_bert_config(vocab_size: int, labels: list[str]) -> BertConfig:
 
 
 def _read_docstrings(module: str) -> Iterator[tuple[str, str]]:
-    """Yields (outermost class or function, docstring) of a module and its twins: parsed if there is source."""
+    """Yield (outermost class or function, docstring) of a module and its twins: parsed if there is source."""
     library = Path(sysconfig.get_path("stdlib"))
     for twin in (module, f"_{module}", f"_py{module}"):
         paths = [library / f"{twin}.py", *sorted((library / twin).rglob("*.py"))]
@@ -206,7 +206,7 @@ def _read_docstrings(module: str) -> Iterator[tuple[str, str]]:
 
 
 def _parse_docstrings(node: ast.AST, owner: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (outermost class or function, docstring) for everything below a node, nested functions included."""
+    """Yield (outermost class or function, docstring) for everything below a node, nested functions included."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         owner = owner or getattr(node, "name", "")
         text = ast.get_docstring(node)
@@ -218,7 +218,7 @@ def _parse_docstrings(node: ast.AST, owner: str = "") -> Iterator[tuple[str, str
 
 
 def _import_compiled(module: str) -> ModuleType | None:
-    """Returns a module written in C, or None if there is none of that name. Never runs Python source."""
+    """Return a module written in C, or None if there is none of that name. Never runs Python source."""
     if module in SKIPPED_MODULES:
         return None
     if module not in sys.builtin_module_names:
@@ -232,7 +232,7 @@ def _import_compiled(module: str) -> ModuleType | None:
 
 
 def _inspect_docstrings(module: ModuleType) -> Iterator[tuple[str, str]]:
-    """Yields (class or function, docstring) for what a C module defines itself: no inherited text, no re-exports."""
+    """Yield (class or function, docstring) for what a C module defines itself: no inherited text, no re-exports."""
     homes = {module.__name__.strip("_"), "os" if module.__name__ in {"posix", "nt"} else ""}
     yield from [("", module.__doc__)] if module.__doc__ else []
     for name, value in sorted(vars(module).items()):
@@ -248,5 +248,5 @@ def _inspect_docstrings(module: ModuleType) -> Iterator[tuple[str, str]]:
 
 
 def _hash_fraction(text: str) -> float:
-    """Returns a number in [0, 1) that depends on the text alone."""
+    """Return a number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48

@@ -41,7 +41,7 @@ DATA_FIELDS = (
 
 
 def run(argv: Sequence[str]) -> None:
-    """Runs `hf-efficient measure`.
+    """Run `hf-efficient measure`.
 
     Raises ValueError: a flag is given that says something only with --training, or only without it.
     """
@@ -116,7 +116,7 @@ def _add_training_cost_flags(group: Any) -> list[str]:
 
 
 def _flag_options(config: type, name: str) -> dict[str, Any]:
-    """Returns how a flag of the same name as a field of a config is read."""
+    """Return how a flag of the same name as a field of a config is read."""
     field = next(field for field in dataclasses.fields(config) if field.name == name)
     whole = get_type_hints(config)[name] in (int, int | None)
     return {"default": field.default, "type": int if whole else str, **field.metadata}
@@ -170,7 +170,7 @@ def _measure_training(args: argparse.Namespace) -> None:
 
 
 def print_report(report: CompressionReport) -> None:
-    """Prints the table of `report`."""
+    """Print the table of `report`."""
     console = Console()
     for number, stage in enumerate(report.stages, start=1):
         console.print(f"{number}. {stage}")

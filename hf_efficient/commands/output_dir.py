@@ -29,7 +29,7 @@ def check_output_dir(job: JobConfig, output: Path) -> None:
 
 
 def clear_output_dir(output: Path, keep: str) -> None:
-    """Removes what an earlier run left to resume from, and the word that it was finished.
+    """Remove what an earlier run left to resume from, and the word that it was finished.
 
     The model itself is replaced once the new one is there; its exports would not be.
     """

@@ -57,7 +57,7 @@ class PreparedJob:
         return self.task.judge(self.rows["evaluation"], self.data["evaluation"], self.encoding, self.model.config)
 
     def for_trainer(self) -> dict[str, Any]:
-        """Returns what every trainer of the job is given."""
+        """Return what every trainer of the job is given."""
         data = {name: model_columns(split) for name, split in self.data.items()}
         return {
             "train_dataset": data.get("train"),
@@ -70,7 +70,7 @@ class PreparedJob:
 
 
 def prepare_job(job: JobConfig, splits: DatasetDict) -> PreparedJob:
-    """Returns the model and the tokenized data, for the task that they are for."""
+    """Return the model and the tokenized data, for the task that they are for."""
     name, remote = job.models.model_name_or_path, job.models.trust_remote_code
     config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote)
@@ -133,14 +133,14 @@ def _check_same_tokenizer(teacher: str, tokenizer: PreTrainedTokenizerBase, remo
 
 
 def create_student(models: ModelConfig, teacher: PreTrainedModel) -> tuple[PreTrainedModel, str]:
-    """Returns the student that the flags make of `teacher`, and what it is in words."""
+    """Return the student that the flags make of `teacher`, and what it is in words."""
     if models.student_layers:
         return student_from_layers(teacher, models.student_layers), f"student: layers {models.student_layers} of it"
     return student_from_config(teacher, str(models.student_config)), f"student: new, with {models.student_config}"
 
 
 def trim_job_vocabulary(ready: PreparedJob) -> tuple[PreparedJob, torch.Tensor]:
-    """Returns the model, its tokenizer and the data with only the tokens of the training data, and their old ids."""
+    """Return the model, its tokenizer and the data with only the tokens of the training data, and their old ids."""
     tokenizer = ready.encoding.tokenizer
     texts = iterate_texts(ready.rows["train"], ready.task, ready.encoding.columns)
     prefix = ready.encoding.data.source_prefix or ""

@@ -57,18 +57,18 @@ class TrainingRunSpec:
     probes: bool = True
 
     def to_json(self) -> str:
-        """Returns the job as text."""
+        """Return the job as text."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> TrainingRunSpec:
-        """Returns the job that `to_json` wrote."""
+        """Return the job that `to_json` wrote."""
         data = json.loads(text)
         return cls(**{**data, "setting": Setting(**data["setting"])})
 
 
 def measure_training_run(job: TrainingRunSpec) -> TrainingCost:
-    """Returns what the training of `job` costs in this process, with a teacher that is a copy of the model."""
+    """Return what the training of `job` costs in this process, with a teacher that is a copy of the model."""
     set_seed(0)
     setting = job.setting
     model = get_task(job.task).auto_class.from_pretrained(
@@ -152,13 +152,13 @@ class TrainingCostCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Reads the peak, then looks at one micro-batch alone if that is asked for."""
+        """Read the peak, then looks at one micro-batch alone if that is asked for."""
         self.peak, self.growth = self.memory.peak(), self.memory.growth()
         if self.probes:
             self._probe(args)
 
     def _probe(self, args: TrainingArguments) -> None:
-        """Makes a forward and backward pass with gradients there before it, as after another micro-batch."""
+        """Make a forward and backward pass with gradients there before it, as after another micro-batch."""
         trainer = self.trainer
         batch = next(iter(trainer.get_train_dataloader()))
         batches, count = trainer.get_batch_samples(iter([batch]), 1, args.device)

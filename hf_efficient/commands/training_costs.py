@@ -47,7 +47,7 @@ def measure_training_costs(
     folder: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
 ) -> TrainingCosts:
-    """Returns what each of `settings` costs when the model called `name` is trained, each in a process of its own.
+    """Return what each of `settings` costs when the model called `name` is trained, each in a process of its own.
 
     | argument | meaning |
     | --- | --- |
@@ -98,7 +98,7 @@ def measure_training_costs(
 
 
 def run_in_worker(job: TrainingRunSpec) -> TrainingCost:
-    """Returns what fresh processes find of `job`; where one fails, no figures of its own and the reason.
+    """Return what fresh processes find of `job`; where one fails, no figures of its own and the reason.
 
     The first runs as any training does: time and peak are its. What is freed may stay with the process there, and
     going back to the system takes time, so a second one tells what training and activations take. A GPU needs none.
@@ -118,7 +118,7 @@ def run_in_worker(job: TrainingRunSpec) -> TrainingCost:
 
 
 def _run_process(job: TrainingRunSpec, variables: Mapping[str, str]) -> TrainingCost:
-    """Returns what one process finds of `job`, with these variables in its environment."""
+    """Return what one process finds of `job`, with these variables in its environment."""
     # There is one GPU, and our modules are found from wherever they are here.
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     path = os.pathsep.join(part for part in sys.path if part)
@@ -136,7 +136,7 @@ def _run_process(job: TrainingRunSpec, variables: Mapping[str, str]) -> Training
 
 
 def _failure_reason(status: int, said: str) -> str:
-    """Returns why a worker failed: its last error, or the signal that ended it."""
+    """Return why a worker failed: its last error, or the signal that ended it."""
     if status < 0:
         ended = f"ended by {signal.Signals(-status).name}"
         return f"{ended}: out of memory?" if -status == getattr(signal, "SIGKILL", None) else ended

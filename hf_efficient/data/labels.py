@@ -22,7 +22,7 @@ def labels_are_lists(splits: DatasetDict, label: str) -> bool:
 
 
 def label_names(splits: DatasetDict, label: str) -> list[str]:
-    """Returns the names of the classes in the data, in the order of their numbers.
+    """Return the names of the classes in the data, in the order of their numbers.
 
     Raises ValueError: rows are without a label.
     """
@@ -38,7 +38,7 @@ def label_names(splits: DatasetDict, label: str) -> list[str]:
 
 
 def label_ids(splits: DatasetDict, label: str, config: PreTrainedConfig) -> dict[Any, int] | None:
-    """Returns the number that the model gives each label value of the data; None where values are numbers already.
+    """Return the number that the model gives each label value of the data; None where values are numbers already.
 
     Raises ValueError: rows are without a label, or the data has labels that the model does not.
     """
@@ -69,18 +69,18 @@ def label_ids(splits: DatasetDict, label: str, config: PreTrainedConfig) -> dict
 
 
 def _labelled(splits: DatasetDict, label: str) -> DatasetDict:
-    """Returns the splits that have the column."""
+    """Return the splits that have the column."""
     return DatasetDict({name: split for name, split in splits.items() if label in split.column_names})
 
 
 def _feature(splits: DatasetDict, label: str) -> Any:
-    """Returns what is known of a label, or of each of several in a row."""
+    """Return what is known of a label, or of each of several in a row."""
     feature = _labelled(splits, label)["evaluation"].features[label]
     return getattr(feature, "feature", feature)
 
 
 def _values(split: Dataset, label: str) -> Iterator[Any]:
-    """Yields the labels of all rows, those of rows with several one by one."""
+    """Yield the labels of all rows, those of rows with several one by one."""
     for value in split[label]:
         yield from value if isinstance(value, list) else (value,)
 

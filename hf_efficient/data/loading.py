@@ -18,7 +18,7 @@ VALIDATION_FRACTION = 0.1
 
 
 def load_splits(config: DataConfig, seed: int) -> DatasetDict:
-    """Returns "train" and "evaluation"; the latter is the test split, else validation, else a tenth of train held out.
+    """Return "train" and "evaluation"; the latter is the test split, else validation, else a tenth of train held out.
 
     Raises ValueError: no data was named, there is no training data, or a file is missing, empty or of an unknown kind.
     """

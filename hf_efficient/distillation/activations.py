@@ -20,7 +20,7 @@ Activations = dict[ActivationKey, torch.Tensor]
 
 
 def self_attention_blocks(model: PreTrainedModel) -> dict[str, AttentionBlock]:
-    """Returns, by layer, the self attention of every layer that has a head left."""
+    """Return, by layer, the self attention of every layer that has a head left."""
     return {
         block.layer: block
         for block in family_of(model).blocks(model).values()
@@ -30,7 +30,7 @@ def self_attention_blocks(model: PreTrainedModel) -> dict[str, AttentionBlock]:
 
 @contextmanager
 def capture_activations(model: PreTrainedModel, wanted: Collection[ActivationKey]) -> Iterator[Activations]:
-    """Gives a dict that fills with the wanted signals as `model` runs; read it after the context.
+    """Give a dict that fills with the wanted signals as `model` runs; read it after the context.
 
     | signal | shape |
     | --- | --- |
@@ -82,7 +82,7 @@ def capture_activations(model: PreTrainedModel, wanted: Collection[ActivationKey
 
 
 def token_masks(inputs: Mapping[str, torch.Tensor], stacks: Collection[str]) -> dict[str, torch.Tensor]:
-    """Returns, by stack of layers, which tokens are no padding, (rows, tokens).
+    """Return, by stack of layers, which tokens are no padding, (rows, tokens).
 
     The decoder's are those with a label where labels are tokens, as the loss counts them.
 

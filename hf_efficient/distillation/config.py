@@ -153,7 +153,7 @@ class DistillationConfig:
         return tuple(part.strip() for part in self.relations.split(","))
 
     def describe(self) -> str:
-        """Returns what is learned from, for a report."""
+        """Return what is learned from, for a report."""
         soft = f"{self.temperature:g}"
         if self.temperature_end is not None:
             soft += f" to {self.temperature_end:g}"
@@ -188,13 +188,13 @@ class DistillationConfig:
         return any(getattr(self, name) for name in INTERMEDIATE_WEIGHTS)
 
     def at(self, name: str, progress: float) -> float:
-        """Returns the value of the field `name` when `progress`, in [0, 1], of the training is done."""
+        """Return the value of the field `name` when `progress`, in [0, 1], of the training is done."""
         begin: float = getattr(self, name)
         end: float | None = getattr(self, f"{name}_end")
         return begin if end is None else begin + (end - begin) * progress
 
     def shares(self, teachers: int) -> list[float]:
-        """Returns the weights of so many teachers, which sum to 1.
+        """Return the weights of so many teachers, which sum to 1.
 
         Raises ValueError: `teacher_weights` are no numbers, or not as many.
         """

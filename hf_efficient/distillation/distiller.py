@@ -71,7 +71,7 @@ def check_same_task(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
 
 def _label_names(id2label: Mapping[int, str]) -> dict[int, str] | None:
-    """Returns the label map, or None when it only holds the names that transformers makes up."""
+    """Return the label map, or None when it only holds the names that transformers makes up."""
     if all(name == f"LABEL_{index}" for index, name in id2label.items()):
         return None
     return {int(index): name.lower() for index, name in id2label.items()}
@@ -157,13 +157,13 @@ class Distiller(nn.Module):
                 )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the projections into `folder`: training goes on with them, the student does without."""
+        """Write the projections into `folder`: training goes on with them, the student does without."""
         state = self.projections.state_dict()
         if state:
             save_file({name: value.contiguous() for name, value in state.items()}, Path(folder) / PROJECTIONS_NAME)
 
     def load_projections(self, folder: str | os.PathLike[str]) -> None:
-        """Reads what `save_pretrained` wrote, for the same student and teacher."""
+        """Read what `save_pretrained` wrote, for the same student and teacher."""
         if len(self.projections):
             self.projections.load_state_dict(load_file(Path(folder) / PROJECTIONS_NAME))
 
@@ -178,19 +178,19 @@ class Distiller(nn.Module):
         return list({mine.partition(".")[0]: (mine, its) for mine, its in self._heads}.values())
 
     def counts(self, inputs: Batch) -> dict[str, torch.Tensor]:
-        """Returns what the sums over a batch are divided by, by unit, each of shape ()."""
+        """Return what the sums over a batch are divided by, by unit, each of shape ()."""
         found = {}
         if self.config.uses_logits and self.teacher.answers is not None:
             found[SOFT_LABEL_UNIT] = self.teacher.answers.count(inputs)
         return found | {stack: mask.sum() for stack, mask in token_masks(inputs, self.stacks).items()}
 
     def watch(self) -> AbstractContextManager[Activations]:
-        """Gives the student's signals, of one run of it within the context."""
+        """Give the student's signals, of one run of it within the context."""
         wanted = self._wanted(0)
         return capture_activations(self.student, wanted) if wanted else nullcontext({})
 
     def _wanted(self, side: int) -> list[ActivationKey]:
-        """Returns the signals that are compared, of the student (0) or the teacher (1)."""
+        """Return the signals that are compared, of the student (0) or the teacher (1)."""
         config = self.config
         wanted: list[ActivationKey] = []
         if config.hidden_weight:
@@ -204,7 +204,7 @@ class Distiller(nn.Module):
         return list(dict.fromkeys(wanted))
 
     def forward(self, inputs: Batch, outputs: Any, signals: Activations, progress: float = 0.0) -> list[LossTerm]:
-        """Returns the parts of the distance to the teacher on a batch.
+        """Return the parts of the distance to the teacher on a batch.
 
         | argument | meaning |
         | --- | --- |
@@ -236,7 +236,7 @@ class Distiller(nn.Module):
         return parts
 
     def _inside(self, stack: str, mask: torch.Tensor, ours: Activations, theirs: Activations) -> Iterable[LossTerm]:
-        """Yields what is compared inside one stack of layers: means over its pairs, sums over tokens."""
+        """Yield what is compared inside one stack of layers: means over its pairs, sums over tokens."""
         config = self.config
         pairs = [pair for pair in self.pairs if pair[0].startswith(f"{stack}.")]
         if config.hidden_weight:
@@ -277,7 +277,7 @@ class Distiller(nn.Module):
         return self.projections[name](states.float()) if name in self.projections else states
 
     def _scores(self, pair: Pair, ours: Activations, theirs: Activations) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the attention scores of both, (batch, heads, tokens, tokens), of the same heads or their mean."""
+        """Return the attention scores of both, (batch, heads, tokens, tokens), of the same heads or their mean."""
         found = []
         for side, signals in enumerate((ours, theirs)):
             block = self_attention_blocks(self.student if side == 0 else self.teacher.model)[pair[side]]
@@ -290,12 +290,12 @@ class Distiller(nn.Module):
 
 
 def _split_heads(states: torch.Tensor, size: int) -> torch.Tensor:
-    """Returns (batch, tokens, heads * size) as (batch, heads, tokens, size), in single precision."""
+    """Return (batch, tokens, heads * size) as (batch, heads, tokens, size), in single precision."""
     return states.float().view(*states.shape[:-1], -1, size).transpose(1, 2)
 
 
 def _check_same_tokens(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Returns the teacher's states. Raises ValueError: they are not one for each of the student's tokens."""
+    """Return the teacher's states. Raises ValueError: they are not one for each of the student's tokens."""
     if states.shape[:2] != mask.shape:
         raise UserError(
             f"the teacher's states are of {tuple(states.shape[:2])} rows and tokens, the student's of "
@@ -305,19 +305,19 @@ def _check_same_tokens(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
 
 
 def _hidden_size(model: PreTrainedModel) -> int:
-    """Returns the size of the hidden states of `model`."""
+    """Return the size of the hidden states of `model`."""
     block = next(iter(family_of(model).blocks(model).values()))
     return int(block.output.out_features)
 
 
 def _kept_heads(model: PreTrainedModel, layer: str) -> tuple[int, ...]:
-    """Returns the indices, in the unpruned network, of the heads of a layer's self attention."""
+    """Return the indices, in the unpruned network, of the heads of a layer's self attention."""
     stack, _, index = layer.partition(".")
     short = self_attention_blocks(model)[layer].name.rpartition(".")[2]
     return family_of(model).structure(model.config).stacks[stack][int(index)].heads[short]
 
 
 def _relation_heads(student: int, teacher: int, most: int = 12) -> int:
-    """Returns the largest number of relation heads, 12 at most, that divides both widths."""
+    """Return the largest number of relation heads, 12 at most, that divides both widths."""
     common = math.gcd(student, teacher)
     return max(heads for heads in range(1, most + 1) if common % heads == 0)

@@ -21,7 +21,7 @@ def generate_targets(
     max_length: int = 128,
     batch_size: int = 64,
 ) -> Dataset:
-    """Returns `dataset`, columns "input_ids" and "labels", with the teacher's own texts for labels.
+    """Return `dataset`, columns "input_ids" and "labels", with the teacher's own texts for labels.
 
     | targets | returns |
     | --- | --- |
@@ -70,7 +70,7 @@ def generate_targets(
 
 
 def _trim_generated(tokens: list[int], special: set[int | None], end: Any) -> list[int]:
-    """Returns what was written up to its end, without what fills up a batch."""
+    """Return what was written up to its end, without what fills up a batch."""
     ends = {end} if isinstance(end, int) else set(end or ())
     last = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
     return [token for token in tokens[:last] if token not in special] + tokens[last : last + 1]

@@ -60,7 +60,7 @@ class HeadOutputs:
     judges: bool = False
 
     def mask(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """Returns which positions of the outputs count: tokens with a label, or else those that are no padding."""
+        """Return which positions of the outputs count: tokens with a label, or else those that are no padding."""
         if not self.have_length:
             return None
         labels = inputs.get("labels")
@@ -74,7 +74,7 @@ class HeadOutputs:
         return self.of_tokens or self.reads_mask
 
     def padding_mask(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns which positions of outputs that have a length are no padding, (rows, tokens).
+        """Return which positions of outputs that have a length are no padding, (rows, tokens).
 
         Raises ValueError: a decoder has nothing to read.
         """
@@ -86,7 +86,7 @@ class HeadOutputs:
         return token_masks(inputs, ["decoder" if self.encodes_labels else "encoder"]).popitem()[1]
 
     def count(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Returns how many positions of a batch are compared, shape ()."""
+        """Return how many positions of a batch are compared, shape ()."""
         mask = self.mask(inputs) if self.of_tokens else None
         return torch.tensor(next(iter(inputs.values())).shape[0]) if mask is None else mask.sum()
 
@@ -97,7 +97,7 @@ class HeadOutputs:
         temperature: float,
         inputs: Mapping[str, torch.Tensor],
     ) -> torch.Tensor:
-        """Returns the sum of the distances between the answers of student and teacher to a batch, shape ().
+        """Return the sum of the distances between the answers of student and teacher to a batch, shape ().
 
         Raises ValueError: the outputs differ in shape.
         """
@@ -115,7 +115,7 @@ class HeadOutputs:
 
 
 def get_head_outputs(model: PreTrainedModel) -> HeadOutputs | None:
-    """Returns how the answers of `model` compare; None when it has no task head, or one that is not known here."""
+    """Return how the answers of `model` compare; None when it has no task head, or one that is not known here."""
     head = type(model).__name__.partition("For")[2]
     config = model.config
     if head == "QuestionAnswering":

@@ -13,7 +13,7 @@ Pairs = list[tuple[int, int]]
 
 
 def uniform(student: int, teacher: int) -> Pairs:
-    """Returns pairs (student's layer, teacher's layer) at even distances, the last with the last.
+    """Return pairs (student's layer, teacher's layer) at even distances, the last with the last.
 
     Source: Jiao et al. 2020, "TinyBERT", section 4.2 (uniform strategy).
     """
@@ -21,7 +21,7 @@ def uniform(student: int, teacher: int) -> Pairs:
 
 
 def last(student: int, teacher: int) -> Pairs:
-    """Returns pairs of the last layers of both.
+    """Return pairs of the last layers of both.
 
     Source: Sun et al. 2019, "Patient Knowledge Distillation for BERT Model Compression", section 3.2 (PKD-Last).
     """
@@ -30,7 +30,7 @@ def last(student: int, teacher: int) -> Pairs:
 
 
 def skip(student: int, teacher: int) -> Pairs:
-    """Returns pairs with every k-th layer of the teacher; the last of the student is left to the soft labels.
+    """Return pairs with every k-th layer of the teacher; the last of the student is left to the soft labels.
 
     Source: Sun et al. 2019, "Patient Knowledge Distillation for BERT Model Compression", section 3.2 (PKD-Skip).
     """
@@ -47,7 +47,7 @@ LAYER_MAPS: dict[str, Callable[[int, int], Pairs] | None] = {
 
 
 def parse_layer_map(layer_map: str) -> dict[str, Pairs] | None:
-    """Returns the explicit pairs of a layer map by stack, "" for every stack; None for a named map.
+    """Return the explicit pairs of a layer map by stack, "" for every stack; None for a named map.
 
     Raises ValueError: the text is neither a name nor pairs.
     """
@@ -67,7 +67,7 @@ def parse_layer_map(layer_map: str) -> dict[str, Pairs] | None:
 
 
 def layer_sources(model: PreTrainedModel) -> dict[str, list[int]]:
-    """Returns, by stack, the index that each layer of `model` has in the network that it was cut from."""
+    """Return, by stack, the index that each layer of `model` has in the network that it was cut from."""
     stacks = family_of(model).structure(model.config).stacks
     return {stack: [layer.source for layer in layers] for stack, layers in stacks.items()}
 
@@ -78,7 +78,7 @@ def map_layers(
     layer_map: str,
     counted_in: Mapping[str, Sequence[int]] | None = None,
 ) -> list[tuple[str, str]]:
-    """Returns the names of the layers to compare, ("encoder.0", "encoder.1") and so on, by stack.
+    """Return the names of the layers to compare, ("encoder.0", "encoder.1") and so on, by stack.
 
     With "auto", of a student that was cut from the teacher, a layer is compared with the last of the teacher's before
     the next one that was kept: the next layer goes on reading what it is used to. Otherwise it is "uniform".
@@ -119,7 +119,7 @@ def _explicit_pairs(
     left: Sequence[int],
     counted_in: Mapping[str, Sequence[int]] | None,
 ) -> Pairs:
-    """Returns the pairs `wanted` in the numbers of the layers that are left, whose sources are `left`."""
+    """Return the pairs `wanted` in the numbers of the layers that are left, whose sources are `left`."""
     before = left if counted_in is None else counted_in[stack]
     for pair in wanted:
         if pair[0] >= len(before) or pair[1] >= counts[1]:
@@ -137,7 +137,7 @@ def _explicit_pairs(
 
 
 def _pairs_from_sources(student: PreTrainedModel, teacher: PreTrainedModel, stack: str) -> Pairs | None:
-    """Returns the pairs of "auto"; None where it is not known that the student was cut from the teacher."""
+    """Return the pairs of "auto"; None where it is not known that the student was cut from the teacher."""
     family = family_of(student)
     cut = isinstance(student.config, family.pruned_config_class) or hasattr(student.config, "layer_sources")
     if family is not family_of(teacher) or not cut:

@@ -13,7 +13,7 @@ from hf_efficient.models.surgery import extract_submodel
 
 
 def evenly_spaced_layers(count: int, layers: int) -> list[int]:
-    """Returns which `count` of so many layers a student keeps: the first, and then at even distances.
+    """Return which `count` of so many layers a student keeps: the first, and then at even distances.
 
     Raises ValueError: there are not as many.
     Source: Sanh et al. 2019, "DistilBERT", section 3 (one of every two layers).
@@ -24,7 +24,7 @@ def evenly_spaced_layers(count: int, layers: int) -> list[int]:
 
 
 def student_from_layers(teacher: PreTrainedModel, kept: str | int | Sequence[int]) -> PreTrainedModel:
-    """Returns a copy of `teacher` with some of its layers; `teacher` itself stays as it is.
+    """Return a copy of `teacher` with some of its layers; `teacher` itself stays as it is.
 
     `kept` is the number of layers of every stack, at even distances, or says which ("0,2,5"), or both by stack
     ("encoder=4,decoder=1" keeps four and one).
@@ -68,7 +68,7 @@ def _parse_layer_selection(kept: str | int | Sequence[int], counts: dict[str, in
 
 
 def student_from_config(teacher: PreTrainedModel, changes: str) -> PreTrainedModel:
-    """Returns a freshly initialised model like `teacher`, but for `changes` of its config, "hidden_size=128,...".
+    """Return a freshly initialised model like `teacher`, but for `changes` of its config, "hidden_size=128,...".
 
     Vocabulary, labels and task head stay those of the teacher, so that they compare.
 

@@ -66,7 +66,7 @@ class Teacher(nn.Module):
     def ask(
         self, inputs: Mapping[str, torch.Tensor], wanted: Collection[ActivationKey] = ()
     ) -> tuple[TeacherOutputs, Activations]:
-        """Returns the teachers' answers by the name of the output, in the student's tokens, and the wanted signals."""
+        """Return the teachers' answers by the name of the output, in the student's tokens, and the wanted signals."""
         # What a decoder reads is made of the labels; other heads would compute a loss that nobody wants.
         encodes = self.answers is not None and self.answers.encodes_labels
         known = {name: value for name, value in inputs.items() if encodes or not is_label(name)}
@@ -101,7 +101,7 @@ def load_teacher(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """Returns the model called `name`, in its own dtype.
+    """Return the model called `name`, in its own dtype.
 
     Raises ValueError: with `answers`, it has none to give, for its task head was never trained.
     """

@@ -35,7 +35,7 @@ def cache_teacher_outputs(
     left: bool = False,
     batch_size: int = 64,
 ) -> Dataset:
-    """Returns `dataset` with the teacher's answers to every example, which training then needs no teacher for.
+    """Return `dataset` with the teacher's answers to every example, which training then needs no teacher for.
 
     | argument | meaning |
     | --- | --- |
@@ -82,7 +82,7 @@ def map_with_cache(
     models: Sequence[PreTrainedModel],
     settings: Sequence[Any],
 ) -> Dataset:
-    """Returns `dataset` with the columns that `ask` makes of its rows by `models` and `settings`, kept on disk."""
+    """Return `dataset` with the columns that `ask` makes of its rows by `models` and `settings`, kept on disk."""
     fingerprint = Hasher.hash([dataset._fingerprint, [_hash_model(model) for model in models], *settings])
     file = None
     if not dataset.cache_files:  # `datasets` would keep in memory what comes of data in memory
@@ -130,7 +130,7 @@ def _outputs_to_cache(
     temperature: float,
     left: bool,
 ) -> dict[str, list[torch.Tensor]]:
-    """Returns, by column, a tensor for each example: one row, or as many as it has tokens that may count."""
+    """Return, by column, a tensor for each example: one row, or as many as it has tokens that may count."""
     found, _ = teacher.ask(batch)
     if top_k is not None:
         logits = found.pop("logits").float()
@@ -151,7 +151,7 @@ def _outputs_to_cache(
 
 
 def merge_remaining_classes(logits: torch.Tensor, top: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Returns the logits of the classes `top`, and one for all others together at that temperature.
+    """Return the logits of the classes `top`, and one for all others together at that temperature.
 
     | argument | shape |
     | --- | --- |
@@ -167,7 +167,7 @@ def merge_remaining_classes(logits: torch.Tensor, top: torch.Tensor, temperature
 def read_cached_outputs(
     inputs: Mapping[str, torch.Tensor], student: Mapping[str, torch.Tensor], names: Sequence[str], temperature: float
 ) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]] | None:
-    """Returns what to compare of student and teacher when the batch holds the teacher's answers; else None."""
+    """Return what to compare of student and teacher when the batch holds the teacher's answers; else None."""
     if any(PREFIX + name not in inputs for name in names):
         return None
     theirs = {name: inputs[PREFIX + name] for name in names}
@@ -177,7 +177,7 @@ def read_cached_outputs(
 
 
 def drop_teacher_columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a batch without the teacher's cached answers, as a model takes it."""
+    """Return a batch without the teacher's cached answers, as a model takes it."""
     return {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
 
 
@@ -196,7 +196,7 @@ class TeacherOutputsCollator:
         self.tokens = "labels" if of_labels else "input_ids"
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns the batch; answers are (rows, classes), or (rows, tokens) and (rows, tokens, classes)."""
+        """Return the batch; answers are (rows, classes), or (rows, tokens) and (rows, tokens, classes)."""
         names = [name for name in examples[0] if name.startswith(PREFIX)]
         batch = dict(self.collate([drop_teacher_columns(example) for example in examples]))
         for name in names:
@@ -212,7 +212,7 @@ class TeacherOutputsCollator:
 
 
 def _hash_model(model: PreTrainedModel) -> str:
-    """Returns a hash of the class, config and weights of `model`."""
+    """Return a hash of the class, config and weights of `model`."""
     digest = hashlib.sha256(f"{type(model).__name__}{model.config.to_json_string()}".encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -43,7 +43,7 @@ class ExportResult:
     difference: float
 
     def describe(self) -> str:
-        """Returns what was done, for a report."""
+        """Return what was done, for a report."""
         form = quantization_title(self.quantization)
         return f"exported to {self.format} ({form}), within {self.difference:.1e} of torch's largest answer"
 
@@ -55,7 +55,7 @@ def export(
     quantization: str | None = None,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
 ) -> ExportResult:
-    """Writes `model` into `directory` as `transformers.exporters.ExportedModel.from_pretrained` loads it.
+    """Write `model` into `directory` as `transformers.exporters.ExportedModel.from_pretrained` loads it.
 
     | argument | meaning |
     | --- | --- |
@@ -115,7 +115,7 @@ def export(
 
 
 def check_export(model: PreTrainedModel, format: str, quantization: str | None) -> None:
-    """Refuses what cannot work before any of the work is done; see `export`."""
+    """Check what cannot work before any of the work is done; see `export`."""
     check_export_format(format, quantization)
     check_runtime(format)
     if is_quantized(model):
@@ -124,7 +124,7 @@ def check_export(model: PreTrainedModel, format: str, quantization: str | None) 
 
 
 def _check_export_dir(directory: str | os.PathLike[str]) -> Path:
-    """Returns the folder to write. Raises ValueError: it holds what no export of ours left there."""
+    """Return the folder to write. Raises ValueError: it holds what no export of ours left there."""
     folder = Path(directory).resolve()
     manifest = folder / transformers.exporters.base.EXPORT_MANIFEST_FILE
     if folder.is_dir() and any(folder.iterdir()) and not manifest.exists():
@@ -133,7 +133,7 @@ def _check_export_dir(directory: str | os.PathLike[str]) -> Path:
 
 
 def _exporter_config(format: str, model: PreTrainedModel, quantization: str | None, data: list[Any] | None) -> Any:
-    """Returns the config of an exporter of Transformers."""
+    """Return the config of an exporter of Transformers."""
     quantizer: Any = None
     if format == "onnx":
         dynamic = transformers.exporters.OnnxRuntimeDynamicConfig(
@@ -151,7 +151,7 @@ def _exporter_config(format: str, model: PreTrainedModel, quantization: str | No
 
 
 def _stock_config(model: PreTrainedModel) -> Any:
-    """Returns the config of the stock class, which any reader of the folder knows."""
+    """Return the config of the stock class, which any reader of the folder knows."""
     family = family_of(model)
     config = family.config_class(**stock_fields(model.config))
     config.architectures = [family.class_for(type(model), config).__name__]
@@ -159,7 +159,7 @@ def _stock_config(model: PreTrainedModel) -> Any:
 
 
 def _max_relative_difference(model: PreTrainedModel, loaded: nn.Module) -> float:
-    """Returns the largest difference of the answers, as a share of the largest answer."""
+    """Return the largest difference of the answers, as a share of the largest answer."""
     inputs = sample_export_inputs(model, 3, 11)
     with torch.no_grad():
         expected, found = _output_tensors(model, inputs), _output_tensors(loaded, inputs)
@@ -169,7 +169,7 @@ def _max_relative_difference(model: PreTrainedModel, loaded: nn.Module) -> float
 
 
 def _output_tensors(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns the tensors that `model` answers; one that writes also goes on from its cache."""
+    """Return the tensors that `model` answers; one that writes also goes on from its cache."""
     if not generates_text(model):
         return {n: v for n, v in model(**inputs).items() if torch.is_tensor(v) and v.is_floating_point()}
     ids = inputs["decoder_input_ids"]

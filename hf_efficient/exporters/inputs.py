@@ -25,7 +25,7 @@ EXPORT_CALIBRATION_SAMPLES = 300  # what NNCF takes by default
 
 
 def sample_export_inputs(model: PreTrainedModel, batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """Returns what a tokenizer gives the model, (batch, tokens): types of tokens too where it knows several.
+    """Return what a tokenizer gives the model, (batch, tokens): types of tokens too where it knows several.
 
     Where one of several texts is chosen, they are (batch, choices, tokens).
     """
@@ -43,7 +43,7 @@ def sample_export_inputs(model: PreTrainedModel, batch_size: int, length: int) -
 def component_inputs(
     model: PreTrainedModel, batch: Mapping[str, torch.Tensor]
 ) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
-    """Returns the parts that `model` is exported as, by name, and what each is called with to answer `batch`."""
+    """Return the parts that `model` is exported as, by name, and what each is called with to answer `batch`."""
     if not generates_text(model):
         return {"model": (model, dict(batch))}
     texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -65,7 +65,7 @@ def generates_text(model: Any) -> bool:
 
 
 def take_calibration_batches(batches: Iterable[Mapping[str, torch.Tensor]]) -> list[Mapping[str, torch.Tensor]]:
-    """Returns the first batches, as many as calibration looks at."""
+    """Return the first batches, as many as calibration looks at."""
     found: list[Mapping[str, torch.Tensor]] = []
     for batch in batches:
         found.append(batch)
@@ -77,7 +77,7 @@ def take_calibration_batches(batches: Iterable[Mapping[str, torch.Tensor]]) -> l
 def calibration_inputs(
     model: PreTrainedModel, batches: Iterable[Mapping[str, torch.Tensor]], parts: list[str]
 ) -> dict[str, list[Any]]:
-    """Returns, for each of `parts`, what it is called with for a few batches. Raises ValueError: there is none."""
+    """Return, for each of `parts`, what it is called with for a few batches. Raises ValueError: there is none."""
     found: dict[str, list[Any]] = {name: [] for name in parts}
     names = list(sample_export_inputs(model, 1, 2))
     for batch in take_calibration_batches(batches):

@@ -37,7 +37,7 @@ class RuntimeModel(nn.Module):
         self.runtime, self.title = f"{TITLES.get(format, format)} {form}", f"{format} {form}"
 
     def forward(self, **inputs: Any) -> Any:
-        """Returns what the model that was exported answers; where labels are given, with a loss that is no number.
+        """Return what the model that was exported answers; where labels are given, with a loss that is no number.
 
         A loss is not exported, and `Trainer` evaluates no model without one.
         """
@@ -57,7 +57,7 @@ class _RuntimeEncoder(nn.Module):
         self.runner = runner
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
-        """Returns hidden states, (batch, tokens, width)."""
+        """Return hidden states, (batch, tokens, width)."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return self.runner(input_ids=input_ids, attention_mask=mask)
 
@@ -103,7 +103,7 @@ class RuntimeSeq2SeqModel(RuntimeModel, GenerationMixin):
         return True
 
     def get_encoder(self, *_: Any, **__: Any) -> Any:
-        """Returns the part that reads the texts."""
+        """Return the part that reads the texts."""
         return self.encoder
 
     def forward(
@@ -117,7 +117,7 @@ class RuntimeSeq2SeqModel(RuntimeModel, GenerationMixin):
         use_cache: bool | None = None,
         **_: Any,
     ) -> Any:
-        """Returns logits (batch, decoder tokens, vocabulary) and the cache, unless `use_cache` is False.
+        """Return logits (batch, decoder tokens, vocabulary) and the cache, unless `use_cache` is False.
 
         With labels there is a loss besides, that is no number.
         """
@@ -148,7 +148,7 @@ class RuntimeSeq2SeqModel(RuntimeModel, GenerationMixin):
 def load_exported(
     directory: str | os.PathLike[str], quantization: str | None = None, exact: bool = False
 ) -> RuntimeModel:
-    """Returns the model in a folder that `export` wrote, on as many threads as torch has now.
+    """Return the model in a folder that `export` wrote, on as many threads as torch has now.
 
     `quantization` is what it was exported with, for its name in tables. Left to itself OpenVINO computes in bfloat16
     what is in float, where the processor can; `exact` keeps it from that.
@@ -162,23 +162,23 @@ def load_exported(
 
 
 def quantization_title(quantization: str | None) -> str:
-    """Returns what to call a quantization in a table."""
+    """Return what to call a quantization in a table."""
     return (quantization or "float32").replace("_", " ")
 
 
 def fill_missing_inputs(batch: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Returns just the inputs `names`, as the model would take those that are not there: no padding, one segment."""
+    """Return just the inputs `names`, as the model would take those that are not there: no padding, one segment."""
     absent = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
     return {name: batch[name] if name in batch else absent[name](batch["input_ids"]) for name in names}
 
 
 def new_decoder_cache() -> Any:
-    """Returns the cache of a decoder that has written nothing."""
+    """Return the cache of a decoder that has written nothing."""
     return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
 def shift_right(labels: torch.Tensor, config: Any) -> torch.Tensor:
-    """Returns what a decoder reads to write `labels`, (batch, tokens): the start token, and all but the last."""
+    """Return what a decoder reads to write `labels`, (batch, tokens): the start token, and all but the last."""
     start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
     ids = torch.cat([start, labels[:, :-1]], dim=1)
     return ids.masked_fill(ids == -100, config.pad_token_id)

@@ -74,7 +74,7 @@ class SpaceConfig:
         self.sources(HUB_URL)
 
     def sources(self, hub: str) -> PageSources:
-        """Returns where the page loads from, with the models at `hub`."""
+        """Return where the page loads from, with the models at `hub`."""
         return PageSources(self.space_library, hub, self.space_runtime)
 
 

@@ -53,7 +53,7 @@ def explain_hub_errors(folder: str | os.PathLike[str], repo_id: str, state: str 
 
 
 def _explain(error: BaseException) -> str:
-    """Returns what happened and what to do."""
+    """Return what happened and what to do."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:  # of one file among several
         error = error.__cause__
     if isinstance(error, OfflineModeIsEnabled):

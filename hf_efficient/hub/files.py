@@ -51,7 +51,7 @@ REPOSITORY_NAME_COMMENT = "  # this repository, or a folder with its files"
 
 
 def collect_files(folder: Path) -> RepoFiles:
-    """Returns the files that are pushed, by their paths in the repository.
+    """Return the files that are pushed, by their paths in the repository.
 
     Raises ValueError: what others need to load the model is missing.
     """
@@ -105,7 +105,7 @@ def _check_loadable(folder: Path, contents: RepoFiles) -> None:
 
 
 def _remote_code_files(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the files of code that `config` names, but for those of other repositories."""
+    """Yield the files of code that `config` names, but for those of other repositories."""
     for value in config.get("auto_map", {}).values():
         for name in value if isinstance(value, list) else [value]:
             if name and "--" not in name:
@@ -120,12 +120,12 @@ def read_json(content: Path | bytes | None) -> dict[str, Any]:
 
 
 def file_size_bytes(content: Path | bytes) -> int:
-    """Returns how much is pushed."""
+    """Return how much is pushed."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def find_stale_files(held: set[str], contents: RepoFiles) -> list[str]:
-    """Returns the paths in a repository that an earlier push left: weights and exports that are there no more."""
+    """Return the paths in a repository that an earlier push left: weights and exports that are there no more."""
     manifest = transformers.exporters.base.EXPORT_MANIFEST_FILE
     exports = [path.removesuffix(manifest) for path in held if path.endswith(f"/{manifest}")]
     return sorted(
@@ -136,13 +136,13 @@ def find_stale_files(held: set[str], contents: RepoFiles) -> list[str]:
 
 
 def minimal_card(contents: RepoFiles, text: str) -> str:
-    """Returns a card that says `text` of the model in `contents`, where nothing was measured."""
+    """Return a card that says `text` of the model in `contents`, where nothing was measured."""
     data = ModelCardData(library_name="transformers", tags=["hf_efficient"], pipeline_tag=pipeline_tag(contents))
     return f"---\n{data.to_yaml()}\n---\n\n{text}\n"
 
 
 def card_metadata(contents: RepoFiles) -> dict[str, Any]:
-    """Returns the metadata of the folder's card. Raises ValueError: they are no YAML."""
+    """Return the metadata of the folder's card. Raises ValueError: they are no YAML."""
     card = contents.get("README.md")
     try:
         return (metadata_load(card) if isinstance(card, Path) else None) or {}
@@ -151,7 +151,7 @@ def card_metadata(contents: RepoFiles) -> dict[str, Any]:
 
 
 def pipeline_tag(contents: RepoFiles) -> str | None:
-    """Returns the task that the card tells, or the class."""
+    """Return the task that the card tells, or the class."""
     named = str((read_json(contents["config.json"]).get("architectures") or [""])[0])
     return card_metadata(contents).get("pipeline_tag") or next(
         (pipeline for head, pipeline in PIPELINE_TAGS.items() if named.endswith(head)), None

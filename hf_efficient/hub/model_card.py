@@ -29,7 +29,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 def write_report_and_card(
     report: CompressionReport, folder: str | os.PathLike[str], base_model: str | None = None
 ) -> None:
-    """Writes the report (`compression_report.json` and `.png`) and the card `README.md` beside the model."""
+    """Write the report (`compression_report.json` and `.png`) and the card `README.md` beside the model."""
     report.plot(folder)
     path = Path(folder) / "README.md"
     beside = path.with_suffix(".md.partial")
@@ -41,7 +41,7 @@ def write_report_and_card(
 def build_model_card(
     report: CompressionReport, folder: str | os.PathLike[str], base_model: str | None = None
 ) -> ModelCard:
-    """Returns the card of the model in `folder`: metadata with a model index, and a text rendered from `report`.
+    """Return the card of the model in `folder`: metadata with a model index, and a text rendered from `report`.
 
     `base_model` is mentioned when it is a name on the Hub; a path on this machine is nobody's business.
     """
@@ -101,7 +101,7 @@ def build_model_card(
 
 
 def _base_model_metadata(base_model: str | None) -> dict[str, Any]:
-    """Returns what the card of `base_model`, a folder or a name on the Hub, says of licence and languages."""
+    """Return what the card of `base_model`, a folder or a name on the Hub, says of licence and languages."""
     if not base_model:
         return {}
     try:
@@ -114,7 +114,7 @@ def _base_model_metadata(base_model: str | None) -> dict[str, Any]:
 
 
 def _emissions(report: CompressionReport) -> dict[str, Any] | None:
-    """Returns the CO2 of training in grams for the card's metadata, where energy was counted and the country known."""
+    """Return the CO2 of training in grams for the card's metadata, where energy was counted and the country known."""
     if report.training is None or report.training.co2_grams is None:
         return None
     where = report.environment
@@ -127,7 +127,7 @@ def _emissions(report: CompressionReport) -> dict[str, Any] | None:
 
 
 def _training_cost_lines(report: CompressionReport) -> list[str]:
-    """Returns how long the training took and, where it was counted, what energy it took."""
+    """Return how long the training took and, where it was counted, what energy it took."""
     if report.training is None:
         return []
     energy = report.training.energy_joules
@@ -161,7 +161,7 @@ def _is_compiled(report: CompressionReport) -> bool:
 
 
 def _auto_classes() -> dict[str, str]:
-    """Returns the name of the Auto class of every class, stock and pruned, by the class's name."""
+    """Return the name of the Auto class of every class, stock and pruned, by the class's name."""
     return {
         cls.__name__: str(pruned._auto_class)
         for family in FAMILIES.values()
@@ -238,7 +238,7 @@ def _summary(report: CompressionReport) -> str:
 
 
 def _evaluation_note(report: CompressionReport) -> str:
-    """Returns a sentence on how the metrics came about; empty where there are none."""
+    """Return a sentence on how the metrics came about; empty where there are none."""
     if report.dataset is None or not report.final.metrics:
         return ""
     batch = (report.configs.get("training") or {}).get("per_device_eval_batch_size")

@@ -30,7 +30,7 @@ EMBEDDED_WEIGHTS_NOTE = b"The weights are inside model.onnx.\n"
 
 
 def plan_repositories(folder: Path, repo_id: str) -> dict[str, RepoFiles]:
-    """Returns what goes into which repository: a companion for readers that know stock types alone, and `repo_id`.
+    """Return what goes into which repository: a companion for readers that know stock types alone, and `repo_id`.
 
     | shape | repository | transformers.js reads |
     | --- | --- | --- |
@@ -63,7 +63,7 @@ def plan_repositories(folder: Path, repo_id: str) -> dict[str, RepoFiles]:
 
 
 def transformers_js_files(contents: RepoFiles) -> RepoFiles:
-    """Returns the files of `onnx/` under the names that transformers.js expects; none where it cannot read them.
+    """Return the files of `onnx/` under the names that transformers.js expects; none where it cannot read them.
 
     The weights move into the graph, `onnx/model.onnx`, and in 8 bits the same bytes are `onnx/model_quantized.onnx`
     too. `ExportedModel.from_pretrained` reads them as before.
@@ -96,13 +96,13 @@ def transformers_js_files(contents: RepoFiles) -> RepoFiles:
 
 
 def _transformers_js_config(config: Path | bytes, web: RepoFiles) -> bytes:
-    """Returns `config` with the form that transformers.js is to take when nobody says which."""
+    """Return `config` with the form that transformers.js is to take when nobody says which."""
     dtype = "q8" if "onnx/model_quantized.onnx" in web else "fp32"
     return (json.dumps({**read_json(config), "transformers.js_config": {"dtype": dtype}}, indent=2) + "\n").encode()
 
 
 def _readme(contents: RepoFiles, repo_id: str, companion: str | None) -> bytes:
-    """Returns the folder's card, or a small one, that calls the repository by its name and links to the companion."""
+    """Return the folder's card, or a small one, that calls the repository by its name and links to the companion."""
     held = contents.get("README.md")
     text = (
         held.read_text(encoding="utf-8") if isinstance(held, Path) else minimal_card(contents, "A compressed model.")

@@ -24,7 +24,7 @@ _background_api = HfApi()  # does one thing after the other
 
 
 def push_folder(folder: str | os.PathLike[str], config: PushConfig, token: str | None = None) -> dict[str, CommitInfo]:
-    """Puts what `folder` holds on the Hub and returns the commits, by repository; see `pushable.repositories`.
+    """Put what `folder` holds on the Hub and returns the commits, by repository; see `pushable.repositories`.
 
     The token is that of `hf auth login` or HF_TOKEN, unless one is given. A push can be repeated: what is there
     already is not sent again. The folder is only read.
@@ -62,7 +62,7 @@ def push_folder(folder: str | os.PathLike[str], config: PushConfig, token: str |
 
 
 def _commit(api: HfApi, repo_id: str, contents: RepoFiles, config: PushConfig, written: bool) -> CommitInfo:
-    """Makes the commit. A card that nobody has `written` replaces none."""
+    """Make the commit. A card that nobody has `written` replaces none."""
     info = api.model_info(repo_id, revision=config.revision)
     held = {each.rfilename for each in info.siblings or ()}
     added = {path: each for path, each in contents.items() if written or path != "README.md" or path not in held}
@@ -81,7 +81,7 @@ def _commit(api: HfApi, repo_id: str, contents: RepoFiles, config: PushConfig, w
 
 
 def _tag(api: HfApi, repo_id: str, commit: CommitInfo, config: PushConfig) -> None:
-    """Gives the commit its tag. Raises ValueError: another commit has it."""
+    """Give the commit its tag. Raises ValueError: another commit has it."""
     api.create_tag(repo_id, tag=str(config.tag), revision=commit.oid, exist_ok=True)
     if api.model_info(repo_id, revision=config.tag).sha != commit.oid:
         raise UserError(
@@ -93,7 +93,7 @@ def _tag(api: HfApi, repo_id: str, commit: CommitInfo, config: PushConfig) -> No
 def push_checkpoint(
     folder: str | os.PathLike[str], repo_id: str, step: int, token: str | None, revision: str | None
 ) -> Future[CommitInfo]:
-    """Pushes a checkpoint while training goes on, with a card that says so; what only resuming needs stays.
+    """Push a checkpoint while training goes on, with a card that says so; what only resuming needs stays.
 
     Its files are held on to from now on: the checkpoint may be removed meanwhile. A failure is a warning.
     """
@@ -124,7 +124,7 @@ def push_checkpoint(
 def push_folder_async(
     folder: str | os.PathLike[str], config: PushConfig, token: str | None = None
 ) -> Future[CommitInfo]:
-    """Pushes in the background, after what is on its way; returns the commit of the model to come."""
+    """Push in the background, after what is on its way; returns the commit of the model to come."""
     return _background_api.run_as_future(lambda: [*push_folder(folder, config, token).values()][-1])
 
 
@@ -139,7 +139,7 @@ def _require_private(repo_id: str, private: bool) -> None:
 
 
 def _link_or_copy(file: Path, path: Path) -> Path:
-    """Makes `path` a second name of `file`, or a copy where there can be none."""
+    """Make `path` a second name of `file`, or a copy where there can be none."""
     try:
         os.link(file.resolve(), path)
     except OSError:

@@ -60,7 +60,7 @@ def check_space_folder(folder: Path, config: PushConfig) -> None:
 
 
 def push_space(folder: Path, repo_id: str, config: SpaceConfig, token: str | None = None) -> str:
-    """Makes or renews the Space for the model in `folder`, which browsers load from `repo_id`; returns its address.
+    """Make or renews the Space for the model in `folder`, which browsers load from `repo_id`; returns its address.
 
     Raises ValueError: a model is private or lacks what transformers.js reads. Raises PushError: the Hub refused,
     failed, or was not reached.
@@ -79,7 +79,7 @@ def push_space(folder: Path, repo_id: str, config: SpaceConfig, token: str | Non
 
 
 def resolve_web_model(api: HfApi, repo_id: str) -> WebModel:
-    """Returns what transformers.js finds under a name on the Hub: float where there is a float form, else 8 bits.
+    """Return what transformers.js finds under a name on the Hub: float where there is a float form, else 8 bits.
 
     Where both of its files are the same they are in 8 bits, as `push` makes them.
 
@@ -115,7 +115,7 @@ def render_space(
     title: str,
     sources: PageSources | None = None,
 ) -> None:
-    """Writes `index.html` and `README.md` of a static Space into `folder`.
+    """Write `index.html` and `README.md` of a static Space into `folder`.
 
     The page loads the models in the visitor's browser, shows what they answer to a text and how long that takes
     there, and below it the table of `report`. Without a teacher the student stands alone.

@@ -37,7 +37,7 @@ NEW_TOKENS = 20
 
 
 def measure(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str = "model", repeats: int = 60) -> ModelRow:
-    """Returns what `model` costs on `inputs`, tensors (batch, tokens): size, operations and latency."""
+    """Return what `model` costs on `inputs`, tensors (batch, tokens): size, operations and latency."""
     return compare({name: model}, inputs, repeats=repeats)[0]
 
 
@@ -52,7 +52,7 @@ def compare(
     repeats: int = 60,
     runtimes: Mapping[str, str] | None = None,
 ) -> tuple[ModelRow, ...]:
-    """Returns a row for each of `models`, latencies taken in turn, ratios against the one in the role "teacher".
+    """Return a row for each of `models`, latencies taken in turn, ratios against the one in the role "teacher".
 
     | argument | meaning |
     | --- | --- |
@@ -116,7 +116,7 @@ def compare(
 def _generations(
     models: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], repeats: int
 ) -> dict[str, GenerationLatency]:
-    """Returns how fast those of `models` write that do, each token greedily, taking turns."""
+    """Return how fast those of `models` write that do, each token greedily, taking turns."""
     writers = {role: model for role, model in models.items() if getattr(model, "can_generate", bool)()}
     if not writers:
         return {}
@@ -135,20 +135,20 @@ def _generations(
 
 
 def generation_call(model: Any, inputs: Mapping[str, torch.Tensor], tokens: int) -> Callable[[], object]:
-    """Returns a call that lets `model` write so many tokens to `inputs`, greedily and with a cache."""
+    """Return a call that lets `model` write so many tokens to `inputs`, greedily and with a cache."""
     asked = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
     return partial(model.eval().generate, **{name: inputs[name] for name in ("input_ids", "attention_mask")}, **asked)
 
 
 def _peak(weights: int | None, call: Callable[[], object], device: torch.device) -> int | None:
-    """Returns the bytes of the weights and of the most tensors that are alive at one time during `call`."""
+    """Return the bytes of the weights and of the most tensors that are alive at one time during `call`."""
     with torch.inference_mode():
         alive = peak_bytes(call, device)
     return None if weights is None or alive is None else weights + alive
 
 
 def _joules(call: Callable[[], object], batch_size: int, device: torch.device) -> float | None:
-    """Returns the energy of one sample, counted over some seconds of calls; None where no counter can be read.
+    """Return the energy of one sample, counted over some seconds of calls; None where no counter can be read.
 
     Counters are the machine's: beside other processes that do the same nothing is counted.
     """
@@ -172,7 +172,7 @@ def _bytes_on_disk(model: nn.Module) -> int | None:
 
 
 def _with_compressed_sizes(rows: Sequence[ModelRow], models: Mapping[str, nn.Module]) -> list[ModelRow]:
-    """Returns `rows` with the compressed sizes of the models that have zeros, and of the first to compare with them.
+    """Return `rows` with the compressed sizes of the models that have zeros, and of the first to compare with them.
 
     Compressing takes time: without a model that has more zeros than the first, nothing is compressed.
     """
@@ -190,7 +190,7 @@ def _with_compressed_sizes(rows: Sequence[ModelRow], models: Mapping[str, nn.Mod
 
 
 def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
-    """Returns inputs (batch, tokens) for `model`, no longer than it can read and without padding, on its device.
+    """Return inputs (batch, tokens) for `model`, no longer than it can read and without padding, on its device.
 
     An encoder with a decoder reads texts that end with the end token, which stands nowhere else, and as many tokens in
     the decoder. Where one of several texts is chosen, there is just one to choose: (batch, 1, tokens).
@@ -215,7 +215,7 @@ def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dic
 
 
 def _max_positions(model: nn.Module) -> int | None:
-    """Returns how many tokens `model` can read, None where its positions have no table.
+    """Return how many tokens `model` can read, None where its positions have no table.
 
     Models of the RoBERTa kind count positions from the one after the padding id, so a part of the table is never used.
     """

@@ -19,12 +19,12 @@ CHUNK_BYTES = 1 << 20
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Returns the number of weights, shared ones counted once, whatever their type."""
+    """Return the number of weights, shared ones counted once, whatever their type."""
     return sum(weight.numel() for weight in _weights(model))
 
 
 def _weights(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yields the parameters, and the weights that modules make of something smaller when they are asked for them."""
+    """Yield the parameters, and the weights that modules make of something smaller when they are asked for them."""
     yield from model.parameters()
     for module in model.modules():
         if isinstance(getattr(type(module), "weight", None), property):
@@ -33,7 +33,7 @@ def _weights(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def count_nonzero_parameters(model: nn.Module) -> int:
-    """Returns how many weights differ from zero; quantized ones are looked at as the numbers that they stand for."""
+    """Return how many weights differ from zero; quantized ones are looked at as the numbers that they stand for."""
     total = 0
     for parameter in _weights(model):
         values = parameter.dequantize() if hasattr(parameter, "tensor_data_names") else parameter
@@ -42,7 +42,7 @@ def count_nonzero_parameters(model: nn.Module) -> int:
 
 
 def count_flops(model: Any, inputs: Mapping[str, torch.Tensor]) -> int | None:
-    """Returns the floating point operations of one forward pass; multiplication and addition are counted apart.
+    """Return the floating point operations of one forward pass; multiplication and addition are counted apart.
 
     Works on the meta device too, where nothing is computed. None for quantized models, whose integer operations torch
     does not count.
@@ -67,18 +67,18 @@ def count_flops(model: Any, inputs: Mapping[str, torch.Tensor]) -> int | None:
 
 
 def folder_bytes(folder: str | Path) -> int:
-    """Returns the bytes of the weight files (safetensors, ONNX, OpenVINO) in `folder`, not of those in subfolders."""
+    """Return the bytes of the weight files (safetensors, ONNX, OpenVINO) in `folder`, not of those in subfolders."""
     return sum(path.stat().st_size for path in _weight_files(folder))
 
 
 def saved_bytes(model: nn.Module) -> int:
-    """Returns the bytes of the weight files that `save_pretrained` writes, in the dtype that the model runs in."""
+    """Return the bytes of the weight files that `save_pretrained` writes, in the dtype that the model runs in."""
     with _saved(model) as folder:
         return folder_bytes(folder)
 
 
 def compressed_bytes(model: nn.Module) -> int:
-    """Returns the bytes of the weight files that `save_pretrained` writes once each is compressed without loss.
+    """Return the bytes of the weight files that `save_pretrained` writes once each is compressed without loss.
 
     The codec is zlib's deflate at level 6, that of gzip and zip by default: the same weights give the same number. It
     reads files in pieces of 1 MiB, at some 20 MB a second. Zeros all but vanish, other weights hardly shrink.
@@ -98,7 +98,7 @@ def _deflated_bytes(path: Path) -> int:
 
 
 def _sorted_header(file: BinaryIO) -> bytes:
-    """Returns the header of a safetensors file with its metadata sorted: every save writes those in another order."""
+    """Return the header of a safetensors file with its metadata sorted: every save writes those in another order."""
     size = file.read(8)
     header = json.loads(file.read(int.from_bytes(size, "little")))
     header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))

@@ -15,7 +15,7 @@ VERSIONED_PACKAGES = ("hf_efficient", "torch", "transformers", "torchao", "datas
 
 
 def describe_environment() -> dict[str, Any]:
-    """Returns the processor, its cores, the accelerator, the operating system and the versions of the libraries."""
+    """Return the processor, its cores, the accelerator, the operating system and the versions of the libraries."""
     versions: dict[str, str | None] = {}
     for package in VERSIONED_PACKAGES:
         try:

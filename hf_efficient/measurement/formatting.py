@@ -6,5 +6,5 @@ NOT_MEASURED = "not measured"
 
 
 def format_number(value: float | None, form: str) -> str:
-    """Returns `value` in the format `form`, such as "{:.1f} ms"; a value of None was not measured."""
+    """Return `value` in the format `form`, such as "{:.1f} ms"; a value of None was not measured."""
     return NOT_MEASURED if value is None else form.format(value)

@@ -33,14 +33,14 @@ class GenerationLatency:
     sequence_length: int
 
     def seconds_for(self, tokens: int) -> float:
-        """Returns how long it takes to write so many tokens."""
+        """Return how long it takes to write so many tokens."""
         return (self.first_token + (tokens - 1) * self.next_token) / 1e3
 
 
 def sample_inputs(
     vocab_size: int, batch_size: int, sequence_length: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Returns token ids drawn with a fixed seed, and a full mask, both (batch_size, sequence_length)."""
+    """Return token ids drawn with a fixed seed, and a full mask, both (batch_size, sequence_length)."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab_size, (batch_size, sequence_length), generator=generator)
     return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
@@ -49,7 +49,7 @@ def sample_inputs(
 def time_interleaved(
     calls: Mapping[str, Callable[[], object]], repeats: int = 60, warmup: int = 3, turn: int = 20
 ) -> dict[str, list[float]]:
-    """Returns, for each of `calls`, `repeats` durations in milliseconds, taken in turns of `turn` calls.
+    """Return, for each of `calls`, `repeats` durations in milliseconds, taken in turns of `turn` calls.
 
     Taking turns lets a slow moment of a shared machine fall on all of them, so that ratios of medians hold. A turn
     begins with `warmup` calls that do not count: what the others left in the caches is nobody's cost.
@@ -69,7 +69,7 @@ def time_interleaved(
 
 
 def summarize_latency(durations: list[float], batch_size: int, sequence_length: int, runtime: str) -> Latency:
-    """Returns the latency that `durations` (milliseconds) amount to."""
+    """Return the latency that `durations` (milliseconds) amount to."""
     ordered = sorted(durations)
     return Latency(
         p50=statistics.median(ordered),

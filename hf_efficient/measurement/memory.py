@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Returns the most bytes that torch had given out on `device` at one time during `call`, beyond those before.
+    """Return the most bytes that torch had given out on `device` at one time during `call`, beyond those before.
 
     On a CUDA device its allocator says so. On a processor all that the allocator gave and took back is added up in
     its order; what a library takes beside torch's allocator is not seen. On other devices it is not measured: None.

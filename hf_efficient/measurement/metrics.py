@@ -62,14 +62,14 @@ class Spearman(_LocalMetric):
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns accuracy and macro F1 of `logits` (examples, classes) against `labels` (examples,)."""
+    """Return accuracy and macro F1 of `logits` (examples, classes) against `labels` (examples,)."""
     metrics = evaluate.combine([Accuracy(), MacroF1()])
     result: dict[str, float] = metrics.compute(predictions=logits.argmax(-1), references=labels)
     return result
 
 
 def masked_lm_metrics(judged: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns accuracy and perplexity of guesses at masked tokens.
+    """Return accuracy and perplexity of guesses at masked tokens.
 
     | argument | shape | meaning |
     | --- | --- | --- |
@@ -81,14 +81,14 @@ def masked_lm_metrics(judged: np.ndarray, labels: np.ndarray) -> dict[str, float
 
 
 def regression_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns Pearson's and Spearman's correlation of `logits` (examples, 1) with `labels` (examples,)."""
+    """Return Pearson's and Spearman's correlation of `logits` (examples, 1) with `labels` (examples,)."""
     metrics = evaluate.combine([Pearson(), Spearman()])
     result: dict[str, float] = metrics.compute(predictions=logits.squeeze(-1), references=labels)
     return result
 
 
 def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns micro and macro F1, and how many rows have just the right classes.
+    """Return micro and macro F1, and how many rows have just the right classes.
 
     `logits` and `labels` are (examples, classes); a class is predicted where its probability is above one half.
     """
@@ -101,7 +101,7 @@ def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
 
 
 def token_classification_metrics(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """Returns precision, recall and F1 of whole spans, and accuracy of single words, by seqeval.
+    """Return precision, recall and F1 of whole spans, and accuracy of single words, by seqeval.
 
     | argument | shape |
     | --- | --- |
@@ -126,7 +126,7 @@ def token_classification_metrics(logits: np.ndarray, labels: np.ndarray, names: 
 
 
 def question_answering_metrics(said: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Returns exact match and F1, as fractions, of answers against the best of those that are right.
+    """Return exact match and F1, as fractions, of answers against the best of those that are right.
 
     Texts are compared as words, without case, punctuation and articles; a question without an answer is right when
     nothing was said. Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text",
@@ -145,7 +145,7 @@ def _words(text: str) -> list[str]:
 
 
 def _overlap(said: Sequence[str], right: Sequence[str]) -> float:
-    """Returns the harmonic mean of precision and recall of words."""
+    """Return the harmonic mean of precision and recall of words."""
     if not said or not right:
         return float(said == right)
     common = sum((Counter(said) & Counter(right)).values())
@@ -153,7 +153,7 @@ def _overlap(said: Sequence[str], right: Sequence[str]) -> float:
 
 
 def translation_metrics(said: Sequence[str], right: Sequence[str]) -> dict[str, float]:
-    """Returns sacreBLEU and chrF, 0 to 100, of translations against one reference each."""
+    """Return sacreBLEU and chrF, 0 to 100, of translations against one reference each."""
     import sacrebleu
 
     return {
@@ -163,7 +163,7 @@ def translation_metrics(said: Sequence[str], right: Sequence[str]) -> dict[str, 
 
 
 def summary_metrics(said: Sequence[str], right: Sequence[str]) -> dict[str, float]:
-    """Returns ROUGE-1, ROUGE-2 and ROUGE-L, 0 to 100, of summaries against one reference each; words are stemmed."""
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L, 0 to 100, of summaries against one reference each; words are stemmed."""
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ("rouge1", "rouge2", "rougeL")

@@ -48,7 +48,7 @@ class ProcessMemory:
             self.held = _status("VmRSS") or _peak_of_process()
 
     def peak(self) -> int | None:
-        """Returns the most that was held."""
+        """Return the most that was held."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated()
@@ -57,13 +57,13 @@ class ProcessMemory:
         return (_status("VmHWM") if self.starts_anew else None) or _peak_of_process()
 
     def growth(self) -> int | None:
-        """Returns the most that was held beyond what was held at the start."""
+        """Return the most that was held beyond what was held at the start."""
         peak = self.peak()
         return None if peak is None or self.held is None else max(0, peak - self.held)
 
 
 def _status(name: str) -> int | None:
-    """Returns the bytes that Linux reports of this process under `name`."""
+    """Return the bytes that Linux reports of this process under `name`."""
     try:
         lines = STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -83,7 +83,7 @@ class TrainingResources:
 
 
 def training_resources(seconds: float, energy: Energy | None) -> TrainingResources:
-    """Returns what training took, from a clock and from what was counted."""
+    """Return what training took, from a clock and from what was counted."""
     return (
         TrainingResources(seconds) if energy is None else TrainingResources(seconds, energy.joules, energy.co2_grams)
     )
@@ -107,7 +107,7 @@ class CompressionReport:
     training: TrainingResources | None = None
 
     def row(self, role: str) -> ModelRow:
-        """Returns the row with the role `role`. Raises KeyError: there is none."""
+        """Return the row with the role `role`. Raises KeyError: there is none."""
         for model in self.models:
             if model.role == role:
                 return model
@@ -119,12 +119,12 @@ class CompressionReport:
         return next((row for row in reversed(self.models) if row.parameters is not None), self.models[-1])
 
     def to_json(self) -> str:
-        """Returns the report as the text of `compression_report.json`."""
+        """Return the report as the text of `compression_report.json`."""
         return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> CompressionReport:
-        """Returns the report that `to_json` wrote. Raises ValueError: it has another schema version."""
+        """Return the report that `to_json` wrote. Raises ValueError: it has another schema version."""
         data = json.loads(text)
         version = data.pop("schema_version", None)
         if version != SCHEMA_VERSION:
@@ -140,7 +140,7 @@ class CompressionReport:
         return cls(**data, models=tuple(models), training=TrainingResources(**training) if training else None)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes `compression_report.json` into `folder`, whole or not at all, and returns its path."""
+        """Write `compression_report.json` into `folder`, whole or not at all, and returns its path."""
         path = Path(folder) / REPORT_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".json.partial")
@@ -149,7 +149,7 @@ class CompressionReport:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> CompressionReport:
-        """Reads `compression_report.json` from `folder`."""
+        """Read `compression_report.json` from `folder`."""
         return cls.from_json((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
 
     @property
@@ -158,7 +158,7 @@ class CompressionReport:
         return any(model.compressed_bytes_on_disk is not None for model in self.models)
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Returns the header, with a model in each column, and a row for each thing that was measured, as text."""
+        """Return the header, with a model in each column, and a row for each thing that was measured, as text."""
         metrics = list(dict.fromkeys(name for model in self.models for name in model.metrics))
         sparse: list[tuple[str, Callable[[ModelRow], str]]] = [
             ("density", lambda m: format_number(m.density, "{:.1%}")),
@@ -202,7 +202,7 @@ class CompressionReport:
         return ["", *(model.name for model in self.models)], body
 
     def circumstances(self) -> str:
-        """Returns in words how and where latency was measured, and of zeros, what they are good for."""
+        """Return in words how and where latency was measured, and of zeros, what they are good for."""
         eight_bits = any(model.role == "quantized" and _in_int8(model) for model in self.models)
         writes = any(model.generation_ms for model in self.models)
         told = [
@@ -227,7 +227,7 @@ class CompressionReport:
         )
 
     def table(self) -> Table:
-        """Returns the table for the screen."""
+        """Return the table for the screen."""
         from rich.table import Table
 
         header, body = self.cells()
@@ -240,13 +240,13 @@ class CompressionReport:
         return table
 
     def markdown(self) -> str:
-        """Returns the table for the card."""
+        """Return the table for the card."""
         header, body = self.cells()
         rows = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
     def plot(self, folder: str | os.PathLike[str]) -> Path:
-        """Draws teacher beside students, and what was kept of each layer, as `compression_report.png` in `folder`."""
+        """Draw teacher beside students, and what was kept of each layer, as `compression_report.png` in `folder`."""
         from matplotlib.figure import Figure
 
         shapes = [model for model in self.models if model.structure]
@@ -266,7 +266,7 @@ def _in_int8(model: ModelRow) -> bool:
 
 
 def with_ratios(models: Sequence[ModelRow], metric: str | None) -> tuple[ModelRow, ...]:
-    """Returns `models` with their ratios against the one in the role "teacher", by the metric called `metric`."""
+    """Return `models` with their ratios against the one in the role "teacher", by the metric called `metric`."""
     teacher = next((model for model in models if model.role == "teacher"), None)
     if teacher is None:
         return tuple(models)

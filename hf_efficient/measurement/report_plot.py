@@ -31,7 +31,7 @@ def plot_bars(figure: Any, report: CompressionReport) -> None:
 
 
 def plot_structures(figure: Any, shapes: Sequence[ModelRow]) -> None:
-    """Draws heads and neurons that each layer of the unpruned network still has, one group of bars a model."""
+    """Draw heads and neurons that each layer of the unpruned network still has, one group of bars a model."""
     axes = figure.subplots(1, 2)
     for axis, kind in zip(axes, ("heads", "neurons"), strict=True):
         for index, model in enumerate(shapes):

@@ -39,7 +39,7 @@ def check_runtime(name: str) -> None:
 
 
 def build_runner(name: str, model: nn.Module, inputs: Inputs) -> Call:
-    """Returns a callable that runs one forward pass of `model` on `inputs` in the runtime `name`, without gradients.
+    """Return a callable that runs one forward pass of `model` on `inputs` in the runtime `name`, without gradients.
 
     It answers as `model` does, and in the precision of its weights. All that is made once is made here: the model is
     exported or compiled for the shapes of `inputs`, on as many threads as torch has now, and put into eval mode.
@@ -51,7 +51,7 @@ def build_runner(name: str, model: nn.Module, inputs: Inputs) -> Call:
 
 
 def torch_runner(model: nn.Module, inputs: Inputs) -> Call:
-    """Returns the forward pass as torch runs it, operation by operation."""
+    """Return the forward pass as torch runs it, operation by operation."""
 
     def call() -> Any:
         with torch.inference_mode():
@@ -61,7 +61,7 @@ def torch_runner(model: nn.Module, inputs: Inputs) -> Call:
 
 
 def compiled_torch_runner(model: nn.Module, inputs: Inputs) -> Call:
-    """Returns the forward pass under torch.compile, one graph for these shapes, compiled by a first run."""
+    """Return the forward pass under torch.compile, one graph for these shapes, compiled by a first run."""
 
     def forward() -> Any:
         return model(**inputs)
@@ -80,7 +80,7 @@ def compiled_torch_runner(model: nn.Module, inputs: Inputs) -> Call:
 
 
 def onnx_runtime_runner(model: nn.Module, inputs: Inputs) -> Call:
-    """Returns the forward pass of the model's ONNX form in ONNX Runtime."""
+    """Return the forward pass of the model's ONNX form in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -95,7 +95,7 @@ def onnx_runtime_runner(model: nn.Module, inputs: Inputs) -> Call:
 
 
 def openvino_runner(model: nn.Module, inputs: Inputs) -> Call:
-    """Returns the forward pass of the model's OpenVINO form, in the weights' precision.
+    """Return the forward pass of the model's OpenVINO form, in the weights' precision.
 
     Left to itself OpenVINO computes in bfloat16 wherever the processor can.
     """

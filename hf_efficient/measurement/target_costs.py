@@ -67,7 +67,7 @@ def _generation_call(model: PreTrainedModel, config: PruningConfig) -> Callable[
 
 
 def _latency_cost(work: Workload) -> TargetCost:
-    """Returns the cost that is the time of `work` with a model."""
+    """Return the cost that is the time of `work` with a model."""
 
     def time(model: PreTrainedModel, config: PruningConfig) -> float:
         return _median_latencies_ms(work, {"model": model}, config, TABLE_TIMING_SECONDS)["model"]
@@ -84,7 +84,7 @@ def _latency_cost(work: Workload) -> TargetCost:
 def _median_latencies_ms(
     work: Workload, models: Mapping[str, PreTrainedModel], config: PruningConfig, seconds: float
 ) -> dict[str, float]:
-    """Returns the median time of `work` with each model in milliseconds, taken in turn for about `seconds` in all."""
+    """Return the median time of `work` with each model in milliseconds, taken in turn for about `seconds` in all."""
     calls = {name: work(model, config) for name, model in models.items()}
     once = sum(median(times) for times in time_interleaved(calls, repeats=1, warmup=1).values()) / 1e3
     repeats = min(100, max(5, round(seconds / once)))
@@ -106,7 +106,7 @@ TARGET_COSTS = {
 
 
 def meta_copy(model: PreTrainedModel, cost: TargetCost, config: PruningConfig) -> PreTrainedModel:
-    """Returns the model to take costs of: on the meta device, where nothing is computed, if they are only counted."""
+    """Return the model to take costs of: on the meta device, where nothing is computed, if they are only counted."""
     if not cost.counted:
         return model
     probe = copy.deepcopy(model).to("meta")

@@ -40,7 +40,7 @@ HEADER = (
 
 
 def parse_budget(text: str) -> int:
-    """Returns the bytes that a text such as "8GB" or "500 MiB" stands for.
+    """Return the bytes that a text such as "8GB" or "500 MiB" stands for.
 
     Raises ValueError: it is no positive number with a unit.
     """
@@ -65,7 +65,7 @@ class Setting:
     distillation: bool = False
 
     def describe(self) -> str:
-        """Returns the setting in words."""
+        """Return the setting in words."""
         checkpointing = "with" if self.checkpointing else "without"
         taught = "with" if self.distillation else "without"
         return (
@@ -82,7 +82,7 @@ def setting_grid(
     attention: Sequence[str] = ATTENTIONS,
     distillation: Sequence[bool] = (False, True),
 ) -> tuple[Setting, ...]:
-    """Returns all combinations, but for accumulations that do not divide the batch; those vary first.
+    """Return all combinations, but for accumulations that do not divide the batch; those vary first.
 
     Raises ValueError: the batch is empty, an accumulation is below 1, or none divides the batch.
     """
@@ -138,21 +138,21 @@ class TrainingCosts:
     settings: Sequence[TrainingCost] = ()
 
     def measured(self) -> set[Setting]:
-        """Returns the settings that need no further measuring; a failed one may do better next time."""
+        """Return the settings that need no further measuring; a failed one may do better next time."""
         return {row.setting for row in self.settings if row.failure is None}
 
     def with_row(self, row: TrainingCost) -> TrainingCosts:
-        """Returns the costs with `row` in place of what was known of its setting."""
+        """Return the costs with `row` in place of what was known of its setting."""
         others = [other for other in self.settings if other.setting != row.setting]
         return replace(self, settings=(*others, row))
 
     def only(self, settings: Iterable[Setting]) -> TrainingCosts:
-        """Returns the costs of these settings alone, in their order."""
+        """Return the costs of these settings alone, in their order."""
         rows = {row.setting: row for row in self.settings}
         return replace(self, settings=tuple(rows[setting] for setting in settings if setting in rows))
 
     def fastest(self, budget: int | None = None, distillation: bool | None = None) -> TrainingCost | None:
-        """Returns the setting with most samples a second whose peak is within `budget` bytes; None: none is."""
+        """Return the setting with most samples a second whose peak is within `budget` bytes; None: none is."""
         fitting = [
             row
             for row in self._measured(distillation)
@@ -161,7 +161,7 @@ class TrainingCosts:
         return max(fitting, key=lambda row: row.samples_per_second or 0.0, default=None)
 
     def smallest(self, distillation: bool | None = None) -> TrainingCost | None:
-        """Returns the setting with the lowest peak; None: no peak is known."""
+        """Return the setting with the lowest peak; None: no peak is known."""
         known = [row for row in self._measured(distillation) if row.peak_memory_bytes is not None]
         return min(known, key=lambda row: row.peak_memory_bytes or 0, default=None)
 
@@ -172,13 +172,13 @@ class TrainingCosts:
         ]
 
     def recommended(self, budget: int | None = None) -> tuple[TrainingCost, ...]:
-        """Returns the fastest settings within `budget`: with and without a teacher, as nothing replaces either."""
+        """Return the fastest settings within `budget`: with and without a teacher, as nothing replaces either."""
         asked = dict.fromkeys(row.setting.distillation for row in self.settings)
         found = (self.fastest(budget, distillation) for distillation in asked)
         return tuple(row for row in found if row is not None)
 
     def advice(self, budget: int | None = None) -> list[str]:
-        """Returns in words which settings to take, a sentence for training with a teacher and one for without."""
+        """Return in words which settings to take, a sentence for training with a teacher and one for without."""
         told = []
         for distillation in dict.fromkeys(row.setting.distillation for row in self.settings):
             best, least = self.fastest(budget, distillation), self.smallest(distillation)
@@ -193,14 +193,14 @@ class TrainingCosts:
         return told
 
     def to_json(self) -> str:
-        """Returns the costs as the text of `training_costs.json`."""
+        """Return the costs as the text of `training_costs.json`."""
         data = asdict(self)
         data["settings"] = [{**row.pop("setting"), **row} for row in data["settings"]]
         return json.dumps({"schema_version": SCHEMA_VERSION, **data}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> TrainingCosts:
-        """Returns the costs that `to_json` wrote. Raises ValueError: they have another schema version."""
+        """Return the costs that `to_json` wrote. Raises ValueError: they have another schema version."""
         data = json.loads(text)
         version = data.pop("schema_version", None)
         if version != SCHEMA_VERSION:
@@ -213,7 +213,7 @@ class TrainingCosts:
         return cls(**data, settings=tuple(rows))
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes `training_costs.json` into `folder`, whole or not at all, and returns its path."""
+        """Write `training_costs.json` into `folder`, whole or not at all, and returns its path."""
         path = Path(folder) / COSTS_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".json.partial")
@@ -222,11 +222,11 @@ class TrainingCosts:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> TrainingCosts:
-        """Reads `training_costs.json` from `folder`."""
+        """Read `training_costs.json` from `folder`."""
         return cls.from_json((Path(folder) / COSTS_NAME).read_text(encoding="utf-8"))
 
     def resumed(self, folder: str | os.PathLike[str]) -> TrainingCosts:
-        """Returns the costs with the rows that an earlier run left in `folder`, if there was one.
+        """Return the costs with the rows that an earlier run left in `folder`, if there was one.
 
         Raises ValueError: what lies there was measured otherwise, or is of another model.
         """
@@ -244,7 +244,7 @@ class TrainingCosts:
         return there
 
     def circumstances(self) -> str:
-        """Returns in words how and where it was measured."""
+        """Return in words how and where it was measured."""
         where = self.environment
         device = where.get("accelerator") or f"{where.get('processor')}, {where.get('threads')} threads"
         held = "what torch allocated" if where.get("accelerator") else "resident memory of the process"
@@ -255,7 +255,7 @@ class TrainingCosts:
         )
 
     def cells(self, chosen: Collection[Setting] = ()) -> list[list[str]]:
-        """Returns a row of texts under `HEADER` for each setting; those in `chosen` are marked."""
+        """Return a row of texts under `HEADER` for each setting; those in `chosen` are marked."""
         return [
             [
                 "on" if row.setting.checkpointing else "off",
@@ -274,7 +274,7 @@ class TrainingCosts:
         ]
 
     def table(self, budget: int | None = None) -> Table:
-        """Returns the table for the screen."""
+        """Return the table for the screen."""
         from rich.table import Table
 
         table = Table(title=f"{self.model} · {self.architecture}", caption=self.circumstances())

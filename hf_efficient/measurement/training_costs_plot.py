@@ -16,7 +16,7 @@ PANEL = (5.6, 3.6)
 
 
 def plot_costs(costs: TrainingCosts, folder: str | os.PathLike[str], budget: int | None = None) -> Path:
-    """Draws peak memory against samples a second as `training_costs.png` in `folder`, and returns its path.
+    """Draw peak memory against samples a second as `training_costs.png` in `folder`, and returns its path.
 
     A panel for each precision, with and without distillation. A line joins the accumulations of one setting, which
     are written beside the points; its colour tells checkpointing, its dashes attention, a ring what is recommended.
@@ -61,7 +61,7 @@ def plot_costs(costs: TrainingCosts, folder: str | os.PathLike[str], budget: int
 def _plot_panel(
     axis: Any, rows: Sequence[TrainingCost], recommended: Sequence[TrainingCost], budget: int | None
 ) -> dict[str, Any]:
-    """Draws the settings of one panel, and returns what the legend names."""
+    """Draw the settings of one panel, and returns what the legend names."""
     lines: dict[tuple[bool, str], list[tuple[float, float, TrainingCost]]] = {}
     for row in rows:
         if row.peak_memory_bytes is not None and row.samples_per_second is not None:

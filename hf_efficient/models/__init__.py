@@ -28,7 +28,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """Returns the family that `model` belongs to, pruned or not.
+    """Return the family that `model` belongs to, pruned or not.
 
     Raises TypeError: no family knows its `model_type`.
     """

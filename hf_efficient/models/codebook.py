@@ -13,14 +13,14 @@ POWERS = 1 << torch.arange(8, dtype=torch.uint8)
 
 
 def pack(indices: torch.Tensor, bits: int) -> torch.Tensor:
-    """Returns `indices` (count,), each below 2**bits, as the bytes that hold their bits one after another."""
+    """Return `indices` (count,), each below 2**bits, as the bytes that hold their bits one after another."""
     ones = indices.to(torch.uint8)[:, None] & POWERS[:bits].to(indices.device) != 0
     padded = F.pad(ones.flatten(), (0, -ones.numel() % 8)).view(-1, 8)
     return (padded * POWERS.to(indices.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """Returns the first `count` indices (count,), uint8, that `pack` wrote."""
+    """Return the first `count` indices (count,), uint8, that `pack` wrote."""
     powers = POWERS.to(packed.device)
     ones = (packed[:, None] & powers != 0).flatten()[: bits * count].view(count, bits)
     return (ones * powers[:bits]).sum(-1, dtype=torch.uint8)
@@ -90,7 +90,7 @@ class CodebookLinear(Codebook):
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Returns (..., out_features) of (..., in_features)."""
+        """Return (..., out_features) of (..., in_features)."""
         return F.linear(states, self._kept(), self.bias)
 
 
@@ -102,12 +102,12 @@ class CodebookEmbedding(Codebook):
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Returns (..., embedding_dim) of (...)."""
+        """Return (..., embedding_dim) of (...)."""
         return F.embedding(ids, self._kept())
 
 
 def codebook_for(module: nn.Module, **how: Any) -> Codebook:
-    """Returns an empty codebook in the place of a Linear or an Embedding, with its bias.
+    """Return an empty codebook in the place of a Linear or an Embedding, with its bias.
 
     Raises TypeError: it is neither.
     """
@@ -124,7 +124,7 @@ def codebook_for(module: nn.Module, **how: Any) -> Codebook:
 
 
 def install_codebooks(model: nn.Module, codebooks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Puts empty codebooks, in place, where `codebooks` tells: {"name in the base model": {"bits": 4, "group": 16}}.
+    """Put empty codebooks, in place, where `codebooks` tells: {"name in the base model": {"bits": 4, "group": 16}}.
 
     `model` is the base model.
     """

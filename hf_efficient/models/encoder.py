@@ -20,11 +20,11 @@ class EncoderFamily(Family):
     width_field: ClassVar[str] = "intermediate_size"
 
     def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
-        """Returns the one stack, under the name "encoder"."""
+        """Return the one stack, under the name "encoder"."""
         return {"encoder": model.base_model.encoder.layer}
 
     def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
-        """Returns "attention" and "feed_forward" of the layer called `name`."""
+        """Return "attention" and "feed_forward" of the layer called `name`."""
         attention = layer.attention
         return (
             AttentionBlock(
@@ -51,7 +51,7 @@ class EncoderFamily(Family):
         )
 
     def full_structure(self, config: Any) -> Structure:
-        """Returns the structure with all heads and neurons in every layer."""
+        """Return the structure with all heads and neurons in every layer."""
         heads = tuple(range(config.num_attention_heads))
         width = getattr(config, self.width_field)
         return Structure(
@@ -64,7 +64,7 @@ class EncoderFamily(Family):
         )
 
     def stock_config(self, config: Any, structure: Structure) -> PreTrainedConfig | None:
-        """Returns a stock config if every head is left, and the same number of neurons in all layers; else None."""
+        """Return a stock config if every head is left, and the same number of neurons in all layers; else None."""
         layers = structure.stacks["encoder"]
         heads = {layer.heads["attention"] for layer in layers}
         widths = {layer.neurons["feed_forward"] for layer in layers}
@@ -76,7 +76,7 @@ class EncoderFamily(Family):
         return stock
 
     def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
-        """Returns the config of the pruned class, with the fields of `config` and the structure."""
+        """Return the config of the pruned class, with the fields of `config` and the structure."""
         pruned: Any = self.pruned_config_class(**stock_fields(config), structure=structure.to_dict())
         pruned.num_hidden_layers = len(structure.stacks["encoder"])
         return pruned

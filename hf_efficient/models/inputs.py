@@ -17,7 +17,7 @@ def accepts_token_type_ids(model: nn.Module) -> bool:
 
 
 def select_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `model` reads of a batch: of two with one vocabulary, only one may know types of tokens."""
+    """Return what `model` reads of a batch: of two with one vocabulary, only one may know types of tokens."""
     return {name: value for name, value in inputs.items() if name != TOKEN_TYPES or accepts_token_type_ids(model)}
 
 

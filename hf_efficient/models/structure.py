@@ -46,7 +46,7 @@ class Structure:
     stacks: Mapping[str, tuple[LayerStructure, ...]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the form that `config.json` holds."""
+        """Return the form that `config.json` holds."""
         return {
             stack: [
                 {
@@ -61,7 +61,7 @@ class Structure:
 
     @classmethod
     def from_dict(cls, stacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> Structure:
-        """Returns the structure that `to_dict` wrote."""
+        """Return the structure that `to_dict` wrote."""
         return cls(
             {
                 stack: tuple(
@@ -101,7 +101,7 @@ class BiasOnly(nn.Module):
         self.register_parameter("bias", None if zeros is None else nn.Parameter(zeros))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Returns the bias at every position of `hidden_states`."""
+        """Return the bias at every position of `hidden_states`."""
         if self.bias is None:
             return hidden_states.new_zeros(*hidden_states.shape[:-1], self.out_features)
         return self.bias.expand(*hidden_states.shape[:-1], -1)
@@ -122,14 +122,14 @@ class EmptyBlock(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, None]:
-        """Returns `hidden_states`, as attention does, with no attention weights beside them if that is expected."""
+        """Return `hidden_states`, as attention does, with no attention weights beside them if that is expected."""
         for read in self.children():
             hidden_states = read(hidden_states)
         return (hidden_states, None) if self.returns_attention else hidden_states
 
 
 def narrow_linear(linear: nn.Linear, keep: torch.Tensor, dim: int) -> nn.Linear:
-    """Returns a Linear with the rows (`dim=0`, its outputs) or columns (`dim=1`, its inputs) `keep` of `linear`."""
+    """Return a Linear with the rows (`dim=0`, its outputs) or columns (`dim=1`, its inputs) `keep` of `linear`."""
     weight = linear.weight.detach().index_select(dim, keep.to(linear.weight.device))
     narrowed = nn.Linear(
         weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta", dtype=weight.dtype
@@ -186,12 +186,12 @@ class Block:
         return self.output.in_features // self.unit_size
 
     def rows(self, keep: Sequence[int]) -> torch.Tensor:
-        """Returns the rows of an input Linear that belong to the units `keep`, shape (len(keep) * unit_size,)."""
+        """Return the rows of an input Linear that belong to the units `keep`, shape (len(keep) * unit_size,)."""
         units = torch.as_tensor(keep, dtype=torch.long)
         return (units[:, None] * self.unit_size + torch.arange(self.unit_size)).flatten()
 
     def narrow(self, keep: Sequence[int]) -> None:
-        """Removes every unit but those at the positions `keep`, in place."""
+        """Remove every unit but those at the positions `keep`, in place."""
         if len(keep) == self.units:
             return
         output: Any = self.output
@@ -236,23 +236,23 @@ class Family(ABC):
 
     @abstractmethod
     def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
-        """Returns the stacks of layers of `model`, by name."""
+        """Return the stacks of layers of `model`, by name."""
 
     @abstractmethod
     def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
-        """Returns the blocks of the layer called `name` ("encoder.3")."""
+        """Return the blocks of the layer called `name` ("encoder.3")."""
 
     @abstractmethod
     def full_structure(self, config: PreTrainedConfig) -> Structure:
-        """Returns the structure of the stock network that `config` describes."""
+        """Return the structure of the stock network that `config` describes."""
 
     @abstractmethod
     def stock_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig | None:
-        """Returns the stock config that can hold `structure`, or None when no stock class can."""
+        """Return the stock config that can hold `structure`, or None when no stock class can."""
 
     @abstractmethod
     def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
-        """Returns the config of the pruned class that holds `structure`."""
+        """Return the config of the pruned class that holds `structure`."""
 
     @property
     def auto_map(self) -> dict[str, str]:
@@ -262,7 +262,7 @@ class Family(ABC):
         return {auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in classes.items()}
 
     def structure(self, config: PreTrainedConfig) -> Structure:
-        """Returns the structure of the network, pruned or not, that `config` describes."""
+        """Return the structure of the network, pruned or not, that `config` describes."""
         if isinstance(config, self.pruned_config_class):
             return Structure.from_dict(config.structure)
         whole, left = self.full_structure(config), getattr(config, "layer_sources", {})
@@ -277,7 +277,7 @@ class Family(ABC):
         )
 
     def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """Returns every layer of `model` by its name."""
+        """Return every layer of `model` by its name."""
         return {
             f"{stack}.{index}": layer
             for stack, layers in self.stacks(model).items()
@@ -285,13 +285,13 @@ class Family(ABC):
         }
 
     def blocks(self, model: PreTrainedModel) -> dict[str, Block]:
-        """Returns every block of `model` by its name, in the order of the layers."""
+        """Return every block of `model` by its name, in the order of the layers."""
         return {
             block.name: block for name, layer in self.layers(model).items() for block in self.layer_blocks(name, layer)
         }
 
     def config_for(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
-        """Returns the config that holds `structure`: a stock one where a stock class can, a pruned one otherwise.
+        """Return the config that holds `structure`: a stock one where a stock class can, a pruned one otherwise.
 
         A stock one notes, beside the fields that it knows, as `layer_sources`, which layers are left.
         """
@@ -304,7 +304,7 @@ class Family(ABC):
         return stock
 
     def class_for(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
-        """Returns the class with the task head of `model_class` that is built from `config`.
+        """Return the class with the task head of `model_class` that is built from `config`.
 
         Raises TypeError: the family has no such task head.
         """
@@ -329,7 +329,7 @@ class Family(ABC):
         units: Mapping[str, Sequence[int]],
         config: PreTrainedConfig,
     ) -> dict[str, torch.Tensor]:
-        """Returns the weights that a model built from `config` takes when only a part of `model` stays.
+        """Return the weights that a model built from `config` takes when only a part of `model` stays.
 
         | argument | meaning |
         | --- | --- |
@@ -358,7 +358,7 @@ class PrunedConfig:
     family: ClassVar[Family]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields, with the map by which every Auto class finds the code beside the weights."""
+        """Return the fields, with the map by which every Auto class finds the code beside the weights."""
         return {**super().to_dict(), "auto_map": self.family.auto_map}  # type: ignore[misc]
 
 
@@ -372,7 +372,7 @@ class PrunedModel(PreTrainedModel):
 
 
 def stock_fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """Returns the fields of `config` that the stock config of its family takes."""
+    """Return the fields of `config` that the stock config of its family takes."""
     return {key: value for key, value in config.to_dict().items() if key not in _KEYS_OF_THE_PRUNED}
 
 

@@ -16,7 +16,7 @@ from .structure import AttentionBlock
 def pruned_structure(
     family: Family, model: PreTrainedModel, layers: Collection[str], units: Mapping[str, Sequence[int]]
 ) -> Structure:
-    """Returns the structure that `model` has once all but these layers and units is removed."""
+    """Return the structure that `model` has once all but these layers and units is removed."""
     before = family.structure(model.config)
     stacks = {}
     for stack, modules in family.stacks(model).items():
@@ -41,7 +41,7 @@ def pruned_structure(
 def extract_submodel(
     model: PreTrainedModel, layers: Collection[str], units: Mapping[str, Sequence[int]]
 ) -> PreTrainedModel:
-    """Returns a smaller copy of `model`; `model` itself stays as it is.
+    """Return a smaller copy of `model`; `model` itself stays as it is.
 
     | argument | meaning |
     | --- | --- |
@@ -69,7 +69,7 @@ def extract_submodel(
 
 
 def _untie(student: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Gives `student` weights of their own where its config ties them, but `model` was loaded with two that differ."""
+    """Give `student` weights of their own where its config ties them, but `model` was loaded with two that differ."""
     for name in student.all_tied_weights_keys.keys() - model.all_tied_weights_keys.keys():
         module, _, short = name.rpartition(".")
         own = torch.empty_like(student.get_parameter(name))

@@ -41,7 +41,7 @@ class CachedPositionBuckets(nn.Module):
         device: torch.device | None = None,
         past_seen_tokens: int | torch.Tensor = 0,
     ) -> torch.Tensor:
-        """Returns the position bias of all heads, (1, heads, query_length, key_length), as `T5Attention` does."""
+        """Return the position bias of all heads, (1, heads, query_length, key_length), as `T5Attention` does."""
         table: Any = getattr(self, _TABLE)
         device = device or table.weight.device
         counted = isinstance(past_seen_tokens, int) and not is_tracing(table.weight)
@@ -85,7 +85,7 @@ class HeadSubsetMixin(CachedPositionBuckets):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Returns what attention does, with the position bias of all heads in place of its own."""
+        """Return what attention does, with the position bias of all heads in place of its own."""
         whole = own = None  # cross attention has none but zeros, and makes as many as it has heads
         if key_value_states is None:
             whole = (
@@ -96,7 +96,7 @@ class HeadSubsetMixin(CachedPositionBuckets):
         return output, whole, weights
 
     def _own(self, whole: torch.Tensor) -> torch.Tensor:
-        """Returns the columns of the heads that are kept, (1 or batch, heads, tokens, keys)."""
+        """Return the columns of the heads that are kept, (1 or batch, heads, tokens, keys)."""
         if len(self.heads) == whole.shape[1]:
             return whole
         if is_tracing(whole):
@@ -147,7 +147,7 @@ class EmptyAttention(CachedPositionBuckets, EmptyBlock):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """Returns zeros, the position bias of all heads (None in cross attention), and no attention weights."""
+        """Return zeros, the position bias of all heads (None in cross attention), and no attention weights."""
         if key_value_states is None:
             if position_bias is None:
                 position_bias = _position_bias(self, hidden_states, past_key_values)
@@ -161,7 +161,7 @@ class EmptyAttention(CachedPositionBuckets, EmptyBlock):
 
 
 def _position_bias(attention: Any, hidden_states: torch.Tensor, past_key_values: Any) -> torch.Tensor:
-    """Returns the position bias of all heads, (1, heads, tokens, keys), before the cache takes the tokens in."""
+    """Return the position bias of all heads, (1, heads, tokens, keys), before the cache takes the tokens in."""
     tokens, seen, keys = hidden_states.shape[1], 0, hidden_states.shape[1]
     if past_key_values is not None:
         seen = past_key_values.get_seq_length(attention.layer_idx)
@@ -174,7 +174,7 @@ class T5AttentionBlock(AttentionBlock):
     """Heads of a T5 attention, self or cross. Block, norm and residual are one module, the `owner`."""
 
     def narrow(self, keep: Sequence[int]) -> None:
-        """Removes every head but those at the positions `keep`, in place; with the last one goes the norm."""
+        """Remove every head but those at the positions `keep`, in place; with the last one goes the norm."""
         attention: Any = getattr(self.owner, self.compute)
         if isinstance(attention, EmptyAttention):
             return
@@ -194,7 +194,7 @@ class T5FeedForwardBlock(FeedForwardBlock):
     """Neurons of a T5 feed-forward block, plain or gated. Block, norm and residual are one module, the `owner`."""
 
     def narrow(self, keep: Sequence[int]) -> None:
-        """Removes every neuron but those at the positions `keep`, in place; with the last one goes the norm."""
+        """Remove every neuron but those at the positions `keep`, in place; with the last one goes the norm."""
         super().narrow(keep)
         if not keep:
             self.owner.layer_norm = nn.Identity()
@@ -204,12 +204,12 @@ class T5LikeFamily(Family):
     """An encoder and, but for encoder-only classes, a decoder whose layers have cross attention too."""
 
     def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
-        """Returns the layers of the encoder, and of the decoder if there is one."""
+        """Return the layers of the encoder, and of the decoder if there is one."""
         base = model.base_model
         return {stack: getattr(base, stack).block for stack in ("encoder", "decoder") if hasattr(base, stack)}
 
     def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
-        """Returns self attention, in the decoder cross attention, and the feed-forward block of the layer."""
+        """Return self attention, in the decoder cross attention, and the feed-forward block of the layer."""
         attention, *cross_attention, feed_forward = layer.layer
         found = [("attention", attention, "SelfAttention")]
         found += [("cross_attention", module, "EncDecAttention") for module in cross_attention]
@@ -240,7 +240,7 @@ class T5LikeFamily(Family):
         )
 
     def full_structure(self, config: Any) -> Structure:
-        """Returns the structure of the stock network that `config` describes."""
+        """Return the structure of the stock network that `config` describes."""
         heads, neurons = tuple(range(config.num_heads)), {"feed_forward": config.d_ff}
         stacks = {
             "encoder": tuple(
@@ -255,7 +255,7 @@ class T5LikeFamily(Family):
         return Structure(stacks)
 
     def stock_config(self, config: Any, structure: Structure) -> PreTrainedConfig | None:
-        """Returns the stock config that can hold `structure`, or None when no stock class can.
+        """Return the stock config that can hold `structure`, or None when no stock class can.
 
         It can where all attention has the same number of heads, within a stack the same ones in self attention, which
         share the columns of one position table, and all feed-forward blocks one width.
@@ -272,12 +272,12 @@ class T5LikeFamily(Family):
         return self.config_class(**fields)
 
     def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
-        """Returns the config of the pruned class that holds `structure`."""
+        """Return the config of the pruned class that holds `structure`."""
         return self.pruned_config_class(**self._fields(config, structure), structure=structure.to_dict())
 
     @staticmethod
     def _fields(config: PreTrainedConfig, structure: Structure) -> dict[str, Any]:
-        """Returns the fields of `config` with as many layers as `structure` has."""
+        """Return the fields of `config` with as many layers as `structure` has."""
         fields = stock_fields(config)
         depths = {stack: len(layers) for stack, layers in structure.stacks.items()}
         fields["num_layers"] = depths["encoder"]
@@ -291,7 +291,7 @@ class T5LikeFamily(Family):
     def left_weights(
         self, model: PreTrainedModel, layers: Any, units: Mapping[str, Sequence[int]], config: Any
     ) -> dict[str, torch.Tensor]:
-        """Returns the weights that a model built from `config` takes when only a part of `model` stays.
+        """Return the weights that a model built from `config` takes when only a part of `model` stays.
 
         The table of position biases goes to the first layer that stays. A stock class, in which the layers of a stack
         have the same heads, takes the columns of those.

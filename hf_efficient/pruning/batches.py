@@ -16,12 +16,12 @@ PADDED = {"labels": -100}
 
 
 def example_count(batch: Batch) -> int:
-    """Returns the number of examples of a batch."""
+    """Return the number of examples of a batch."""
     return next(iter(batch.values())).shape[0]
 
 
 def require_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yields the batches. Raises ValueError: there is none."""
+    """Yield the batches. Raises ValueError: there is none."""
     empty = True
     for batch in batches:
         empty = False
@@ -32,7 +32,7 @@ def require_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 @contextmanager
 def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Puts `model` in eval mode as long as the context lasts."""
+    """Put `model` in eval mode as long as the context lasts."""
     training = model.training
     model.eval()
     try:
@@ -42,7 +42,7 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 def non_padding_mask(batch: Batch, hidden_states: torch.Tensor, decoding: bool) -> torch.Tensor:
-    """Returns which positions of `hidden_states` (rows, tokens, size) are no padding, shape (rows, tokens)."""
+    """Return which positions of `hidden_states` (rows, tokens, size) are no padding, shape (rows, tokens)."""
     for name in ("decoder_attention_mask", "labels", "attention_mask")[0 if decoding else 2 :]:
         known = batch.get(name)
         if known is not None and known.dim() > 1 and known.numel() == hidden_states.shape[:-1].numel():

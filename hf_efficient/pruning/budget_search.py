@@ -15,7 +15,7 @@ BINS = 4000
 
 
 def measure_costs(blocks: Sequence[BlockInfo], cost_of: Callable[[Selection], float], points: int = 9) -> CostTable:
-    """Returns the cost table of a network, found by asking `cost_of` for the cost of narrower copies of it.
+    """Return the cost table of a network, found by asking `cost_of` for the cost of narrower copies of it.
 
     Blocks with the same `shape_key` are asked for together, all at one width, and share what the width costs; so do
     layers that are made of the same kinds of blocks share what they cost without any unit.
@@ -62,7 +62,7 @@ WidthChoices = Mapping[str, Sequence[int]]
 def select_within_budget(
     blocks: Sequence[BlockInfo], scores: Scores, table: CostTable, budget: float, uniform: bool = False
 ) -> Selection:
-    """Returns the selection with the smallest sum of removed scores among those whose cost is at most `budget`.
+    """Return the selection with the smallest sum of removed scores among those whose cost is at most `budget`.
 
     Exact over the table, up to a rounding of each layer's cost by 1/4000 of what may be spent, by dynamic programming
     over the layers (the structured search of ZipLM, Kurtic et al. 2023, section 3.2). A layer with a score may go
@@ -91,7 +91,7 @@ def select_within_budget(
 
 
 def min_cost(blocks: Sequence[BlockInfo], scores: Scores, table: CostTable, uniform: bool = False) -> float:
-    """Returns the cost of the cheapest shape that `choose` considers."""
+    """Return the cost of the cheapest shape that `choose` considers."""
     members, totals, candidates = _by_layer(blocks), [], required_attention_blocks(blocks)
     for menu in _width_choices(blocks, uniform):
         left = {
@@ -114,26 +114,26 @@ def _is_removable(scores: Scores, blocks: Sequence[BlockInfo]) -> bool:
 
 
 def required_attention_blocks(blocks: Iterable[BlockInfo]) -> set[str]:
-    """Returns the names of the blocks of which one must keep a head: cross attention where there is any, else all."""
+    """Return the names of the blocks of which one must keep a head: cross attention where there is any, else all."""
     heads = {block.name for block in blocks if block.kind == "heads" and block.units}
     return cross_attention_blocks(heads) or heads
 
 
 def cross_attention_blocks(names: Iterable[str]) -> set[str]:
-    """Returns those of the names of blocks that are of cross attention, by which a decoder looks at its encoder."""
+    """Return those of the names of blocks that are of cross attention, by which a decoder looks at its encoder."""
     return {name for name in names if name.endswith(".cross_attention")}
 
 
 def _min_layer_cost(
     layer: str, blocks: Sequence[BlockInfo], table: CostTable, menu: WidthChoices, attending: str | None = None
 ) -> float:
-    """Returns the cost of a layer that stays with as little as it may, but with a unit of the block `attending`."""
+    """Return the cost of a layer that stays with as little as it may, but with a unit of the block `attending`."""
     widths = {block.name: max(menu[block.name][0], int(block.name == attending)) for block in blocks}
     return table.layer[layer] + sum(float(table.block(name, width)) for name, width in widths.items())
 
 
 def select_uniformly(blocks: Sequence[BlockInfo], scores: Scores, table: CostTable, budget: float) -> Selection:
-    """Returns the selection that keeps the same fraction of every block, the largest whose cost is at most `budget`.
+    """Return the selection that keeps the same fraction of every block, the largest whose cost is at most `budget`.
 
     Raises ValueError: no fraction fits the budget.
     """
@@ -149,7 +149,7 @@ def select_uniformly(blocks: Sequence[BlockInfo], scores: Scores, table: CostTab
 
 
 def keep_uniform_fraction(blocks: Sequence[BlockInfo], scores: Scores, fraction: float) -> Selection:
-    """Returns the selection that keeps `fraction` of every block, up to the next width, and at least one unit."""
+    """Return the selection that keeps `fraction` of every block, up to the next width, and at least one unit."""
     units = {}
     for block in blocks:
         wanted = min(block.units, max(1, math.ceil(fraction * block.units - ROUNDING)))
@@ -165,7 +165,7 @@ def _by_layer(blocks: Sequence[BlockInfo]) -> dict[str, list[BlockInfo]]:
 
 
 def _width_choices(blocks: Sequence[BlockInfo], uniform: bool) -> Iterable[WidthChoices]:
-    """Yields, for each search to make, the widths that each block may take in it, ascending."""
+    """Yield, for each search to make, the widths that each block may take in it, ascending."""
     if not uniform:
         yield {block.name: block.widths for block in blocks}
         return
@@ -182,7 +182,7 @@ def _search(
     budget: float,
     menu: WidthChoices,
 ) -> tuple[float, dict[str, Mapping[str, int] | None]] | None:
-    """Returns (error, widths by layer) of the best shape on `menu` within `budget`, or None when none fits.
+    """Return (error, widths by layer) of the best shape on `menu` within `budget`, or None when none fits.
 
     `rises` are the errors of each block by its width, (units + 1,).
     """
@@ -229,7 +229,7 @@ def _layer_options(
     menu: WidthChoices,
     attending: Collection[str],
 ) -> list[_Option]:
-    """Returns the ways to keep a layer that no other way beats in both cost and error, cheapest first.
+    """Return the ways to keep a layer that no other way beats in both cost and error, cheapest first.
 
     Costs are in bins, without what is `unavoidable`. Where blocks are `attending`, only ways that leave one of them a
     head compete: one that the rest beats may be the only one to attend.
@@ -254,7 +254,7 @@ def _layer_options(
 
 
 def _knapsack(choices: Sequence[Sequence[_Option]]) -> tuple[float, list[_Option]] | None:
-    """Returns the smallest sum of errors, and the options, that take one of each of `choices` within `BINS`."""
+    """Return the smallest sum of errors, and the options, that take one of each of `choices` within `BINS`."""
     error = np.zeros(BINS + 1)
     taken: list[np.ndarray] = []
     for options in choices:

@@ -61,7 +61,7 @@ class GateClosingCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Puts the gates in, open, or as a checkpoint holds them."""
+        """Put the gates in, open, or as a checkpoint holds them."""
         model = kwargs["model"]
         whole = getattr(model, "module", model)
         family, device = family_of(whole), next(whole.parameters()).device
@@ -82,7 +82,7 @@ class GateClosingCallback(TrainerCallback):
         return self._context is not None
 
     def collect(self) -> None:
-        """Adds what a backward pass says of every gate to the sums."""
+        """Add what a backward pass says of every gate to the sums."""
         if self.gradient_score is None:
             return
         for name, gate in {**self.units, **self.layers}.items():
@@ -109,7 +109,7 @@ class GateClosingCallback(TrainerCallback):
                 total *= SCORE_DECAY
 
     def scores(self) -> Scores:
-        """Returns the scores so far, the same on all processes."""
+        """Return the scores so far, the same on all processes."""
         if self.gradient_score is None:
             return self.rescore()
         found = {name: self.reduce(total) for name, total in self.sums.items()}
@@ -121,24 +121,24 @@ class GateClosingCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Takes the gates off."""
+        """Take the gates off."""
         self.close()
 
     def close(self) -> None:
-        """Takes the gates off, if they are on."""
+        """Take the gates off, if they are on."""
         if self._context is not None:
             self._context.__exit__(None, None, None)
             self._context = None
 
     def save(self, folder: str, writes: bool = True) -> None:
-        """Writes gates and sums beside a checkpoint's weights; all processes take part, and one of them `writes`."""
+        """Write gates and sums beside a checkpoint's weights; all processes take part, and one of them `writes`."""
         tensors = {f"gate.{name}": gate.detach() for name, gate in {**self.units, **self.layers}.items()}
         tensors |= {f"sum.{name}": self.reduce(total) for name, total in self.sums.items()}
         if writes:
             save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, Path(folder) / GATES_NAME)
 
     def load(self, folder: str) -> None:
-        """Reads what `save` wrote, to be put in when training begins."""
+        """Read what `save` wrote, to be put in when training begins."""
         self._loaded = load_file(Path(folder) / GATES_NAME)
 
 
@@ -157,7 +157,7 @@ class GradualSparsityCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Reads the zeros that are there."""
+        """Read the zeros that are there."""
         self.zeros.read(kwargs["model"])
 
     def on_optimizer_step(
@@ -169,7 +169,7 @@ class GradualSparsityCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Removes what is due, from time to time."""
+        """Remove what is due, from time to time."""
         if state.global_step % max(1, state.max_steps // NUM_UPDATES) and state.global_step < state.max_steps:
             return
         model = kwargs["model"]

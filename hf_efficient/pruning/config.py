@@ -202,7 +202,7 @@ class PruningConfig:
         return self.removes_units or self.removes_connections
 
     def share(self, name: str, stack: str) -> float:
-        """Returns the fraction that the field `name` gives for a stack of layers, 0 where it gives none."""
+        """Return the fraction that the field `name` gives for a stack of layers, 0 where it gives none."""
         shares = _parse_fractions(name, getattr(self, name))
         return shares.get(stack, shares.get(ALL_STACKS, 0.0))
 
@@ -217,18 +217,18 @@ class PruningConfig:
                 )
 
     def units_only(self) -> PruningConfig:
-        """Returns what is asked for besides single connections."""
+        """Return what is asked for besides single connections."""
         return replace(self, weights=None, n_m=None)
 
     def connections(self) -> dict[str, Any]:
-        """Returns what is asked for of single connections, as `remove_connections` takes it."""
+        """Return what is asked for of single connections, as `remove_connections` takes it."""
         scope = (
             None if self.n_m else "layer" if self.scope == "layer" else DEFAULT_SCOPES.get(self.criterion, "global")
         )
         return {"fraction": self.weights, "n_m": self.n_m, "scope": scope}
 
     def step(self, number: int) -> PruningConfig:
-        """Returns what round `number`, counted from 1, of `rounds` asks for: the same ratio in every round.
+        """Return what round `number`, counted from 1, of `rounds` asks for: the same ratio in every round.
 
         Targets and fractions of connections count from the unpruned model, other fractions from what the round before
         left.
@@ -249,7 +249,7 @@ class PruningConfig:
         return replace(self, **changes, rounds=1)
 
     def at(self, progress: float) -> PruningConfig:
-        """Returns what a gradual schedule asks for when `progress`, in [0, 1], of the removal is done."""
+        """Return what a gradual schedule asks for when `progress`, in [0, 1], of the removal is done."""
         changes: dict[str, Any] = {
             name: _format_fractions({s: v * progress for s, v in _parse_fractions(name, getattr(self, name)).items()})
             for name in FRACTIONS
@@ -263,7 +263,7 @@ class PruningConfig:
 
 
 def _parse_fractions(name: str, value: float | str | None) -> dict[str, float]:
-    """Returns the fractions in the field `name` by stack. Raises ValueError: it holds anything else."""
+    """Return the fractions in the field `name` by stack. Raises ValueError: it holds anything else."""
     if value is None:
         return {}
     shares: dict[str, float] = {}

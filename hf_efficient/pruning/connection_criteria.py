@@ -26,12 +26,12 @@ class ConnectionCriterion(Protocol):
     """Scores every connection of `model`; larger matters more, and what scores lowest goes first."""
 
     def __call__(self, model: PreTrainedModel, batches: Iterable[Batch], loss: Loss) -> ConnectionScores:
-        """Returns a tensor of the weight's shape for the name of every weight in `block_linears(model)`."""
+        """Return a tensor of the weight's shape for the name of every weight in `block_linears(model)`."""
         ...
 
 
 def block_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Returns the Linears of the attention and feed-forward blocks of `model`, by the names of their weights.
+    """Return the Linears of the attention and feed-forward blocks of `model`, by the names of their weights.
 
     Embeddings, poolers and task heads are not among them.
 
@@ -103,7 +103,7 @@ def fisher(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exampl
 
 
 def squared_gradients(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = example_loss) -> ConnectionScores:
-    """Returns the mean over examples of g^2, the diagonal of the empirical Fisher information, of every connection.
+    """Return the mean over examples of g^2, the diagonal of the empirical Fisher information, of every connection.
 
     Raises ValueError: there is no batch.
     """
@@ -188,7 +188,7 @@ def _record_calls(linears: Mapping[str, nn.Linear]) -> Iterator[Calls]:
 def _mean_over_examples(
     model: PreTrainedModel, batches: Iterable[Batch], loss: Loss, of: Callable[[torch.Tensor], torch.Tensor]
 ) -> ConnectionScores:
-    """Returns, for every weight, the mean over examples of `of(gradient)`, each example's gradient taken by itself.
+    """Return, for every weight, the mean over examples of `of(gradient)`, each example's gradient taken by itself.
 
     One backward pass a batch gives the gradients at the outputs; an example's gradient at the weight is the product of
     those with its inputs, one matrix at a time in memory.

@@ -21,7 +21,7 @@ def _detects_replaced_tokens(model: PreTrainedModel) -> bool:
 
 
 def example_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Returns the task loss of a batch, summed over its examples, as `importance` functions expect it: shape ().
+    """Return the task loss of a batch, summed over its examples, as `importance` functions expect it: shape ().
 
     Raises ValueError: the batch has no labels.
     """
@@ -41,7 +41,7 @@ def example_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 
 def sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
-    """Returns a loss for batches without labels: how unlikely `model` finds answers drawn from what the teacher says.
+    """Return a loss for batches without labels: how unlikely `model` finds answers drawn from what the teacher says.
 
     Its expectation is the cross entropy with the teacher's distribution, and without a teacher, where the model is its
     own, the squares of its gradients average to the Fisher information. Numbers (regression, hidden states of a
@@ -74,7 +74,7 @@ def sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
 def _sampled_label_loss(
     model: PreTrainedModel, ours: torch.Tensor, theirs: torch.Tensor, name: str, generator: torch.Generator
 ) -> torch.Tensor:
-    """Returns minus the log likelihood by the output `ours` of an answer drawn from `theirs`, without constants.
+    """Return minus the log likelihood by the output `ours` of an answer drawn from `theirs`, without constants.
 
     Shapes are (..., numbers) and (...); of tokens that are judged one by one all are (...).
     """
@@ -93,6 +93,6 @@ def _sampled_label_loss(
 
 
 def task_or_sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
-    """Returns the task loss for batches with labels and `sampled_loss` for those without."""
+    """Return the task loss for batches with labels and `sampled_loss` for those without."""
     sampled = sampled_loss(teacher, seed)
     return lambda model, batch: (example_loss if has_labels(batch) else sampled)(model, batch)

@@ -71,7 +71,7 @@ def reconstruct_outputs(
 def _residual_streams(
     model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Batch]
 ) -> list[list[torch.Tensor]]:
-    """Returns, for each of the blocks of a layer and each batch, the residual stream after it, (tokens, size)."""
+    """Return, for each of the blocks of a layer and each batch, the residual stream after it, (tokens, size)."""
     streams: list[list[torch.Tensor]] = [[] for _ in blocks]
     seen: list[torch.Tensor] = []
 
@@ -128,7 +128,7 @@ def _fit(
 
 
 def _run(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> None:
-    """Runs `model` until a hook has what it wants."""
+    """Run `model` until a hook has what it wants."""
     with _until_reached():
         model(**batch)
 

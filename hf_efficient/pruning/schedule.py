@@ -9,7 +9,7 @@ from hf_efficient.pruning.config import PruningConfig
 
 
 def cubic_fraction(step: int, begin: int, end: int, final: float, initial: float = 0.0) -> float:
-    """Returns the fraction of connections to be gone at `step`: `initial` before `begin`, `final` from `end` on.
+    """Return the fraction of connections to be gone at `step`: `initial` before `begin`, `final` from `end` on.
 
     In between it rises fast at first, while there is much that nobody misses, and slows down towards the end.
 
@@ -44,7 +44,7 @@ class Phase:
 
 
 def plan_phases(config: PruningConfig) -> list[Phase]:
-    """Returns the training runs that `config` asks for.
+    """Return the training runs that `config` asks for.
 
     | config | runs |
     | --- | --- |

@@ -28,7 +28,7 @@ from hf_efficient.pruning.selection import BlockInfo, CostTable, Scores, Selecti
 
 
 def block_infos(model: PreTrainedModel, config: PruningConfig) -> list[BlockInfo]:
-    """Returns what choosing needs to know of every block of `model`."""
+    """Return what choosing needs to know of every block of `model`."""
     facts = []
     for name, block in family_of(model).blocks(model).items():
         stack, _, short = name.split(".", 2)
@@ -48,7 +48,7 @@ def block_infos(model: PreTrainedModel, config: PruningConfig) -> list[BlockInfo
 
 
 def take_examples(dataloader: Iterable[Batch], count: int, device: torch.device) -> list[dict[str, torch.Tensor]]:
-    """Returns batches with the first `count` examples of `dataloader`, only their tensors, on `device`."""
+    """Return batches with the first `count` examples of `dataloader`, only their tensors, on `device`."""
     batches: list[dict[str, torch.Tensor]] = []
     for batch in dataloader:
         batches.append({name: value[:count].to(device) for name, value in batch.items() if torch.is_tensor(value)})
@@ -59,7 +59,7 @@ def take_examples(dataloader: Iterable[Batch], count: int, device: torch.device)
 
 
 def score_units(model: PreTrainedModel, config: PruningConfig, batches: Iterable[Batch], loss: Loss) -> Scores:
-    """Returns the scores of `model` by the criterion of `config` over `batches`."""
+    """Return the scores of `model` by the criterion of `config` over `batches`."""
     return CRITERIA[config.criterion](model, logging.tqdm(batches, desc=f"scores by {config.criterion}"), loss)
 
 
@@ -77,20 +77,20 @@ class BudgetSelector:
         self.table = table or measure_costs(self.facts, cost_of)
 
     def smallest(self, scores: Scores) -> float:
-        """Returns the cost in the table of the cheapest shape that is considered."""
+        """Return the cost in the table of the cheapest shape that is considered."""
         if self.config.scope == "layer":
             return self.table.total(keep_uniform_fraction(self.facts, scores, 0))
         return min_cost(self.facts, scores, self.table, self.config.portable)
 
     def within(self, budget: float, scores: Scores) -> Selection:
-        """Returns the selection that loses least among those whose cost in the table is at most `budget`."""
+        """Return the selection that loses least among those whose cost in the table is at most `budget`."""
         if self.config.scope == "layer":
             return select_uniformly(self.facts, scores, self.table, budget)
         return select_within_budget(self.facts, scores, self.table, budget, uniform=self.config.portable)
 
 
 def select_fractions(model: PreTrainedModel, config: PruningConfig, scores: Scores) -> Selection:
-    """Returns what stays when the lowest scored fractions of the layers, blocks, heads and neurons of `model` go.
+    """Return what stays when the lowest scored fractions of the layers, blocks, heads and neurons of `model` go.
 
     Each stack of layers loses its own fraction, and keeps at least one layer, block, head and neuron; a decoder one
     head of cross attention.
@@ -119,13 +119,13 @@ def select_fractions(model: PreTrainedModel, config: PruningConfig, scores: Scor
 
 
 def _best(scores: Mapping[str, float], fraction: float) -> set[str]:
-    """Returns the names that are left when the lowest scored `fraction` of them goes, one at least."""
+    """Return the names that are left when the lowest scored `fraction` of them goes, one at least."""
     count = max(1, round(len(scores) * (1 - fraction)))
     return set(sorted(scores, key=lambda name: -scores[name])[:count])
 
 
 def _best_units(blocks: list[BlockInfo], fraction: float, scores: Scores, scope: str) -> dict[str, tuple[int, ...]]:
-    """Returns what stays of `blocks` when the lowest scored `fraction` of their units goes, together or of each."""
+    """Return what stays of `blocks` when the lowest scored `fraction` of their units goes, together or of each."""
     if not fraction or not blocks:
         return {}
     groups = [blocks] if scope == "global" else [[block] for block in blocks]

@@ -13,7 +13,7 @@ from hf_efficient.models.surgery import extract_submodel
 
 
 def remove_units(model: PreTrainedModel, selection: Selection) -> PreTrainedModel:
-    """Returns a smaller copy of `model` that keeps only `selection`; `model` itself stays as it is.
+    """Return a smaller copy of `model` that keeps only `selection`; `model` itself stays as it is.
 
     Raises TypeError: the family of `model` is unknown, or has no class for its task head.
     """
@@ -73,11 +73,11 @@ class CostTable:
     costs: Mapping[str, Sequence[float]]
 
     def block(self, name: str, width: int | Sequence[int]) -> np.ndarray:
-        """Returns the cost of the block at each width, shape of `width`."""
+        """Return the cost of the block at each width, shape of `width`."""
         return np.asarray(np.interp(width, self.widths[name], self.costs[name]))
 
     def total(self, selection: Selection) -> float:
-        """Returns the cost of the network that `selection` leaves."""
+        """Return the cost of the network that `selection` leaves."""
         cost = self.base + sum(self.layer[layer] for layer in selection.layers)
         for name, keep in selection.units.items():
             if name.rpartition(".")[0] in selection.layers:
@@ -103,7 +103,7 @@ class Scores:
     together: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Scores:
-        """Returns the scores that `function` makes of every tensor of these: their mean over processes."""
+        """Return the scores that `function` makes of every tensor of these: their mean over processes."""
         return Scores(
             units={name: function(scores) for name, scores in self.units.items()},
             layers={name: float(function(torch.tensor(score))) for name, score in self.layers.items()},
@@ -111,7 +111,7 @@ class Scores:
         )
 
     def removal_errors(self, block: str, widths: Sequence[int]) -> np.ndarray:
-        """Returns, for each width, the score of what goes from `block` when its best `width` units stay."""
+        """Return, for each width, the score of what goes from `block` when its best `width` units stay."""
         scores = self.units[block]
         if block in self.together:
             order = scores.argsort(stable=True)
@@ -122,12 +122,12 @@ class Scores:
 
 
 def _nested_sums(pairs: torch.Tensor) -> torch.Tensor:
-    """Returns the sums of the leading squares of `pairs` (units, units), which never fall, (units + 1,)."""
+    """Return the sums of the leading squares of `pairs` (units, units), which never fall, (units + 1,)."""
     squares = pairs.cumsum(0).cumsum(1).diagonal()
     return torch.nn.functional.pad(squares, (1, 0)).cummax(0).values
 
 
 def top_units(scores: torch.Tensor, width: int) -> tuple[int, ...]:
-    """Returns the positions of the `width` largest of `scores` (units,), ascending."""
+    """Return the positions of the `width` largest of `scores` (units,), ascending."""
     order = torch.argsort(scores, descending=True, stable=True)
     return tuple(sorted(order[:width].tolist()))

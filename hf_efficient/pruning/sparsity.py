@@ -32,7 +32,7 @@ class LowestScores(prune.BasePruningMethod):
         self.count = count
 
     def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
-        """Returns `default_mask` without the lowest of the scores `t`, both of one shape."""
+        """Return `default_mask` without the lowest of the scores `t`, both of one shape."""
         mask = default_mask.clone(memory_format=torch.contiguous_format)
         mask.view(-1)[torch.topk(t.flatten(), self.count, largest=False, sorted=False).indices] = 0
         return mask
@@ -47,7 +47,7 @@ class NOfM(prune.BasePruningMethod):
         self.n, self.m = n, m
 
     def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
-        """Returns `default_mask` without all but the best of each group of the scores `t`, both (outputs, inputs)."""
+        """Return `default_mask` without all but the best of each group of the scores `t`, both (outputs, inputs)."""
         scores = t.masked_fill(default_mask == 0, -math.inf).reshape(t.shape[0], -1, self.m)
         best = scores.topk(self.n, dim=-1).indices
         kept = torch.zeros_like(scores, dtype=default_mask.dtype).scatter_(-1, best, 1)
@@ -55,7 +55,7 @@ class NOfM(prune.BasePruningMethod):
 
 
 def parse_n_m(text: str) -> tuple[int, int]:
-    """Returns (n, m) of an N:M pattern such as "2:4". Raises ValueError: it is none."""
+    """Return (n, m) of an N:M pattern such as "2:4". Raises ValueError: it is none."""
     n, colon, m = text.partition(":")
     if not (colon and n.isdecimal() and m.isdecimal() and 1 <= int(n) < int(m)):
         raise UserError(
@@ -75,7 +75,7 @@ def sparsify(
     scope: str | None = None,
     loss: Loss = example_loss,
 ) -> PreTrainedModel:
-    """Returns a copy of `model` in which the connections that `criterion` scores lowest are zeros.
+    """Return a copy of `model` in which the connections that `criterion` scores lowest are zeros.
 
     Class, config and names of the weights are those of `model`: it is saved and loaded as before. Only the Linears of
     its attention and feed-forward blocks lose connections. What is zero already stays zero and counts as removed.
@@ -112,7 +112,7 @@ def remove_connections(
     n_m: str | None = None,
     scope: str | None = None,
 ) -> None:
-    """Makes the connections of `model` that have the lowest `scores` zeros, in place; arguments as for `sparsify`.
+    """Make the connections of `model` that have the lowest `scores` zeros, in place; arguments as for `sparsify`.
 
     Parameters stay the same objects, so that an optimizer goes on with them: for sparsity that grows while training.
 
@@ -153,7 +153,7 @@ def remove_connections(
 
 
 def zero_fraction(model: PreTrainedModel) -> float:
-    """Returns the fraction of zeros among the connections of the blocks of `model`, in [0, 1]."""
+    """Return the fraction of zeros among the connections of the blocks of `model`, in [0, 1]."""
     weights = [linear.weight.detach() for linear in block_linears(model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     return zeros / max(1, sum(weight.numel() for weight in weights))
@@ -171,27 +171,27 @@ class KeepZerosCallback(TrainerCallback):
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def read(self, model: nn.Module) -> None:
-        """Takes what is zero in `model` now as what is to stay zero: again, after more connections were removed."""
+        """Take what is zero in `model` now as what is to stay zero: again, after more connections were removed."""
         whole: Any = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
         weights = (linear.weight for linear in block_linears(whole).values())
         self._kept = [(weight, weight.detach() == 0) for weight in weights]
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Sets to zero what is to stay zero."""
+        """Set to zero what is to stay zero."""
         for weight, zeros in self._kept:
             weight.masked_fill_(zeros, 0)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Reads the zeros of the model."""
+        """Read the zeros of the model."""
         self.read(kwargs["model"])
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Sets them to zero again."""
+        """Set them to zero again."""
         self.apply()
 
     def on_train_end(
@@ -232,7 +232,7 @@ def _check_scores(linears: Mapping[str, nn.Linear], scores: ConnectionScores) ->
 
 
 def _mask_holder(linear: nn.Linear) -> nn.Module:
-    """Returns a module whose weight is that of `linear`, with a mask of what is not zero already."""
+    """Return a module whose weight is that of `linear`, with a mask of what is not zero already."""
     module = nn.Module()
     module.weight = linear.weight
     prune.custom_from_mask(module, "weight", linear.weight != 0)  # type: ignore[no-untyped-call]
@@ -240,7 +240,7 @@ def _mask_holder(linear: nn.Linear) -> nn.Module:
 
 
 def _remaining_count(carriers: Iterable[nn.Module], fraction: float) -> int:
-    """Returns how many more connections must go for `fraction` of all to be gone."""
+    """Return how many more connections must go for `fraction` of all to be gone."""
     masks: list[Any] = [carrier.weight_mask for carrier in carriers]
     goal = round(fraction * sum(mask.numel() for mask in masks))
     return max(0, goal - sum(int((mask == 0).sum()) for mask in masks))

@@ -64,13 +64,13 @@ class TargetSearch:
             _save_cost_table(costs, key, self.whole, self.choice.table)
 
     def expected(self, config: PruningConfig, scores: Scores) -> Selection:
-        """Returns what stays if the table of costs is believed, for the target or the fractions of `config`."""
+        """Return what stays if the table of costs is believed, for the target or the fractions of `config`."""
         if config.target is None:
             return select_fractions(self.model, config, scores)
         return self.choice.within(max(self.whole / config.target[1], 1.001 * self.choice.smallest(scores)), scores)
 
     def kept(self, scores: Scores) -> Selection:
-        """Returns what stays so that the target is kept: while the measured ratio misses, the choice is made again.
+        """Return what stays so that the target is kept: while the measured ratio misses, the choice is made again.
 
         Raises ValueError: the target cannot be reached; the message says what can.
         """
@@ -109,7 +109,7 @@ class TargetSearch:
 
 
 def _cost_cache_key(model: PreTrainedModel, reference: PreTrainedModel, config: PruningConfig) -> dict[str, Any]:
-    """Returns what measured costs depend on: shapes, the target's name, and how and where it is measured."""
+    """Return what measured costs depend on: shapes, the target's name, and how and where it is measured."""
     settings = {name: value for name, value in asdict(config).items() if name.startswith("latency_")}
     shapes = [
         {"class": type(each).__name__, "parameters": {name: [*p.shape] for name, p in each.named_parameters()}}
@@ -120,7 +120,7 @@ def _cost_cache_key(model: PreTrainedModel, reference: PreTrainedModel, config: 
 
 
 def _load_cost_table(file: Path | None, key: Mapping[str, Any]) -> tuple[float, CostTable] | None:
-    """Returns the whole cost and the table that `file` holds for `key`, None where it holds none."""
+    """Return the whole cost and the table that `file` holds for `key`, None where it holds none."""
     if file is None or not file.exists():
         return None
     held = json.loads(file.read_text(encoding="utf-8"))

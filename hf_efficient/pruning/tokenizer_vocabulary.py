@@ -17,7 +17,7 @@ State: TypeAlias = dict[str, Any]
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> State:
-    """Returns what the file `tokenizer.json` of `tokenizer` holds.
+    """Return what the file `tokenizer.json` of `tokenizer` holds.
 
     Raises ValueError: the tokenizer is slow, or its model is none of `NEEDED`.
     """
@@ -39,7 +39,7 @@ def _is_byte(piece: str) -> bool:
 
 
 def _required_by_wordpiece(model: State, kept: set[int]) -> set[int]:
-    """Returns the ids of single characters, at the start of a word and inside it, and of the unknown token."""
+    """Return the ids of single characters, at the start of a word and inside it, and of the unknown token."""
     prefix = model["continuing_subword_prefix"]
     return {
         index
@@ -49,14 +49,14 @@ def _required_by_wordpiece(model: State, kept: set[int]) -> set[int]:
 
 
 def _merges(model: State) -> Iterator[tuple[int, int, int]]:
-    """Yields (left, right, result) of every merge of a BPE model, as ids."""
+    """Yield (left, right, result) of every merge of a BPE model, as ids."""
     pieces, skipped = model["vocab"], len(model["continuing_subword_prefix"] or "")
     for left, right in model["merges"]:
         yield pieces[left], pieces[right], pieces[left + right[skipped:]]
 
 
 def _required_by_bpe(model: State, kept: set[int]) -> set[int]:
-    """Returns the ids of single characters or bytes, of the unknown token, and of all that `kept` is merged from.
+    """Return the ids of single characters or bytes, of the unknown token, and of all that `kept` is merged from.
 
     What a token is merged from is the same in any text: merges go by rank, and none crosses the token's borders.
     """
@@ -81,7 +81,7 @@ def _required_by_bpe(model: State, kept: set[int]) -> set[int]:
 
 
 def _required_by_unigram(model: State, kept: set[int]) -> set[int]:
-    """Returns the ids of single characters, of bytes to fall back to, and of a piece with the lowest score."""
+    """Return the ids of single characters, of bytes to fall back to, and of a piece with the lowest score."""
     scores = [score for _, score in model["vocab"]]
     return {scores.index(min(scores))} | {
         index
@@ -98,7 +98,7 @@ REQUIRED_TOKENS: dict[str, Callable[[State, set[int]], set[int]]] = {
 
 
 def token_id_fields(state: State) -> Iterator[tuple[Any, str | int]]:
-    """Yields (holder, key) of every `holder[key]` that is an id, beside the vocabulary itself."""
+    """Yield (holder, key) of every `holder[key]` that is an id, beside the vocabulary itself."""
     yield from ((token, "id") for token in state["added_tokens"])
     if state["padding"] is not None:
         yield state["padding"], "pad_id"
@@ -114,7 +114,7 @@ def token_id_fields(state: State) -> Iterator[tuple[Any, str | int]]:
 
 
 def add_required_tokens(state: State, kept: set[int]) -> list[int]:
-    """Returns `kept` and the tokens that must stay with it, in the order that the file format asks for.
+    """Return `kept` and the tokens that must stay with it, in the order that the file format asks for.
 
     Beside `kept` there stay: special and added tokens and all that the post-processor inserts; single characters and
     bytes, so that an unseen word still has pieces; for BPE, the tokens that a kept one is merged from; for Unigram, a
@@ -130,7 +130,7 @@ def add_required_tokens(state: State, kept: set[int]) -> list[int]:
 
 
 def renumber_tokenizer(tokenizer: PreTrainedTokenizerBase, new_ids: Mapping[int, int]) -> PreTrainedTokenizerBase:
-    """Returns a copy of `tokenizer` with only the tokens `new_ids` (old id to new), which `add_needed` ordered.
+    """Return a copy of `tokenizer` with only the tokens `new_ids` (old id to new), which `add_needed` ordered.
 
     Raises ValueError: the new ids cannot be written to a file.
     """

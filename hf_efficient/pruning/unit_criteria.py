@@ -30,7 +30,7 @@ class Criterion(Protocol):
     """
 
     def __call__(self, model: PreTrainedModel, batches: Iterable[Batch], loss: Loss) -> Scores:
-        """Returns a score for every unit and layer. Raises ValueError: data is needed, and there is none."""
+        """Return a score for every unit and layer. Raises ValueError: data is needed, and there is none."""
         ...
 
 
@@ -42,7 +42,7 @@ GateGradients = dict[str, torch.Tensor]
 def gate_gradients(
     model: PreTrainedModel, batches: Iterable[Batch], loss: Loss
 ) -> Iterator[tuple[GateGradients, GateGradients]]:
-    """Yields, for every batch, the gradients of each example's loss by its own gates of units and of layers.
+    """Yield, for every batch, the gradients of each example's loss by its own gates of units and of layers.
 
     | yields | shape |
     | --- | --- |
@@ -72,7 +72,7 @@ def gate_gradients(
 def _mean_over_examples(
     model: PreTrainedModel, batches: Iterable[Batch], loss: Loss, of: Callable[[torch.Tensor], torch.Tensor]
 ) -> Scores:
-    """Returns the mean over all examples of a function of each example's gate gradient."""
+    """Return the mean over all examples of a function of each example's gate gradient."""
     family = family_of(model)
     units = {name: torch.zeros(block.units, device=model.device) for name, block in family.blocks(model).items()}
     layers = {name: torch.zeros((), device=model.device) for name in family.layers(model)}
@@ -159,7 +159,7 @@ def movement(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exam
 
 
 def weight_movement(blocks: Mapping[str, Block]) -> dict[str, torch.Tensor]:
-    """Returns, after a backward pass, minus the sum of w * dL/dw over what reads each unit, (units,) a block."""
+    """Return, after a backward pass, minus the sum of w * dL/dw over what reads each unit, (units,) a block."""
     moved = {}
     for name, block in blocks.items():
         weight = getattr(block.output, "weight", None)
@@ -226,7 +226,7 @@ def wanda(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = example
 
 
 def _from_weights(model: PreTrainedModel, of: Callable[[torch.Tensor], torch.Tensor]) -> Scores:
-    """Returns, for each unit, the sum of a function of every weight that it owns."""
+    """Return, for each unit, the sum of a function of every weight that it owns."""
     units = {}
     for name, block in family_of(model).blocks(model).items():
         units[name] = torch.zeros(block.units, device=model.device)
@@ -243,7 +243,7 @@ def _from_activations(
     batches: Iterable[Batch],
     of: Callable[[Block, Mapping[str, torch.Tensor], int], torch.Tensor],
 ) -> Scores:
-    """Returns, for each unit, a function of the sums over tokens of |a| and a squared of what its block computes."""
+    """Return, for each unit, a function of the sums over tokens of |a| and a squared of what its block computes."""
     blocks = {name: block for name, block in family_of(model).blocks(model).items() if block.units}
     sums: dict[str, dict[str, torch.Tensor]] = {
         name: {kind: torch.zeros(block.output.in_features, device=model.device) for kind in ("absolute", "square")}
@@ -275,7 +275,7 @@ def _from_activations(
 
 
 def _layer_scores(units: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Returns the score of each layer as the sum of its units'."""
+    """Return the score of each layer as the sum of its units'."""
     layers: dict[str, float] = {}
     for name, scores in units.items():
         layer = name.rpartition(".")[0]

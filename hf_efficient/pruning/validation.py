@@ -14,7 +14,7 @@ logger = logging.get_logger(__name__)
 
 
 def check_prunable(model: PreTrainedModel, config: PruningConfig) -> None:
-    """Refuses what cannot work before any of the work is done.
+    """Check what cannot work before any of the work is done.
 
     Raises ValueError: `config` asks for nothing or for a stack or runtime that there is not, or `model` is quantized.
     Raises TypeError: the architecture, or its task head, is unknown.

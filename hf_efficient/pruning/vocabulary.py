@@ -38,7 +38,7 @@ class TrimmedVocabulary:
 
 
 def find_used_tokens(data: Iterable[str | TokenIds], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the ids of the tokens that occur in `data`, ascending.
+    """Return the ids of the tokens that occur in `data`, ascending.
 
     `data` yields texts, which are tokenized whole, with their special tokens, or token ids: tensors, or sequences
     nested to any depth. Negative ids, such as the -100 of ignored labels, are no tokens. Give texts where there are
@@ -67,7 +67,7 @@ def find_used_tokens(data: Iterable[str | TokenIds], tokenizer: PreTrainedTokeni
 def trim_vocabulary(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, keep: Iterable[int]
 ) -> TrimmedVocabulary:
-    """Returns copies of `model` and `tokenizer` without the tokens that are not needed; the given ones stay.
+    """Return copies of `model` and `tokenizer` without the tokens that are not needed; the given ones stay.
 
     A text all of whose tokens are in `keep` is split into the same tokens as before, and the model answers the same
     (of logits over the vocabulary, the kept columns). Beside `keep` there stay: special and added tokens; all ids
@@ -141,7 +141,7 @@ def _tokens_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, model_type:
 
 
 def _partial_wordpieces(word: str, backend: Tokenizer, unknown: int) -> set[int]:
-    """Returns the pieces of the longest beginning of `word` that can be spelled: where the greedy search stopped."""
+    """Return the pieces of the longest beginning of `word` that can be spelled: where the greedy search stopped."""
     word = backend.normalizer.normalize_str(word) if backend.normalizer else word
     for end in range(len(word) - 1, 0, -1):
         pieces = {token.id for token in backend.model.tokenize(word[:end])}
@@ -151,14 +151,14 @@ def _partial_wordpieces(word: str, backend: Tokenizer, unknown: int) -> set[int]
 
 
 def _configs(model: PreTrainedModel) -> list[Any]:
-    """Returns every config that `model` and its parts hold, each once."""
+    """Return every config that `model` and its parts hold, each once."""
     parts = [getattr(module, "config", None) for module in model.modules()]
     found = [*parts, getattr(model, "generation_config", None)]
     return list({id(config): config for config in found if config is not None}.values())
 
 
 def _token_ids_in_configs(model: PreTrainedModel) -> set[int]:
-    """Returns the ids that must have a row because a config of `model`, or its table of embeddings, names them."""
+    """Return the ids that must have a row because a config of `model`, or its table of embeddings, names them."""
     padding = model.get_input_embeddings().padding_idx
     named = set() if padding is None else {padding}
     for config in _configs(model):
@@ -169,7 +169,7 @@ def _token_ids_in_configs(model: PreTrainedModel) -> set[int]:
 
 
 def _ids_below_padding(model: PreTrainedModel) -> list[int]:
-    """Returns the ids up to the padding id if the positions of `model` are counted from it, and none otherwise."""
+    """Return the ids up to the padding id if the positions of `model` are counted from it, and none otherwise."""
     for module in model.modules():
         if (
             isinstance(module, nn.Embedding)
@@ -181,7 +181,7 @@ def _ids_below_padding(model: PreTrainedModel) -> list[int]:
 
 
 def _renumber_config(config: Any, new_ids: Mapping[int, int]) -> None:
-    """Puts new ids in place of the old in `config`; what it says of a token that is gone, goes too."""
+    """Put new ids in place of the old in `config`; what it says of a token that is gone, goes too."""
 
     def renumbered(value: Any) -> Any:
         return new_ids.get(value, value) if isinstance(value, int) else [renumbered(part) for part in value]
@@ -204,7 +204,7 @@ def _renumber_config(config: Any, new_ids: Mapping[int, int]) -> None:
 
 
 def _biases_beside_the_head(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Returns the biases that the owner of the output embeddings holds besides, as RoBERTa's `lm_head.bias`.
+    """Return the biases that the owner of the output embeddings holds besides, as RoBERTa's `lm_head.bias`.
 
     Tied to that of the output embeddings they are resized with it; of an untied model they are left behind.
     """
@@ -214,7 +214,7 @@ def _biases_beside_the_head(model: PreTrainedModel) -> list[nn.Parameter]:
 
 
 def _trim_model(model: PreTrainedModel, new_ids: Mapping[int, int], token_ids: torch.Tensor) -> PreTrainedModel:
-    """Returns a copy of `model` with the rows `token_ids` of every tensor that has a row for each token."""
+    """Return a copy of `model` with the rows `token_ids` of every tensor that has a row for each token."""
     trimmed = copy.deepcopy(model)
     old_size = model.get_input_embeddings().weight.shape[0]
     padding = trimmed.get_input_embeddings().padding_idx

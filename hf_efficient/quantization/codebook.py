@@ -19,7 +19,7 @@ MOST_POINTS = 2048
 def quantize_codebook(
     model: PreTrainedModel, config: QuantizationConfig, importance: Mapping[str, torch.Tensor] | None = None
 ) -> PreTrainedModel:
-    """Returns a copy of `model` whose weights are indices into codebooks; with an 8-bit scheme, its embeddings alone.
+    """Return a copy of `model` whose weights are indices into codebooks; with an 8-bit scheme, its embeddings alone.
 
     `importance` holds, by the names of weights, how much an error of each entry costs; others count alike.
 
@@ -54,7 +54,7 @@ def quantize_codebook(
 def fit_codebook(
     weight: torch.Tensor, bits: int, group: int, importance: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns indices (rows, columns), uint8, and a table (groups, 2**bits), in ascending order, for `weight`.
+    """Return indices (rows, columns), uint8, and a table (groups, 2**bits), in ascending order, for `weight`.
 
     `importance` (rows, columns) weighs the squared error of each entry; None: all alike.
     Source: Han et al. 2016, "Deep Compression", section 3; weighted as in Choi et al. 2017, "Towards the Limit of
@@ -68,7 +68,7 @@ def fit_codebook(
 
 
 def _fit(values: torch.Tensor, count: int, importance: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns indices, of the shape of `values`, and the `count` values of their table."""
+    """Return indices, of the shape of `values`, and the `count` values of their table."""
     from sklearn.cluster import KMeans
 
     flat = values.flatten()
@@ -94,7 +94,7 @@ def _nearest(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def _histogram_points(values: torch.Tensor, costs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns a few points and their weights that stand for many values: means of narrow bins."""
+    """Return a few points and their weights that stand for many values: means of narrow bins."""
     if len(values) <= MOST_POINTS:
         return values, costs
     low, high = values.min(), values.max()
@@ -105,7 +105,7 @@ def _histogram_points(values: torch.Tensor, costs: torch.Tensor) -> tuple[torch.
 
 
 def select_codebook_weights(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, int]]:
-    """Yields the names of what becomes a codebook, and the bits of an index."""
+    """Yield the names of what becomes a codebook, and the bits of an index."""
     if config.scheme == "codebook":
         yield from ((name, config.index_bits) for name, _ in select_linears(model, config))
     for name, _ in select_embeddings(model, config):
@@ -113,7 +113,7 @@ def select_codebook_weights(model: PreTrainedModel, config: QuantizationConfig) 
 
 
 def compare_with_uniform(model: PreTrainedModel, quantized: PreTrainedModel) -> dict[str, float] | None:
-    """Returns what the codebooks of `quantized`, made of `model`, cost and lose; None where there are none.
+    """Return what the codebooks of `quantized`, made of `model`, cost and lose; None where there are none.
 
     | key | meaning |
     | --- | --- |
@@ -140,7 +140,7 @@ def compare_with_uniform(model: PreTrainedModel, quantized: PreTrainedModel) -> 
 
 
 def quantize_uniformly(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
-    """Returns `weight` (rows, columns) rounded to 2**bits - 1 even steps around zero, with scales of 32 bits.
+    """Return `weight` (rows, columns) rounded to 2**bits - 1 even steps around zero, with scales of 32 bits.
 
     Each serves so few entries that the scales take as much room as the tables of a codebook of `group` rows; a row
     each, which takes more, where that does not divide.

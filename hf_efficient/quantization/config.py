@@ -113,7 +113,7 @@ class QuantizationConfig:
         return self.scheme == "codebook" or (self.embedding_bits or 8) < 8
 
     def describe(self) -> str:
-        """Returns what is done, for a report."""
+        """Return what is done, for a report."""
         if self.scheme == "codebook":
             return f"stored as indices of {self.index_bits} bits into codebooks, task head in float"
         tables = f", embeddings in codebooks of {self.embedding_bits} bits" if self.embeddings_are_codebooks else ""

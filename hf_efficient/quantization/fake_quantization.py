@@ -23,19 +23,19 @@ class _RoundStraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, lowest: int, highest: int) -> torch.Tensor:
-        """Returns the integers, in the type of `values`."""
+        """Return the integers, in the type of `values`."""
         return values.round().clamp(lowest, highest)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Returns the gradient as it came."""
+        """Return the gradient as it came."""
         return gradients[0], None, None
 
 
 def quantize_rows(
     values: torch.Tensor, lowest: int = ALL[0], highest: int = ALL[1]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns `values` (rows, size) as integers of that range, still in float32, and the scale (rows, 1) of each row.
+    """Return `values` (rows, size) as integers of that range, still in float32, and the scale (rows, 1) of each row.
 
     The scale is that of the 8-bit model: symmetric, from the largest magnitude of the row. Integers pass gradients
     on as if nothing was rounded; scales have none.
@@ -73,7 +73,7 @@ class FakeInt8Linear(nn.Linear):
     weights: tuple[int, int]
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Returns (..., out_features) of (..., in_features)."""
+        """Return (..., out_features) of (..., in_features)."""
         rows = states.flatten(0, -2)
         weights, scales = quantize_rows(self.weight, *self.weights)
         if self.activations is None:
@@ -91,7 +91,7 @@ class FakeInt8Embedding(nn.Embedding):
     """An Embedding whose rows are rounded as they will be in 8 bits."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Returns (..., embedding_dim) of (...)."""
+        """Return (..., embedding_dim) of (...)."""
         rows = super().forward(ids)
         rounded, scales = quantize_rows(rows.flatten(0, -2))
         return (rounded * scales).view_as(rows).to(rows.dtype)

@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 
 
 def quantize_int8(model: PreTrainedModel, config: QuantizationConfig) -> PreTrainedModel:
-    """Returns a copy of `model` in an 8-bit scheme, which `from_pretrained` loads as it is.
+    """Return a copy of `model` in an 8-bit scheme, which `from_pretrained` loads as it is.
 
     Raises ValueError: nothing of it would be quantized.
     """
@@ -41,7 +41,7 @@ def quantize_int8(model: PreTrainedModel, config: QuantizationConfig) -> PreTrai
 
 
 def compile_model(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Callable[..., Any] | None:
-    """Returns `model` under torch.compile, for any batch size and length, compiled by a first run on `inputs`.
+    """Return `model` under torch.compile, for any batch size and length, compiled by a first run on `inputs`.
 
     Eagerly, torchao unpacks a whole embedding table for every lookup, and quantizes activations in many small steps;
     compiled, both melt into the kernels around them. None where it cannot be compiled: no C++ compiler, say.
@@ -59,7 +59,7 @@ def compile_model(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) ->
 
 
 def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
-    """Returns the `TorchAoConfig` that says, by patterns of parameter names, what of `model` is quantized how.
+    """Return the `TorchAoConfig` that says, by patterns of parameter names, what of `model` is quantized how.
 
     Raises ValueError: no parameter of `model` is to be quantized.
     """
@@ -87,7 +87,7 @@ def needs_reduced_range(device: torch.device) -> bool:
 
 
 def _patterns(model: PreTrainedModel, chosen: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
-    """Yields patterns that match the weights of the chosen modules, whichever head stands around the base model."""
+    """Yield patterns that match the weights of the chosen modules, whichever head stands around the base model."""
     names, kinds = {name for name, _ in chosen}, {type(module) for _, module in chosen}
     whole: dict[str, list[str]] = {}
     for name, module in model.base_model.named_modules():

@@ -17,14 +17,14 @@ logger = logging.get_logger(__name__)
 
 
 def select_linears(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, Any]]:
-    """Yields the Linears of the layers that `config` quantizes, with their names in the base model."""
+    """Yield the Linears of the layers that `config` quantizes, with their names in the base model."""
     for name, module in model.base_model.named_modules():
         if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name) and not _skipped(model, config, name):
             yield name, module
 
 
 def select_embeddings(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, Any]]:
-    """Yields the embedding tables that `config` quantizes, with their names in the base model.
+    """Yield the embedding tables that `config` quantizes, with their names in the base model.
 
     Tables that stand in two places, such as the output layer's, stay in float: one would be left dangling. So does the
     small one of T5's position bias, which is added to attention scores.

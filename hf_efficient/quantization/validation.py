@@ -12,7 +12,7 @@ from hf_efficient.quantization.module_selection import check_selection
 
 
 def check_quantization(model: PreTrainedModel, config: QuantizationConfig) -> None:
-    """Refuses what cannot work before any of the work is done; see `quantize`."""
+    """Check what cannot work before any of the work is done; see `quantize`."""
     if config.scheme is None:
         raise UserError(f"scheme=None asks for nothing: give one of {', '.join(SCHEMES)}")
     if is_quantized(model):

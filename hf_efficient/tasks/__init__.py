@@ -45,14 +45,14 @@ TASKS = {
 
 
 def get_task(name: str) -> Task:
-    """Returns the task called `name`. Raises ValueError: there is none."""
+    """Return the task called `name`. Raises ValueError: there is none."""
     if name not in TASKS:
         raise UserError(f"task={name!r} is not supported: give one of {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def infer_task(config: PreTrainedConfig, splits: DatasetDict, data: DataConfig) -> Task:
-    """Returns the task of a fine-tuned model, or, when it has no task head yet, of the data; `splits` may be empty.
+    """Return the task of a fine-tuned model, or, when it has no task head yet, of the data; `splits` may be empty.
 
     Raises ValueError: the model has the head of a task that is not supported.
     """

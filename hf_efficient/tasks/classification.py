@@ -14,7 +14,7 @@ from hf_efficient.tasks.task import LABEL_COLUMNS, Batch, Metrics, RowEncoder, T
 
 
 def encode_text(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Returns tokens of one text or a pair, and the number of its label."""
+    """Return tokens of one text or a pair, and the number of its label."""
     encoded = encoding.tokens(*(batch[name] for name in encoding.columns.texts))
     labels = encoding.labels(batch)
     if labels is not None:
@@ -23,7 +23,7 @@ def encode_text(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
 
 
 def encode_multi_label(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Returns tokens, and for each class 1 where a row has it, else 0."""
+    """Return tokens, and for each class 1 where a row has it, else 0."""
     encoded = encoding.tokens(*(batch[name] for name in encoding.columns.texts))
     labels, count = encoding.labels(batch), encoding.classes
     if labels is not None:
@@ -33,17 +33,17 @@ def encode_multi_label(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
 
 
 def classification_compute_metrics(*_: Any) -> Metrics:
-    """Returns accuracy and macro F1 of predictions."""
+    """Return accuracy and macro F1 of predictions."""
     return lambda prediction: classification_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 
 def multi_label_compute_metrics(*_: Any) -> Metrics:
-    """Returns micro and macro F1, and the share of rows with just the right classes."""
+    """Return micro and macro F1, and the share of rows with just the right classes."""
     return lambda prediction: multi_label_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 
 def regression_compute_metrics(*_: Any) -> Metrics:
-    """Returns Pearson's and Spearman's correlation."""
+    """Return Pearson's and Spearman's correlation."""
     return lambda prediction: regression_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 

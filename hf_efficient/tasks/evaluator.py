@@ -49,11 +49,11 @@ class TaskEvaluator:
         return cls(task, encoding, rows, encoded, config)
 
     def calibration(self) -> Any:
-        """Returns batches of rows that nothing is judged on."""
+        """Return batches of rows that nothing is judged on."""
         return self._batches("train")
 
     def metrics(self, model: Call) -> dict[str, float]:
-        """Returns the task's metrics of `model`, in its own precision."""
+        """Return the task's metrics of `model`, in its own precision."""
         said: Any = None
         labels: Any = None
         with torch.inference_mode():

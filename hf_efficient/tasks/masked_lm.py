@@ -34,12 +34,12 @@ class MaskingCollator:
         self._pad = DataCollatorForTokenClassification(tokenizer)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Returns the batch, with labels of -100 where nothing was hidden."""
+        """Return the batch, with labels of -100 where nothing was hidden."""
         return dict((self._pad if "labels" in examples[0] else self._mask)(examples))
 
 
 def mask_once(data: Dataset, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
-    """Returns `data` with tokens hidden for good, so that all models guess at the same ones."""
+    """Return `data` with tokens hidden for good, so that all models guess at the same ones."""
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKING_PROBABILITY, seed=seed)
 
     def hide(example: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def mask_once(data: Dataset, tokenizer: PreTrainedTokenizerBase, seed: int) -> D
 
 
 def masked_token_scores(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Returns, for each token, minus the log probability of its label and whether it is the likeliest.
+    """Return, for each token, minus the log probability of its label and whether it is the likeliest.
 
     | argument | shape |
     | --- | --- |
@@ -63,12 +63,12 @@ def masked_token_scores(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def encode_masked_lm(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Returns tokens of texts."""
+    """Return tokens of texts."""
     return encoding.tokens(*(batch[name] for name in encoding.columns.texts))
 
 
 def masked_lm_compute_metrics(*_: Any) -> Metrics:
-    """Returns accuracy and perplexity of guesses."""
+    """Return accuracy and perplexity of guesses."""
     return lambda prediction: masked_lm_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 

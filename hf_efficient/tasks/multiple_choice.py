@@ -19,7 +19,7 @@ CHOICE_COLUMNS = (
 
 
 def encode_choices(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Returns, for each row, tokens of every choice beside what comes before it, (choices, tokens)."""
+    """Return, for each row, tokens of every choice beside what comes before it, (choices, tokens)."""
     names = encoding.columns.texts
     choices = [name for name in names if name.startswith(("ending", "choice"))]
     first, *begun = [name for name in names if name not in choices]

@@ -20,7 +20,7 @@ OUTSIDE = -1
 
 
 def encode_windows(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Returns overlapping windows of each text beside its question, and where the answer stands in each.
+    """Return overlapping windows of each text beside its question, and where the answer stands in each.
 
     A window without the whole answer points at its first token, as one of a question without an answer does. Also
     which row of the batch a window is of, and where its tokens stand in the text.
@@ -54,7 +54,7 @@ def encode_windows(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
 
 
 def _where(answer: Any, offsets: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Returns the first and the last token of the answer, both 0 where it is not wholly there."""
+    """Return the first and the last token of the answer, both 0 where it is not wholly there."""
     if not answer["text"]:
         return 0, 0
     begin = answer["answer_start"][0]
@@ -67,7 +67,7 @@ def _where(answer: Any, offsets: Sequence[Sequence[int]]) -> tuple[int, int]:
 def question_answering_compute_metrics(
     rows: Dataset, encoded: Dataset, encoding: RowEncoder, config: PreTrainedConfig
 ) -> Metrics:
-    """Returns exact match and F1 of the likeliest span of all windows of a text against the answers of its row."""
+    """Return exact match and F1 of the likeliest span of all windows of a text against the answers of its row."""
     texts = list(rows[encoding.columns.texts[1]])
     answers = [value["text"] for value in rows[str(encoding.columns.label)]]
     examples, places = list(encoded[EXAMPLE]), list(encoded[PLACES])
@@ -91,7 +91,7 @@ def question_answering_compute_metrics(
 
 
 def best_span(starts: np.ndarray, ends: np.ndarray, places: Sequence[Sequence[int]]) -> tuple[int, int, float] | None:
-    """Returns where the likeliest answer of one window begins and ends in the text, and its score; None: nowhere.
+    """Return where the likeliest answer of one window begins and ends in the text, and its score; None: nowhere.
 
     | argument | shape |
     | --- | --- |

@@ -20,7 +20,7 @@ Inputs = dict[str, torch.Tensor]
 
 
 def task_head(model: PreTrainedModel) -> str:
-    """Returns the task head of `model`, a key of `LABELS`. Raises ValueError: nobody knows what it is to be given."""
+    """Return the task head of `model`, a key of `LABELS`. Raises ValueError: nobody knows what it is to be given."""
     head = type(model).__name__.partition("For")[2]
     if head not in LABEL_FACTORIES:
         raise UserError(
@@ -31,7 +31,7 @@ def task_head(model: PreTrainedModel) -> str:
 
 
 def random_batch(model: PreTrainedModel, batch_size: int, sequence_length: int) -> Inputs:
-    """Returns examples of random tokens without padding, (batch, tokens), and random labels for the model's head.
+    """Return examples of random tokens without padding, (batch, tokens), and random labels for the model's head.
 
     Of texts to choose from there are two, (batch, 2, tokens); a decoder writes as many tokens as there are to read.
     """

@@ -19,7 +19,7 @@ SUMMARY_LABELS = ("summary", "highlights", "abstract", "target", "labels")
 
 
 def encode_seq2seq(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Returns tokens of what is read, behind the prefix, and of what is to be written."""
+    """Return tokens of what is read, behind the prefix, and of what is to be written."""
     data, (source,) = encoding.data, encoding.columns.texts
     texts, targets = batch[source], batch.get(str(encoding.columns.label))
     if source == PAIRS:
@@ -35,19 +35,19 @@ def encode_seq2seq(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
 def translation_compute_metrics(
     rows: Dataset, encoded: Dataset, encoding: RowEncoder, config: PreTrainedConfig
 ) -> Metrics:
-    """Returns sacreBLEU and chrF of what was generated."""
+    """Return sacreBLEU and chrF of what was generated."""
     return lambda prediction: translation_metrics(*decode_predictions(prediction, encoding.tokenizer))
 
 
 def summarization_compute_metrics(
     rows: Dataset, encoded: Dataset, encoding: RowEncoder, config: PreTrainedConfig
 ) -> Metrics:
-    """Returns ROUGE of what was generated."""
+    """Return ROUGE of what was generated."""
     return lambda prediction: summary_metrics(*decode_predictions(prediction, encoding.tokenizer))
 
 
 def decode_predictions(prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
-    """Returns the texts that were generated and those that were asked for."""
+    """Return the texts that were generated and those that were asked for."""
     padding = tokenizer.pad_token_id
     generated = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     texts = []
@@ -58,7 +58,7 @@ def decode_predictions(prediction: EvalPrediction, tokenizer: PreTrainedTokenize
 
 
 def _languages(splits: DatasetDict, data: DataConfig) -> Columns | None:
-    """Returns the columns of the two languages. Raises ValueError: they are not named, or not there."""
+    """Return the columns of the two languages. Raises ValueError: they are not named, or not there."""
     columns = splits["train"].column_names
     known = list(splits["train"][0][PAIRS]) if PAIRS in columns else columns
     for flag in ("source_lang", "target_lang"):

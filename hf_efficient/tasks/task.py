@@ -57,16 +57,16 @@ class RowEncoder:
     classes: int = 0
 
     def tokens(self, *texts: Any, **settings: Any) -> dict[str, Any]:
-        """Returns the ids of texts, cut to the longest that is allowed."""
+        """Return the ids of texts, cut to the longest that is allowed."""
         settings = {"truncation": True, "max_length": self.data.max_length, **settings}
         return dict(self.tokenizer(*texts, return_token_type_ids=self.token_types, **settings))
 
     def labels(self, batch: Batch) -> list[Any] | None:
-        """Returns the labels of a batch, None where there are none."""
+        """Return the labels of a batch, None where there are none."""
         return None if self.columns.label is None else batch.get(self.columns.label)
 
     def number(self, value: Any) -> Any:
-        """Returns what the model calls a label."""
+        """Return what the model calls a label."""
         return value if self.numbers is None else self.numbers[value]
 
 
@@ -116,7 +116,7 @@ class Task:
         return "ForConditionalGeneration" if self.writes else str(self.auto_class.__name__).removeprefix("AutoModel")
 
     def tokenize(self, splits: DatasetDict, encoding: RowEncoder) -> DatasetDict:
-        """Returns the splits as token ids, not padded yet, with labels where there are any."""
+        """Return the splits as token ids, not padded yet, with labels where there are any."""
         # `datasets` would take other rows to evaluate on for other rows to train on, and ask the teacher again.
         elsewhere: dict[str, Any] = dict.fromkeys(SOURCE_FIELDS)
         encoding = replace(encoding, data=replace(encoding.data, **elsewhere))
@@ -132,12 +132,12 @@ class Task:
 
 
 def get_logits(prediction: EvalPrediction) -> Any:
-    """Returns the logits of a prediction, the first of what a model answers."""
+    """Return the logits of a prediction, the first of what a model answers."""
     return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
 
 
 def find_columns(splits: DatasetDict, task: Task, config: DataConfig, needs_labels: bool = True) -> Columns:
-    """Returns the columns that the flags name, or that have usual names.
+    """Return the columns that the flags name, or that have usual names.
 
     Without `needs_labels` the training data may have none: only the evaluation data is read for them then.
 
@@ -174,7 +174,7 @@ def find_columns(splits: DatasetDict, task: Task, config: DataConfig, needs_labe
 
 
 def iterate_texts(rows: Dataset, task: Task, columns: Columns) -> Iterator[str]:
-    """Yields every text of the rows: what is read, and what is to be written."""
+    """Yield every text of the rows: what is read, and what is to be written."""
     written = [columns.label] if task.writes and columns.label is not None else []
     for name in dict.fromkeys((*columns.texts, *written)):
         for value in rows[name]:
@@ -185,5 +185,5 @@ def iterate_texts(rows: Dataset, task: Task, columns: Columns) -> Iterator[str]:
 
 
 def model_columns(rows: Dataset) -> Dataset:
-    """Returns encoded rows with just what a model reads."""
+    """Return encoded rows with just what a model reads."""
     return rows.remove_columns([name for name in (EXAMPLE, PLACES) if name in rows.column_names])

@@ -17,7 +17,7 @@ TAG_COLUMNS = ("ner_tags", "tags", "pos_tags", "labels", "label")
 
 
 def encode_words(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Returns tokens of lists of words; the first token of a word has its label, others none that counts."""
+    """Return tokens of lists of words; the first token of a word has its label, others none that counts."""
     encoded = encoding.tokenizer(
         batch[encoding.columns.texts[0]],
         is_split_into_words=True,
@@ -42,7 +42,7 @@ def encode_words(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
 def token_classification_compute_metrics(
     rows: Dataset, encoded: Dataset, encoding: RowEncoder, config: PreTrainedConfig
 ) -> Metrics:
-    """Returns precision, recall and F1 of whole spans, and accuracy of words."""
+    """Return precision, recall and F1 of whole spans, and accuracy of words."""
     names = [config.id2label[index] for index in range(config.num_labels)]
     return lambda prediction: token_classification_metrics(
         get_logits(prediction), np.asarray(prediction.label_ids), names

@@ -16,7 +16,7 @@ logger = logging.get_logger(__name__)
 
 
 def save_atomically(model: PreTrainedModel, folder: Path, processing_class: Any = None) -> None:
-    """Saves `model` into `folder` so that an interruption leaves the folder whole or absent."""
+    """Save `model` into `folder` so that an interruption leaves the folder whole or absent."""
     beside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     for part in (model, processing_class):
@@ -32,7 +32,7 @@ def has_resumable_run(folder: Path) -> bool:
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:
-    """Returns the last checkpoint in `folder` that was written to its end, None where there is none.
+    """Return the last checkpoint in `folder` that was written to its end, None where there is none.
 
     `Trainer` writes the state of the training last: a process that was killed before leaves a checkpoint without it.
     """

@@ -50,7 +50,7 @@ class Distilling(Asking):
     def begin_distilling(
         self, teachers: list[PreTrainedModel], config: DistillationConfig, token_ids: torch.Tensor | None
     ) -> None:
-        """Sets up `distiller`, and asks the teachers for all answers at once if they are to be cached.
+        """Set up `distiller`, and asks the teachers for all answers at once if they are to be cached.
 
         Raises ValueError: what is to be compared cannot be seen, or be cached.
         """
@@ -79,7 +79,7 @@ class Distilling(Asking):
             self._cache_teacher(self.distiller)
 
     def _read(self, inputs: Mapping[str, Any]) -> Batch:
-        """Returns what the model reads of a batch."""
+        """Return what the model reads of a batch."""
         return select_inputs(self.model, drop_teacher_columns(inputs))
 
     def prediction_step(
@@ -114,7 +114,7 @@ class Distilling(Asking):
         return self.distiller is None and (answers is None or (at_once and not answers.of_tokens))
 
     def _counts(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns, by unit, the number of labels that the task's loss averages over, and what the distiller counts."""
+        """Return, by unit, the number of labels that the task's loss averages over, and what the distiller counts."""
         known = self._read(inputs)
         labels = known.get("labels")
         answers = get_head_outputs(self.model)
@@ -134,7 +134,7 @@ class Distilling(Asking):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Returns the weighted sum of the task's loss and, with a distiller, the distances to the teacher."""
+        """Return the weighted sum of the task's loss and, with a distiller, the distances to the teacher."""
         known = self._read(inputs)
         if self.compute_loss_func is not None or not model.training or self._parent_is_exact:
             return super().compute_loss(model, known, return_outputs, num_items_in_batch)
@@ -156,7 +156,7 @@ class Distilling(Asking):
     def _distilled(
         self, distiller: Distiller, model: torch.nn.Module, inputs: Batch, known: Batch
     ) -> tuple[list[LossTerm], Any]:
-        """Returns the parts of the loss under a teacher, and what the student answered."""
+        """Return the parts of the loss under a teacher, and what the student answered."""
         config, progress = distiller.config, self._progress()
         weight = config.at("hard_label_weight", progress)
         parts: list[LossTerm] = []
@@ -172,7 +172,7 @@ class Distilling(Asking):
         return [*parts, *distiller(inputs, outputs, signals, progress)], outputs
 
     def _hard(self, model: torch.nn.Module, inputs: Batch, weight: float) -> tuple[LossTerm, Any]:
-        """Returns the task's own loss, as a sum over what it is the mean of."""
+        """Return the task's own loss, as a sum over what it is the mean of."""
         if not any(is_label(name) for name in inputs):
             raise UserError(
                 f"the batches have no labels, only {', '.join(inputs)}: give labels, or learn from a teacher alone "
@@ -206,7 +206,7 @@ class Distilling(Asking):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the parts of the distillation loss, averaged over the steps since the last log."""
+        """Add the parts of the distillation loss, averaged over the steps since the last log."""
         if "loss" in logs and self._logged:
             steps = max(self.state.global_step - self._step_logged, 1)
             totals = {name: self.accelerator.reduce(total, "mean") for name, total in self._logged.items()}

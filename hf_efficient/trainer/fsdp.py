@@ -72,7 +72,7 @@ class Sharding(Trainer):
 
 
 def gather_full_model(model: Any, model_class: type[PreTrainedModel]) -> PreTrainedModel:
-    """Returns `model`, a `model_class` that FSDP has shared out, whole; all processes must ask for it."""
+    """Return `model`, a `model_class` that FSDP has shared out, whole; all processes must ask for it."""
     weights = {
         name: (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
         for name, value in model.state_dict().items()

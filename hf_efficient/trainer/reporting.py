@@ -67,7 +67,7 @@ class Reporting(Trainer):
     _exported: dict[str, RuntimeModel]
 
     def _write_exports(self, model: PreTrainedModel) -> None:
-        """Writes `model` for the runtimes that were asked for, into folders of their names."""
+        """Write `model` for the runtimes that were asked for, into folders of their names."""
         for format in self.export.formats:
             folder = Path(self.args.output_dir) / format
             calibration = None
@@ -80,7 +80,7 @@ class Reporting(Trainer):
             self._exported[format] = load_exported(folder, self.export.form, exact=self.export.form is None)
 
     def _measure(self, models: dict[str, Any]) -> CompressionReport:
-        """Returns the report on `models`, by role: metrics of each, then speed of all in turn."""
+        """Return the report on `models`, by role: metrics of each, then speed of all in turn."""
         for model in models.values():
             self._move_model_to_device(model, self.args.device)
         inputs = model_inputs(self.model, self.pruning.latency_batch_size, self.pruning.latency_sequence_length)
@@ -124,7 +124,7 @@ class Reporting(Trainer):
         )
 
     def _metrics(self, role: str, model: PreTrainedModel) -> dict[str, float]:
-        """Returns the metrics of `model` on the evaluation set, in its order and the weights' precision."""
+        """Return the metrics of `model` on the evaluation set, in its order and the weights' precision."""
         teaches = role.startswith("teacher")
         if self.eval_dataset is None or (teaches and self.pruning.before_training):
             return {}  # a teacher that was never trained has nothing to compare with
@@ -174,7 +174,7 @@ class Reporting(Trainer):
         }
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Saves as the parent does, but for `training_args.bin`: it is a pickle and holds the Hub token in clear."""
+        """Save as the parent does, but for `training_args.bin`: it is a pickle and holds the Hub token in clear."""
         with self._without_tokens():
             super()._save(output_dir, state_dict)
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
@@ -188,14 +188,14 @@ class Reporting(Trainer):
             self.args.hub_token = token
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the report, its picture and the card made from it; the parent's card where nothing was measured."""
+        """Write the report, its picture and the card made from it; the parent's card where nothing was measured."""
         if self.report is None:
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             write_report_and_card(self.report, self.args.output_dir, base_model=self.base_model)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes the repository as the parent does. Raises PushError: the Hub refused, before anything is trained."""
+        """Make the repository as the parent does. Raises PushError: the Hub refused, before anything is trained."""
         with explain_hub_errors(
             self.args.output_dir, self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         ):
@@ -213,7 +213,7 @@ class Reporting(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> CommitInfo | Future[CommitInfo] | None:
-        """Saves, writes the card and pushes as the parent does, by `pushing.push`: what must not leave never does."""
+        """Save, writes the card and pushes as the parent does, by `pushing.push`: what must not leave never does."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token, revision = token or self.args.hub_token, revision or self.args.hub_revision
         if self.hub_model_id is None:
@@ -232,7 +232,7 @@ class Reporting(Trainer):
         return commit
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Pushes a checkpoint while training goes on; the parent would push `training_args.bin` with the token."""
+        """Push a checkpoint while training goes on; the parent would push `training_args.bin` with the token."""
         pending = getattr(self, "push_in_progress", None)
         busy = pending is not None and not pending.is_done() and not self.args.hub_always_push
         if not self.is_world_process_zero() or self.args.hub_strategy == "end" or busy:

@@ -53,7 +53,7 @@ class PruningRounds(Trainer):
     _gates: GateClosingCallback | None = None
 
     def check_pruning(self) -> None:
-        """Refuses what cannot work before any of the work is done."""
+        """Check what cannot work before any of the work is done."""
         if not self.pruning.active:
             return
         check_prunable(self.model, self.pruning)
@@ -82,7 +82,7 @@ class PruningRounds(Trainer):
         return self.args.num_train_epochs > 0 or self.args.max_steps > 0
 
     def train_in_rounds(self, resume: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput | None:
-        """Prunes and trains in the phases that the config asks for; `resume` goes on with what is there."""
+        """Prune and trains in the phases that the config asks for; `resume` goes on with what is there."""
         output: TrainOutput | None = None
         folder = Path(self.args.output_dir)
         epochs, steps = self.args.num_train_epochs, self.args.max_steps
@@ -120,7 +120,7 @@ class PruningRounds(Trainer):
         return output
 
     def _prepare(self, phase: Phase, folder: Path) -> None:
-        """Saves into `folder` what the phase starts from.
+        """Save into `folder` what the phase starts from.
 
         Every process scores its share of the data, the scores are averaged, and the first process cuts.
         """
@@ -212,7 +212,7 @@ class PruningRounds(Trainer):
     # ---- scores ----------------------------------------------------------------------------------------------------
 
     def _scoring_batches(self) -> Batches:
-        """Returns this process's share of the examples drawn, with the run's seed, from the training set."""
+        """Return this process's share of the examples drawn, with the run's seed, from the training set."""
         if self.train_dataset is None:
             raise UserError("pruning scores units on training data: give the trainer a train_dataset")
         if hasattr(self.train_dataset, "__len__"):
@@ -226,7 +226,7 @@ class PruningRounds(Trainer):
         return take_examples(known, self.pruning.scoring_samples, self.args.device)
 
     def _final_scores(self, request: PruningConfig, batches: Batches) -> Scores:
-        """Returns the scores to prune by: those that the gates found while they closed, if there were any."""
+        """Return the scores to prune by: those that the gates found while they closed, if there were any."""
         if self._gates is None:
             return self._scores(request, batches)
         return self._gates.scores()
@@ -246,14 +246,14 @@ class PruningRounds(Trainer):
         return found
 
     def _from_all(self, batches: Batches) -> Batches:
-        """Returns the batches of all processes in the order of the data, as one process would have read them."""
+        """Return the batches of all processes in the order of the data, as one process would have read them."""
         if self.args.world_size == 1:
             return batches
         shares = gather_object([batches])
         return [batch for turn in zip(*shares, strict=True) for batch in turn]
 
     def _from_first(self, found: Found) -> Found:
-        """Returns what the first process found: measured costs differ from process to process."""
+        """Return what the first process found: measured costs differ from process to process."""
         chosen = [found]
         if self.args.world_size > 1:
             broadcast_object_list(chosen)
@@ -262,14 +262,14 @@ class PruningRounds(Trainer):
     # ---- models ----------------------------------------------------------------------------------------------------
 
     def _load_pruned(self, folder: Path) -> PreTrainedModel:
-        """Loads what a phase starts from; every process loads the same."""
+        """Load what a phase starts from; every process loads the same."""
         family = family_of(self.model)
         model_class = family.class_for(type(self.model), transformers.AutoConfig.from_pretrained(folder))
         attention = self.model.config._attn_implementation
         return model_class.from_pretrained(folder, dtype=self.model.dtype, attn_implementation=attention)
 
     def _install(self, model: PreTrainedModel) -> None:
-        """Makes `model` the one that is trained, evaluated and saved; forgetting one of these trains nothing."""
+        """Make `model` the one that is trained, evaluated and saved; forgetting one of these trains nothing."""
         self.accelerator.free_memory()
         if self.place_model_on_device:
             self._move_model_to_device(model, self.args.device)
@@ -279,19 +279,19 @@ class PruningRounds(Trainer):
         model.config.use_cache = self.args.use_cache
 
     def _restore_forward(self, model: PreTrainedModel) -> None:
-        """Takes off what mixed precision put around `forward`, so that copies and measurements see the bare model."""
+        """Take off what mixed precision put around `forward`, so that copies and measurements see the bare model."""
         self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
     def _beside(self) -> Any:
-        """Returns what is trained beside the model and saved with it by `save_pretrained`, or None."""
+        """Return what is trained beside the model and saved with it by `save_pretrained`, or None."""
 
     def _load_beside(self, folder: Path) -> None:
-        """Loads what `_beside` saved."""
+        """Load what `_beside` saved."""
 
     # ---- words -----------------------------------------------------------------------------------------------------
 
     def _said(self, phase: Phase) -> str:
-        """Returns what the phase does, for the report."""
+        """Return what the phase does, for the report."""
         config = self.pruning
         if phase.ramps:
             return f"gates closed by {config.criterion} while training"
@@ -303,7 +303,7 @@ class PruningRounds(Trainer):
         return f"{said}, corrected by least squares" if config.recovery and config.removes_units else said
 
     def _shape(self) -> str:
-        """Returns what is left of the model, for the report."""
+        """Return what is left of the model, for the report."""
         layers = [
             layer for stack in family_of(self.model).structure(self.model.config).stacks.values() for layer in stack
         ]
@@ -318,6 +318,6 @@ class PruningRounds(Trainer):
 
 
 def last_complete_phase(folder: Path) -> int | None:
-    """Returns the number of the last phase whose folder is whole, or None."""
+    """Return the number of the last phase whose folder is whole, or None."""
     numbers = [int(path.parent.name.rpartition("-")[2]) for path in folder.glob("_round-*/config.json")]
     return max(numbers, default=None)

@@ -76,7 +76,7 @@ class CompressionMixin(PruningRounds, Distilling, Reporting, Ordering, Sharding)
         return self.teachers[0] if self.teachers else None
 
     def _teacher(self, teacher: PreTrainedModel | str) -> PreTrainedModel:
-        """Returns the teacher that was given, or the one of that name with the head of the model."""
+        """Return the teacher that was given, or the one of that name with the head of the model."""
         if teacher is self.model:
             return copy.deepcopy(teacher)  # as it is now: it would go on changing
         if isinstance(teacher, str):
@@ -88,7 +88,7 @@ class CompressionMixin(PruningRounds, Distilling, Reporting, Ordering, Sharding)
         return teacher
 
     def _check(self, teachers: Sequence[PreTrainedModel | str]) -> None:
-        """Refuses what cannot work before any of the work is done."""
+        """Check what cannot work before any of the work is done."""
         self.check_pruning()
         if self.distillation is not None and self.compute_loss_func is not None:
             raise UserError("compute_loss_func would replace the distillation loss: give one of the two")
@@ -114,7 +114,7 @@ class CompressionMixin(PruningRounds, Distilling, Reporting, Ordering, Sharding)
     # ---- the run ---------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput | None:
-        """Prunes and trains, in rounds if asked for, then quantizes; `self.model` is the small model afterwards.
+        """Prune and trains, in rounds if asked for, then quantizes; `self.model` is the small model afterwards.
 
         Without pruning it is the parent's `train`, and nothing is trained when quantization is all that was asked
         for. `resume_from_checkpoint=True` goes on with what is there, and starts when nothing is.
@@ -221,7 +221,7 @@ class EfficientSeq2SeqTrainer(CompressionMixin, Seq2SeqTrainer):
 
 
 def resolve_checkpoint(resume: str | bool | None, folder: str) -> str | None:
-    """Returns the checkpoint to go on from: the given one, the last in `folder` for True, or None to start."""
+    """Return the checkpoint to go on from: the given one, the last in `folder` for True, or None to start."""
     if isinstance(resume, str):
         return resume
     return last_complete_checkpoint(Path(folder)) if resume else None
