@@ -159,7 +159,7 @@ def run_distill(argv: Sequence[str]) -> None:
     job = parse_job([*argv, "--distil", "True"], command="distill")
     if job.pruning.active or job.pruning.vocabulary or job.quantization.scheme is not None:
         raise UserError("distill neither prunes nor quantizes: use `hf-efficient compress`, which distils besides")
-    if not (job.models.makes_student or job.models.teacher_name_or_path):
+    if not (job.model.creates_student or job.model.teacher_name_or_path):
         raise UserError(
             "there is nothing to learn from: name a teacher (--teacher_name_or_path), or make a student of the model "
             "(--student_layers 3, --student_config hidden_size=128,...)"

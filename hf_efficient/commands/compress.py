@@ -52,7 +52,7 @@ def compress(job: JobConfig) -> CompressionReport:
     check_output_dir(job, output)
 
     set_seed(args.seed)
-    splits = load_splits(job.data, args.seed) if job.data.named or job.needs_data else DatasetDict()
+    splits = load_splits(job.data, args.seed) if job.data.named or job.needs_dataset else DatasetDict()
     ready = prepare_job(job, splits)
     task, model, pruning = ready.task, ready.model, job.pruning
     if args.train_sampling_strategy == "random":
@@ -66,10 +66,10 @@ def compress(job: JobConfig) -> CompressionReport:
         check_quantization(model, job.quantization)
     _check_pruning_order(job, ready)
     trainer_class = _select_trainer_class(task, args, job)
-    compresses = job.distils or pruning.active or pruning.vocabulary or job.quantization.scheme is not None
+    compresses = job.uses_distillation or pruning.active or pruning.vocabulary or job.quantization.scheme is not None
     first: tuple[str, ...] = ()
-    if not ready.tuned and compresses and not job.models.teacher_name_or_path and not pruning.before_training:
-        logger.warning(f"{job.models.model_name_or_path} has no head for {task.name}: it is fine-tuned first")
+    if not ready.tuned and compresses and not job.model.teacher_name_or_path and not pruning.before_training:
+        logger.warning(f"{job.model.model_name_or_path} has no head for {task.name}: it is fine-tuned first")
         if not args.resume_from_checkpoint and args.should_save:
             # Else the run that is replaced would pass for this one, were this one interrupted.
             (output / REPORT_NAME).unlink(missing_ok=True)
@@ -83,24 +83,24 @@ def compress(job: JobConfig) -> CompressionReport:
         model = ready.model
 
     teachers: Any = ready.teachers
-    if job.models.makes_student:
+    if job.model.creates_student:
         teachers = teachers or (None if original else [model])
         set_seed(args.seed)  # the same student after an interruption
-        model, made = create_student(job.models, model)
+        model, made = create_student(job.model, model)
         first = (*first, made)
 
     trainer = trainer_class(
         model=model,
         args=args,
         teacher=teachers,
-        distillation=job.distillation if job.distils else None,
+        distillation=job.distillation if job.uses_distillation else None,
         pruning=job.pruning,
         quantization=job.quantization,
         export=job.export,
         original=original,
         **ready.for_trainer(),
     )
-    if job.models.overwrite_output_dir and not args.resume_from_checkpoint:
+    if job.model.overwrite_output_dir and not args.resume_from_checkpoint:
         if args.should_save:
             clear_output_dir(output, keep="_teacher" if first else "")
         trainer.accelerator.wait_for_everyone()
@@ -131,13 +131,13 @@ def compress(job: JobConfig) -> CompressionReport:
 
 def _check_pruning_order(job: JobConfig, ready: PreparedJob) -> None:
     """Raises ValueError: what is to be pruned before it is trained is trained already, or the other way round."""
-    name, pruning = job.models.model_name_or_path, job.pruning
+    name, pruning = job.model.model_name_or_path, job.pruning
     if pruning.before_training and ready.tuned:
         raise UserError(
             f"before_training=True prunes what is not fine-tuned yet, {name} has a head for {ready.task.name}: "
             "leave it out, or give the pretrained model"
         )
-    if pruning.before_training and job.models.distil and not job.models.teacher_name_or_path:
+    if pruning.before_training and job.model.distil and not job.model.teacher_name_or_path:
         raise UserError(
             "before_training=True leaves no trained model to learn from: name a teacher, or leave out --distil"
         )

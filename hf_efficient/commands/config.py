@@ -56,11 +56,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.student_layers and self.student_config:
             raise UserError("student_layers and student_config each make the student: give one")
-        if self.makes_student and self.distil is False:
+        if self.creates_student and self.distil is False:
             raise UserError("a student that is made of a model learns from a teacher: leave out --distil False")
 
     @property
-    def makes_student(self) -> bool:
+    def creates_student(self) -> bool:
         """Whether the student is a new model rather than the named one."""
         return bool(self.student_layers or self.student_config)
 
@@ -69,7 +69,7 @@ class ModelConfig:
 class JobConfig:
     """All settings of a compression."""
 
-    models: ModelConfig
+    model: ModelConfig
     data: DataConfig
     distillation: DistillationConfig
     pruning: PruningConfig
@@ -78,19 +78,19 @@ class JobConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
 
     @property
-    def distils(self) -> bool:
+    def uses_distillation(self) -> bool:
         """Whether a teacher is learnt from."""
-        if self.models.distil is not None:
-            return self.models.distil
-        if self.models.makes_student:
+        if self.model.distil is not None:
+            return self.model.distil
+        if self.model.creates_student:
             return True
         if self.pruning.before_training:
-            return self.models.teacher_name_or_path is not None
-        return self.models.teacher_name_or_path is not None or self.pruning.active or self.quantization.aware
+            return self.model.teacher_name_or_path is not None
+        return self.model.teacher_name_or_path is not None or self.pruning.active or self.quantization.aware
 
     @property
-    def needs_data(self) -> bool:
+    def needs_dataset(self) -> bool:
         """Whether there is anything to learn, or to choose by data: quantizing and exporting alone need none."""
         trains = self.quantization.scheme is None or self.quantization.aware
         trains = trains and self.training.num_train_epochs > 0
-        return trains or self.distils or self.pruning.active or self.pruning.vocabulary
+        return trains or self.uses_distillation or self.pruning.active or self.pruning.vocabulary

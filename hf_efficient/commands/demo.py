@@ -130,7 +130,7 @@ def _job_config(
     quantization: QuantizationConfig | None = None,
 ) -> JobConfig:
     return JobConfig(
-        models=ModelConfig(str(model), overwrite_output_dir=True),
+        model=ModelConfig(str(model), overwrite_output_dir=True),
         data=DataConfig(
             train_file=str(data["train"]),
             validation_file=str(data["validation"]),

@@ -19,7 +19,7 @@ def check_output_dir(job: JobConfig, output: Path) -> None:
     """Raises ValueError: `output` holds a model, or a half finished run, that nobody said to replace or continue."""
     held = [name for name in ("config.json", REPORT_NAME) if (output / name).exists()]
     begun = [path.name for path in output.glob("_*")] + [path.name for path in output.glob("checkpoint-*")]
-    if job.models.overwrite_output_dir or job.training.resume_from_checkpoint or not (held or begun):
+    if job.model.overwrite_output_dir or job.training.resume_from_checkpoint or not (held or begun):
         return
     raise UserError(
         f"output_dir={str(output)!r} already holds {'a model' if held else 'a run that was begun'} "

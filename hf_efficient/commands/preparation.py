@@ -71,13 +71,13 @@ class PreparedJob:
 
 def prepare_job(job: JobConfig, splits: DatasetDict) -> PreparedJob:
     """Return the model and the tokenized data, for the task that they are for."""
-    name, remote = job.models.model_name_or_path, job.models.trust_remote_code
+    name, remote = job.model.model_name_or_path, job.model.trust_remote_code
     config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote)
-    named = job.models.teacher_name_or_path or ()
+    named = job.model.teacher_name_or_path or ()
     told = AutoConfig.from_pretrained(named[0], trust_remote_code=remote) if named else config
-    needs_labels = not job.distils or job.distillation.uses_labels
-    task = get_task(job.models.task) if job.models.task else infer_task(told, splits, job.data)
+    needs_labels = not job.uses_distillation or job.distillation.uses_labels
+    task = get_task(job.model.task) if job.model.task else infer_task(told, splits, job.data)
     columns = find_columns(splits, task, job.data, needs_labels) if splits else Columns((), None)
     tuned = (config.architectures or [""])[0].endswith(task.head)
     if not tuned and named and task.labelled:
@@ -101,10 +101,10 @@ def prepare_job(job: JobConfig, splits: DatasetDict) -> PreparedJob:
         config=config,
         dtype=torch.float32,
         trust_remote_code=remote,
-        attn_implementation=job.models.attn_implementation,
+        attn_implementation=job.model.attn_implementation,
     )
-    answers = job.distils and job.distillation.uses_logits
-    attention = job.models.attn_implementation
+    answers = job.uses_distillation and job.distillation.uses_logits
+    attention = job.model.attn_implementation
     teachers = tuple(load_teacher(teacher, task.auto_class, answers, remote, attention) for teacher in named)
     for teacher in named:
         _check_same_tokenizer(teacher, tokenizer, remote)

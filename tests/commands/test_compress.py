@@ -267,10 +267,10 @@ def test_flags_win_over_the_recipe(workshop):
     (workshop / "recipe.yaml").write_text("target_speedup: 3\ntemperature: 4\nbf16: false\n")
     job = parse_job([*flags(workshop, target_speedup=2), "--config", str(workshop / "recipe.yaml")])
     assert (job.pruning.target_speedup, job.distillation.temperature) == (2.0, 4.0)
-    assert job.distils
+    assert job.uses_distillation
     assert job.quantization.scheme is None
-    assert not parse_job(flags(workshop)).distils
-    assert not parse_job([*flags(workshop, target_speedup=2), "--distil", "False"]).distils
+    assert not parse_job(flags(workshop)).uses_distillation
+    assert not parse_job([*flags(workshop, target_speedup=2), "--distil", "False"]).uses_distillation
 
 
 def test_an_unknown_command_lists_the_commands(capsys):

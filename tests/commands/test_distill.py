@@ -138,7 +138,7 @@ def test_distill_refuses_what_it_cannot_do(workshop, capsys, changes, sentence):
 
 
 def test_a_made_student_is_distilled_by_compress_too(workshop):
-    assert parse_job(flags(workshop, student_layers=1)).distils
+    assert parse_job(flags(workshop, student_layers=1)).uses_distillation
     with pytest.raises(ValueError, match="learns from a teacher: leave out --distil False"):
         parse_job(flags(workshop, student_layers=1, distil=False))
 
