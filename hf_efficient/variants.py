@@ -32,7 +32,7 @@ class ModelVariant:
     """A model in one of its forms, and what runs it where that is not the model itself."""
 
     model: nn.Module
-    call: Call | None = None
+    forward: Call | None = None
 
 
 def _float_variant(dtype: torch.dtype) -> Callable[..., ModelVariant]:
@@ -54,7 +54,7 @@ def _exported_variant(format: str, quantization: str | None) -> Callable[..., Mo
     def make(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, folder: Path) -> ModelVariant:
         needed = calibration if needs_calibration(format, quantization) else None
         export(model, folder / format, format, quantization, needed)
-        return ModelVariant(load_exported(folder / format, quantization, exact=quantization is None))
+        return ModelVariant(load_exported(folder / format, quantization, full_precision=quantization is None))
 
     return make
 

@@ -70,10 +70,10 @@ def compare_models(
                     continue
                 models[role] = made.model
                 titles[role] = title if form is None else f"{title} {form}" if len(names) > 1 else form
-                if made.call is not None:
-                    calls[role] = made.call
+                if made.forward is not None:
+                    calls[role] = made.forward
                 if judged is not None:
-                    metrics[role] = judged.metrics(made.call or made.model)
+                    metrics[role] = judged.metrics(made.forward or made.model)
         rows = compare(models, inputs, metrics=metrics, metric=task.metric, names=titles, compiled=calls)
     return CompressionReport(
         task=task.pipeline,

@@ -58,15 +58,15 @@ def compress(job: JobConfig) -> CompressionReport:
     if args.train_sampling_strategy == "random":
         # Batches of like lengths waste no time on padding.
         args.train_sampling_strategy = "group_by_length"
-    if pruning.active:
+    if pruning.removes_anything:
         check_prunable(model, pruning)  # before a teacher is trained in vain
     for format in job.export.formats:
-        check_export(model, format, job.export.form)
+        check_export(model, format, job.export.quantization)
     if job.quantization.scheme is not None:
         check_quantization(model, job.quantization)
     _check_pruning_order(job, ready)
     trainer_class = _select_trainer_class(task, args, job)
-    compresses = job.uses_distillation or pruning.active or pruning.vocabulary or job.quantization.scheme is not None
+    compresses = job.uses_distillation or pruning.removes_anything or pruning.vocabulary or job.quantization.scheme is not None
     first: tuple[str, ...] = ()
     if not ready.tuned and compresses and not job.model.teacher_name_or_path and not pruning.before_training:
         logger.warning(f"{job.model.model_name_or_path} has no head for {task.name}: it is fine-tuned first")

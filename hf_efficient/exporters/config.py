@@ -34,7 +34,7 @@ class ExportConfig:
         if isinstance(self.export, str):
             raise UserError(f"export={self.export!r} must be a list: give [{self.export!r}]")
         for format in self.formats:
-            check_export_format(format, self.form)
+            check_export_format(format, self.quantization)
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -42,13 +42,13 @@ class ExportConfig:
         return tuple(dict.fromkeys(self.export or ()))
 
     @property
-    def form(self) -> str | None:
+    def quantization(self) -> str | None:
         """The quantization that `export` is given."""
         return None if self.export_quantization == "none" else self.export_quantization
 
     def needs_calibration(self, format: str) -> bool:
         """Whether the export to `format` finds the ranges of activations on data."""
-        return needs_calibration(format, self.form)
+        return needs_calibration(format, self.quantization)
 
 
 def check_export_format(format: str, quantization: str | None) -> None:

@@ -101,7 +101,7 @@ def export(
             generation_config=model.generation_config if generates_text(model) else None,
         )
         exported.save_pretrained(beside)
-        differs = _max_relative_difference(model, load_exported(beside, exact=True))
+        differs = _max_relative_difference(model, load_exported(beside, full_precision=True))
     found = ExportResult(format, quantization, str(folder), differs)
     if quantization is None and not found.difference <= MAX_RELATIVE_DIFFERENCE:
         raise RuntimeError(

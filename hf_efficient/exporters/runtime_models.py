@@ -146,18 +146,18 @@ class RuntimeSeq2SeqModel(RuntimeModel, GenerationMixin):
 
 
 def load_exported(
-    directory: str | os.PathLike[str], quantization: str | None = None, exact: bool = False
+    directory: str | os.PathLike[str], quantization: str | None = None, full_precision: bool = False
 ) -> RuntimeModel:
     """Return the model in a folder that `export` wrote, on as many threads as torch has now.
 
     `quantization` is what it was exported with, for its name in tables. Left to itself OpenVINO computes in bfloat16
-    what is in float, where the processor can; `exact` keeps it from that.
+    what is in float, where the processor can; `full_precision` keeps it from that.
     """
     folder = Path(directory)
     with suppress_output():
         exported = transformers.exporters.ExportedModel.from_pretrained(folder)
         writes = DECODE in exported.components
-        exported.to(**_session_options(_export_format(exported), exact, writes))
+        exported.to(**_session_options(_export_format(exported), full_precision, writes))
     return (RuntimeSeq2SeqModel if writes else RuntimeModel)(exported, folder, quantization)
 
 
@@ -188,9 +188,9 @@ def _export_format(exported: Any) -> str:
     return str(getattr(exported.export_format, "value", exported.export_format))
 
 
-def _session_options(format: str, exact: bool, writes: bool) -> dict[str, Any]:
+def _session_options(format: str, full_precision: bool, writes: bool) -> dict[str, Any]:
     if format == "openvino":
-        precision = {"INFERENCE_PRECISION_HINT": "f32"} if exact else {}
+        precision = {"INFERENCE_PRECISION_HINT": "f32"} if full_precision else {}
         return {"config": {"INFERENCE_NUM_THREADS": torch.get_num_threads(), **precision}}
     import onnxruntime
 

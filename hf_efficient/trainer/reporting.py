@@ -74,10 +74,10 @@ class Reporting(Trainer):
             if self.export.needs_calibration(format):  # all processes take part in reading
                 calibration = take_calibration_batches(self.get_train_dataloader())
             if self.args.should_save:
-                written = export(model, folder, format, self.export.form, calibration)
+                written = export(model, folder, format, self.export.quantization, calibration)
                 self.stages.append(written.describe())
             self.accelerator.wait_for_everyone()
-            self._exported[format] = load_exported(folder, self.export.form, exact=self.export.form is None)
+            self._exported[format] = load_exported(folder, self.export.quantization, full_precision=self.export.quantization is None)
 
     def _measure(self, models: dict[str, Any]) -> CompressionReport:
         """Return the report on `models`, by role: metrics of each, then speed of all in turn."""
@@ -149,7 +149,7 @@ class Reporting(Trainer):
         }
 
     def _configs(self) -> dict[str, Any]:
-        prunes, quantizes = self.pruning.active or self.pruning.vocabulary, self.quantization.scheme is not None
+        prunes, quantizes = self.pruning.removes_anything or self.pruning.vocabulary, self.quantization.scheme is not None
         configs = {
             "distillation": self.distillation,
             "pruning": self.pruning if prunes else None,

@@ -92,7 +92,7 @@ class CompressionMixin(PruningRounds, Distilling, Reporting, Ordering, Sharding)
         self.check_pruning()
         if self.distillation is not None and self.compute_loss_func is not None:
             raise UserError("compute_loss_func would replace the distillation loss: give one of the two")
-        if self.model_init is not None and self.distillation is not None and self.distillation.looks_inside:
+        if self.model_init is not None and self.distillation is not None and self.distillation.uses_intermediate_outputs:
             raise UserError(
                 "model_init makes another model after the layers of this one were mapped to the teacher's: give "
                 "`model`"
@@ -102,7 +102,7 @@ class CompressionMixin(PruningRounds, Distilling, Reporting, Ordering, Sharding)
         if self.quantization.aware and self.model_init is not None:
             raise UserError("model_init makes another model, which would not round as in 8 bits: give `model`")
         for format in self.export.formats:
-            check_export(self.model, format, self.export.form)
+            check_export(self.model, format, self.export.quantization)
             if self.export.needs_calibration(format) and self.train_dataset is None:
                 raise UserError(
                     "OpenVINO's int8 fixes the ranges of activations on training data, and there is none: give "
@@ -126,13 +126,13 @@ class CompressionMixin(PruningRounds, Distilling, Reporting, Ordering, Sharding)
         self.stages = (
             [] if self.original is None else [f"kept {len(self.original.token_ids)} tokens of the vocabulary"]
         )
-        compressed = self.distillation is not None or self.pruning.active or self.quantization.scheme is not None
+        compressed = self.distillation is not None or self.pruning.removes_anything or self.quantization.scheme is not None
         compressed = compressed or self.original is not None
         if compressed and not self.teachers:
             self.teachers = [self.original.model if self.original else copy.deepcopy(self.model)]
         if self.distillation is not None:
             self.begin_distilling(self.teachers, self.distillation, self.original.token_ids if self.original else None)
-        learns = self.distillation is not None or self.pruning.active or self.quantization.aware
+        learns = self.distillation is not None or self.pruning.removes_anything or self.quantization.aware
         trains = learns or self.quantization.scheme is None
 
         output: TrainOutput | None = None
@@ -140,7 +140,7 @@ class CompressionMixin(PruningRounds, Distilling, Reporting, Ordering, Sharding)
         begun = time.perf_counter()
         try:
             with EnergyCounter(self.args.device) as counter:
-                if self.pruning.active:
+                if self.pruning.removes_anything:
                     output = self.train_in_rounds(resume_from_checkpoint, *args, **kwargs)
                 elif trains and self.trains:
                     checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)

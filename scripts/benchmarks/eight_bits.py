@@ -125,7 +125,7 @@ def speed(results: Results, sst2: Sst2) -> None:
             rows = compare(
                 {("teacher" if name == "float32" else name): form.model for name, form in made.items()},
                 inputs,
-                compiled={name: form.call for name, form in made.items() if form.call is not None},
+                compiled={name: form.forward for name, form in made.items() if form.forward is not None},
                 repeats=60 if batch_size == 1 else 20,
             )
             latencies = {row.role: row.latency_ms.p50 for row in rows if row.latency_ms}

@@ -215,7 +215,7 @@ def test_known_forms_are_taken():
     for form in (None, "int8", "int8_weight_only"):
         check_export_format("openvino", form)
     assert ExportConfig(["onnx", "onnx"], "none").formats == ("onnx",)
-    assert ExportConfig(["onnx"], "none").form is None
+    assert ExportConfig(["onnx"], "none").quantization is None
 
 
 def test_ranges_need_data(make_model, tmp_path):
@@ -271,7 +271,7 @@ def test_a_pruned_writer_writes_the_same(runtime, head, shape, make_model, selec
     need(runtime)
     model = remove_units(make_model(head), select(shape, head)).eval()
     assert export(model, tmp_path / "there", runtime).difference < 1e-4
-    writer = load_exported(tmp_path / "there", exact=True)
+    writer = load_exported(tmp_path / "there", full_precision=True)
     texts = sentences(model)
     for settings in ({}, {"num_beams": 3}, {"use_cache": False}):
         asked = {"max_new_tokens": 12, "min_new_tokens": 12, **settings}
