@@ -1,6 +1,7 @@
-"""The rules of the house: which room may import which, read from the imports themselves."""
+"""The rules of the package's layout, checked on the source: which room imports which, what is light, what is long."""
 
 import ast
+import re
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -9,62 +10,28 @@ import pytest
 
 import hf_efficient
 
-HOUSE = Path(hf_efficient.__file__).parent
-LEVELS = {
-    "quiet": 0,
-    "whole": 0,
-    "models": 0,
-    "distillation": 1,
-    "pruning": 1,
-    "quantization": 1,
-    "measurement": 1,
-    "tasks": 1,
-    "data": 1,
-    "demo_corpus": 1,
-    "speedup": 2,
-    "rounds": 2,
-    "ordering": 2,
-    "sharding": 2,
-    "asking": 2,
-    "distilling": 2,
-    "quantizing": 2,
-    "exported": 2,
-    "exporting": 2,
-    "pushable": 2,
-    "pushing": 2,
-    "space": 2,
-    "hub": 2,
-    "reporting": 2,
-    "trainer": 2,
-    "job": 3,
-    "ready": 3,
-    "compress": 3,
-    "forms": 3,
-    "side_by_side": 3,
-    "training_worker": 3,
-    "training_measured": 3,
-    "measuring": 4,
-    "demo": 4,
-    "cli": 5,
-    "__init__": 6,
-}
-# Rooms import what lies on levels below, and of their own level only this.
-NEIGHBOURS = {
-    "tasks": {"measurement", "data"},
-    "ready": {"job"},
-    "compress": {"job", "ready"},
-    "side_by_side": {"forms"},
-    "training_measured": {"training_worker"},
-    "distilling": {"asking"},
-    "trainer": {"distilling", "exporting", "ordering", "quantizing", "reporting", "rounds", "sharding"},
-    "hub": {"pushable", "pushing"},
-    "pushing": {"pushable"},
-    "space": {"pushable", "pushing"},
-    "reporting": {"exported", "exporting", "hub", "pushing"},
-    "exporting": {"exported"},
-    "rounds": {"speedup"},
-}
-KNOWS_NOTHING_OF_OURS = {"measurement"}
+PACKAGE = Path(hf_efficient.__file__).parent
+# A room imports rooms of earlier lines only, never one of its own line.
+LEVELS = (
+    ("errors",),
+    ("registry",),
+    ("models",),
+    ("data", "pruning", "distillation", "quantization", "measurement"),
+    ("tasks", "exporters", "hub"),
+    ("functions",),
+    ("variants",),
+    ("trainer",),
+    ("commands",),
+    ("cli",),
+    ("__init__",),
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+# Measures any torch module, not only the models of this package.
+INDEPENDENT = {"measurement": {"errors", "registry"}}
+MAX_FILES_BESIDE_ROOMS = 6
+MAX_LINES = 330
+MIN_DOCSTRING_LINES = 3
+# Optional, or slow to import and needed by few users: these may be imported where they are used.
 HEAVY = {
     "torchao",
     "matplotlib",
@@ -77,73 +44,149 @@ HEAVY = {
     "codecarbon",
     "sklearn",
 }
-PRINTS = {"cli", "demo"}
-MODULES = {
-    ".".join(path.relative_to(HOUSE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted(HOUSE.rglob("*.py"))
+# Modules of models/ that are not saved next to a model's weights.
+NOT_SHIPPED = {"models.__init__", "models.surgery", "models.inputs"}
+SHIPPED_TOGETHER = {"codebook", "encoder", "structure", "t5_layers"}
+DYNAMIC_IMPORTS = {"import_module", "resolve_name", "__import__"}
+# The registry resolves texts, which are read as imports here; the demo reads the docstrings of other packages.
+IMPORT_BY_TEXT = {"__init__", "registry", "commands.demo_dataset"}
+SOURCES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text(encoding="utf-8")
+    for path in sorted(PACKAGE.rglob("*.py"))
 }
+MODULES = {module: ast.parse(source) for module, source in SOURCES.items()}
+ROOMS = sorted(module.removesuffix(".__init__") for module in MODULES if module.endswith(".__init__"))
+CONFIG_MODULES = [name for name in MODULES if name.endswith(".config")]
+LIGHT_MODULES = ["__init__", *CONFIG_MODULES, "pruning.criteria", "tasks.__init__"]
 
 
-def room(module):
+def room_of(module):
     return module.partition(".")[0]
 
 
-def imports(module, tree):
-    """Yields (name, line) of every module that `module` imports; of ours without the package's name in front."""
-    folder = module.split(".")[:-1]
+def module_named(name):
+    """Returns the module of the package that a dotted name means, None if there is none."""
+    first, *rest = name.split(".")
+    if first != "hf_efficient":
+        return None
+    return next((module for module in (".".join(rest), ".".join([*rest, "__init__"])) if module in MODULES), None)
+
+
+def statement_imports(module, tree):
+    """Yields (name, line) of the import statements in `tree`, relative ones with the package's name in front."""
+    folder = ["hf_efficient", *module.split(".")[:-1]]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parts = folder[: len(folder) - node.level + 1] if node.level else []
-            start = ["hf_efficient", *parts] if node.level else []
-            start += node.module.split(".") if node.module else []
+            start = folder[: len(folder) - node.level + 1] if node.level else []
+            start = [*start, *(node.module.split(".") if node.module else [])]
             for alias in node.names:
-                whole = [*start, alias.name]
-                yield ".".join(whole if whole[0] == "hf_efficient" and is_ours(whole[1:]) else start), node.lineno
+                full = ".".join([*start, alias.name])
+                yield (full if module_named(full) else ".".join(start)), node.lineno
 
 
-def is_ours(parts):
-    return ".".join(parts) in MODULES or ".".join([*parts, "__init__"]) in MODULES
+def text_imports(module, tree):
+    """Yields (name, line) of the modules named by texts: entries of registries, the table of public names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            match = re.fullmatch(r"(hf_efficient(?:\.\w+)+)(?::\w+)?", node.value)
+            if match and module_named(match[1]):
+                yield match[1], node.lineno
+        elif isinstance(node, ast.Assign) and module == "__init__" and "_MODULES" in map(ast.unparse, node.targets):
+            yield from ((f"hf_efficient.{value.value}", value.lineno) for value in node.value.values)
 
 
 def own_imports(module, tree):
-    """Yields (module, line) of our own modules that `module` imports."""
-    for name, line in imports(module, tree):
-        first, *rest = name.split(".")
-        if first == "hf_efficient":
-            yield next(known for known in (".".join(rest), ".".join([*rest, "__init__"])) if known in MODULES), line
+    """Yields (module, line) of the package's modules that `module` imports or names by a text."""
+    for name, line in (*statement_imports(module, tree), *text_imports(module, tree)):
+        imported = module_named(name)
+        if imported:
+            yield imported, line
 
 
-def trespasses(module, tree):
-    """Returns the imports of `module` that go up, or sideways where they may not."""
-    here, found = room(module), []
+def import_violations(module, tree):
+    """Returns the imports of `module` that are not of a lower level."""
+    room, violations = room_of(module), []
     for name, line in own_imports(module, tree):
-        there = room(name)
-        below = LEVELS[there] < LEVELS[here] and here not in KNOWS_NOTHING_OF_OURS
-        if there != here and not below and there not in NEIGHBOURS.get(here, ()):
-            found.append(f"{module}:{line} imports {name}")
-    return found
+        imported = room_of(name)
+        is_lower = LEVEL[imported] < LEVEL[room] and imported in INDEPENDENT.get(room, LEVEL)
+        if imported != room and not is_lower:
+            violations.append(f"{module}:{line} imports {name}")
+    return violations
 
 
 def late_imports(module, tree):
-    """Returns the imports inside functions that are not of a heavy optional dependency."""
-    found = []
+    """Returns the imports inside functions, except of heavy dependencies and in the `run` of a command."""
+    runs = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    allowed = {id(node) for run in runs for node in ast.walk(run)} if room_of(module) == "commands" else set()
+    violations = []
     for function in ast.walk(tree):
-        if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
         for node in ast.walk(function):
             if isinstance(node, ast.Import):
-                late = [alias.name for alias in node.names if alias.name.partition(".")[0] not in HEAVY]
+                names = [alias.name for alias in node.names if alias.name.partition(".")[0] not in HEAVY]
             elif isinstance(node, ast.ImportFrom):
-                names = {alias.name for alias in node.names}
-                allowed = (node.module or "").partition(".")[0] in HEAVY and not node.level
-                allowed |= node.module == "transformers" and names == {"TorchAoConfig"}
-                late = [] if allowed else sorted(names)
+                is_heavy = (node.module or "").partition(".")[0] in HEAVY and not node.level
+                imported = {alias.name for alias in node.names}
+                is_heavy |= node.module == "transformers" and imported == {"TorchAoConfig"}  # imports torchao
+                names = [] if is_heavy else sorted(imported)
             else:
                 continue
-            found += [f"{module}:{node.lineno} imports {name} inside a function" for name in late]
-    return found
+            if id(node) not in allowed:
+                violations += [f"{module}:{node.lineno} imports {name} inside a function" for name in names]
+    return violations
+
+
+def dynamic_imports(module, tree):
+    """Returns the calls that import a module by a name that may be computed."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        f"{module}:{node.lineno} imports by {ast.unparse(node.func)}"
+        for node in calls
+        if ast.unparse(node.func).rpartition(".")[2] in DYNAMIC_IMPORTS
+    ]
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING"
+
+
+def import_time_statements(node):
+    """Yields the statements that run when the module is imported: not those of functions or under TYPE_CHECKING."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child) or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.stmt):
+            yield child
+        yield from import_time_statements(child)
+
+
+def import_time_imports(module, tree):
+    """Yields the names of the modules that importing `module` imports, with the rooms that they lie in."""
+    for node in import_time_statements(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for name, _ in statement_imports(module, ast.Module([node], [])):
+                yield name
+                imported = module_named(name)
+                if imported and "." in imported:
+                    yield f"hf_efficient.{room_of(imported)}"
+
+
+def heavy_imports(module, tree, allowed=frozenset()):
+    """Returns what importing `module` imports, directly or not, that is neither standard, ours nor allowed."""
+    violations, seen, todo = set(), {module}, [(module, tree)]
+    while todo:
+        current, current_tree = todo.pop()
+        for name in import_time_imports(current, current_tree):
+            imported, package = module_named(name), name.partition(".")[0]
+            if imported and imported not in seen:
+                seen.add(imported)
+                todo.append((imported, MODULES[imported]))
+            elif not imported and package not in sys.stdlib_module_names | {"hf_efficient"} | allowed:
+                violations.add(f"{current} imports {package}")
+    return sorted(violations)
 
 
 def prints(module, tree):
@@ -154,16 +197,44 @@ def prints(module, tree):
     ]
 
 
+def plain_errors(module, tree):
+    """Returns the places that raise ValueError or TypeError, which the command line shows with their traceback."""
+    return [
+        f"{module}:{node.lineno} raises {ast.unparse(node.exc).partition('(')[0]}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise)
+        and node.exc is not None
+        and ast.unparse(node.exc).partition("(")[0] in ("ValueError", "TypeError")
+    ]
+
+
+def defined_names(tree):
+    """Yields the names that a module defines or imports at its top level."""
+    for node in import_time_statements(tree):
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name for alias in node.names)
+    yield from (node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+
+
 def test_every_room_has_a_level():
-    assert {room(module) for module in MODULES} <= LEVELS.keys(), "give the new module a level in this file"
+    assert {room_of(module) for module in MODULES} == LEVEL.keys(), "give the new room a level in this file"
+
+
+def test_few_files_lie_beside_the_rooms():
+    assert len([module for module in MODULES if "." not in module]) <= MAX_FILES_BESIDE_ROOMS
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_downwards(module):
-    assert trespasses(module, MODULES[module]) == []
+    assert import_violations(module, MODULES[module]) == []
 
 
-def test_there_is_no_cycle():
+def test_modules_do_not_import_each_other():
     graph = {module: {name for name, _ in own_imports(module, tree)} - {module} for module, tree in MODULES.items()}
     try:
         order = list(TopologicalSorter(graph).static_order())
@@ -173,66 +244,165 @@ def test_there_is_no_cycle():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_heavy_optional_dependencies_are_imported_late(module):
+def test_imports_are_at_the_top_of_a_module(module):
     assert late_imports(module, MODULES[module]) == []
 
 
-@pytest.mark.parametrize(
-    "module",
-    [name for name in MODULES if room(name) == "models" and name not in ("models.__init__", "models.surgery")],
-)
-def test_remote_code_stands_on_its_own(module):
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in IMPORT_BY_TEXT])
+def test_modules_are_imported_by_name(module):
+    assert dynamic_imports(module, MODULES[module]) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_texts_that_name_a_definition_are_right(module):
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            match = re.fullmatch(r"(hf_efficient(?:\.\w+)*):(\w+)", node.value)
+            if match:
+                target = module_named(match[1])
+                assert target, f"line {node.lineno}: there is no module {match[1]}"
+                assert match[2] in defined_names(MODULES[target]), f"line {node.lineno}: {match[0]} does not exist"
+
+
+def test_the_package_itself_imports_next_to_nothing():
+    imported = {module_named(name) for name in import_time_imports("__init__", MODULES["__init__"])} - {None}
+    assert imported == {"registry"}
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_light_modules_import_only_the_standard_library(module):
+    assert heavy_imports(module, MODULES[module]) == []
+
+
+def test_the_command_line_is_light():
+    commands = {module_named(name) for name, _ in text_imports("cli", MODULES["cli"])}
+    for module in ("cli", *sorted(commands)):
+        assert heavy_imports(module, MODULES[module], allowed={"yaml", "rich"}) == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) == "models" and name not in NOT_SHIPPED])
+def test_remote_code_is_self_contained(module):
     tree = MODULES[module]
-    absolute = {name.partition(".")[0] for name, _ in imports(module, tree)} - {"hf_efficient"}
-    assert absolute <= {"torch", "transformers"} | sys.stdlib_module_names
+    imported = {name.partition(".")[0] for name, _ in statement_imports(module, tree)} - {"hf_efficient"}
+    assert imported <= {"torch", "transformers"} | sys.stdlib_module_names
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("hf_efficient")):
             assert node.level == 1, (
-                f"line {node.lineno}: code beside the weights imports its neighbours as `.structure`"
+                f"line {node.lineno}: code next to the weights imports `.structure`, not the package"
             )
-            shared = {"codebook", "encoder", "structure", "t5_layers"}
-            assert node.module in shared, f"line {node.lineno}: {node.module} is saved with no model"
+            assert node.module in SHIPPED_TOGETHER, f"line {node.lineno}: {node.module} is saved with no model"
         elif isinstance(node, ast.Import):
             assert not [alias for alias in node.names if alias.name.startswith("hf_efficient")]
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if room(name) not in PRINTS])
+@pytest.mark.parametrize("module", MODULES)
 def test_the_library_does_not_print(module):
     assert prints(module, MODULES[module]) == []
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) != "models" or name in NOT_SHIPPED])
+def test_errors_that_a_user_can_fix_are_user_errors(module):
+    assert plain_errors(module, MODULES[module]) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_long(module):
+    lines = len(SOURCES[module].splitlines())
+    assert lines <= MAX_LINES, f"{module} owns two things: split it"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_say_what_they_own(room):
+    docstring = ast.get_docstring(MODULES[f"{room}.__init__"]) or ""
+    assert len([line for line in docstring.splitlines() if line.strip()]) >= MIN_DOCSTRING_LINES
+
+
 @pytest.mark.parametrize(
-    ("module", "source", "found"),
+    ("module", "source", "violations"),
     [
         ("pruning.gates", "from hf_efficient.models import family_of", []),
-        ("pruning.gates", "from hf_efficient.pruning import budget", []),
+        ("pruning.gates", "from hf_efficient.pruning import selection", []),
+        ("pruning.gates", "from hf_efficient.errors import UserError", []),
         ("pruning.gates", "from hf_efficient.distillation.distiller import x", ["distillation.distiller"]),
-        ("pruning.gates", "from hf_efficient import speedup", ["speedup"]),
+        ("pruning.gates", "from hf_efficient import functions", ["functions"]),
         ("pruning.gates", "from ..quantization.int8 import quantize", ["quantization.int8"]),
         ("pruning.gates", "from hf_efficient import PruningConfig", ["__init__"]),
-        ("pruning.gates", "import hf_efficient.hub.model_card", ["hub"]),
+        ("pruning.gates", "import hf_efficient.hub.model_card", ["hub.model_card"]),
+        ("pruning.gates", "CRITERIA = {'x': 'hf_efficient.tasks.task:Task'}", ["tasks.task"]),
+        ("pruning.gates", "CRITERIA = {'x': 'hf_efficient.pruning.losses:task_loss'}", []),
+        ("pruning.gates", "if TYPE_CHECKING:\n    from hf_efficient.tasks.task import Task", ["tasks.task"]),
+        ("pruning.gates", "def f():\n    from hf_efficient.tasks.task import Task", ["tasks.task"]),
+        ("commands.measure", "WORKER_MODULE = 'hf_efficient.cli'", ["cli"]),
         ("measurement.cost", "from hf_efficient.models import family_of", ["models.__init__"]),
-        ("hub", "from hf_efficient.trainer.trainer import EfficientTrainer", ["trainer"]),
-        ("reporting", "from hf_efficient import hub", []),
-        ("tasks", "from hf_efficient.data.loading import DataConfig", []),
-        ("data", "def f():\n    from hf_efficient.tasks import Task", ["tasks.__init__"]),
+        ("models.surgery", "from hf_efficient.errors import UserError", []),
+        ("hub.push", "from hf_efficient.exporters.export import export", ["exporters.export"]),
+        ("hub.push", "from hf_efficient.trainer.trainer import EfficientTrainer", ["trainer.trainer"]),
+        ("variants", "from hf_efficient.functions import quantize", []),
+        ("functions", "from hf_efficient.variants import VARIANTS", ["variants"]),
+        ("errors", "_MODULES = {'prune': 'functions'}", []),
+        ("__init__", "_MODULES = {'prune': 'functions'}", []),
     ],
 )
-def test_the_rule_on_imports_can_fail(module, source, found):
-    assert [line.rpartition(" ")[2] for line in trespasses(module, ast.parse(source))] == found
+def test_rule_on_imports_can_fail(module, source, violations):
+    assert [line.rpartition(" ")[2] for line in import_violations(module, ast.parse(source))] == violations
+
+
+def test_public_names_are_read_as_imports():
+    names = [name for name, _ in own_imports("__init__", ast.parse("_MODULES = {'A': 'models', 'b': 'functions'}"))]
+    assert names == ["models.__init__", "functions"]
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "count"),
+    [
+        ("trainer.trainer", "def f():\n    import torchao, rich.table", 0),
+        ("trainer.trainer", "def f():\n    from matplotlib.figure import Figure", 0),
+        ("trainer.trainer", "def f():\n    from transformers import TorchAoConfig", 0),
+        ("trainer.trainer", "import json", 0),
+        ("trainer.trainer", "def f():\n    from transformers import AutoModel", 1),
+        ("trainer.trainer", "class A:\n    def f(self):\n        import json", 1),
+        ("trainer.trainer", "def f():\n    from . import hub", 1),
+        ("trainer.trainer", "def run():\n    import torch", 1),
+        ("commands.push", "def run():\n    import torch", 0),
+        ("commands.push", "def check():\n    import torch", 1),
+        ("commands.push", "class A:\n    def run(self):\n        import torch", 1),
+    ],
+)
+def test_rule_on_late_imports_can_fail(module, source, count):
+    assert len(late_imports(module, ast.parse(source))) == count
 
 
 @pytest.mark.parametrize(
     ("source", "count"),
     [
-        ("def f():\n    import torchao, rich.table", 0),
-        ("def f():\n    from matplotlib.figure import Figure", 0),
-        ("def f():\n    from transformers import TorchAoConfig", 0),
         ("import json", 0),
-        ("def f():\n    from transformers import AutoModel", 1),
-        ("class A:\n    def f(self):\n        import json", 1),
-        ("def f():\n    from . import hub", 1),
+        ("from hf_efficient.errors import UserError", 0),
+        ("from hf_efficient.pruning.config import PruningConfig", 0),
+        ("if TYPE_CHECKING:\n    import torch", 0),
+        ("def f():\n    import torch", 0),
+        ("import torch.nn", 1),
+        ("try:\n    import torch\nexcept ImportError:\n    pass", 1),
+        ("class A:\n    import torch", 1),
     ],
 )
-def test_the_rule_on_late_imports_can_fail(source, count):
-    assert len(late_imports("trainer", ast.parse(source))) == count
+def test_rule_on_light_modules_can_fail(source, count):
+    assert len(heavy_imports("data.config", ast.parse(source))) == count
+
+
+def test_rule_on_light_modules_follows_imports():
+    assert heavy_imports("data.config", ast.parse("from hf_efficient.pruning.gates import apply_gates"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "source"),
+    [
+        (prints, "print('done')"),
+        (plain_errors, "def f():\n    raise ValueError('x')"),
+        (plain_errors, "raise TypeError"),
+        (dynamic_imports, "importlib.import_module('torch')"),
+        (dynamic_imports, "resolve_name(name)"),
+    ],
+)
+def test_other_rules_can_fail(rule, source):
+    assert len(rule("trainer.trainer", ast.parse(source))) == 1
+    assert rule("trainer.trainer", ast.parse("raise UserError('give a number')")) == []
