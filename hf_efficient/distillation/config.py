@@ -114,7 +114,7 @@ class DistillationConfig:
         for name, allowed in (("hidden_distance", tuple(HIDDEN_DISTANCES)), ("teacher_dtype", TEACHER_DTYPES)):
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name}={getattr(self, name)!r} is unknown: give one of {', '.join(allowed)}")
-        if not set(self.related) <= set(RELATIONS):
+        if not set(self.relation_kinds) <= set(RELATIONS):
             raise UserError(
                 f"relations={self.relations!r} is unknown: give any of {', '.join(RELATIONS)}, with commas between"
             )
@@ -123,12 +123,12 @@ class DistillationConfig:
             if value is not None and value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
         parse_layer_map(self.layer_map)
-        if self.layer_map != "auto" and not self.looks_inside:
+        if self.layer_map != "auto" and not self.uses_intermediate_outputs:
             raise UserError(
                 f"layer_map={self.layer_map!r} maps what is not compared: give one of {', '.join(INTERMEDIATE_WEIGHTS)} a weight"
             )
         if self.teacher_weights is not None:
-            self.shares(len(self.teacher_weights.split(",")))
+            self.normalized_teacher_weights(len(self.teacher_weights.split(",")))
         self._check_cache()
 
     def _check_cache(self) -> None:
@@ -148,7 +148,7 @@ class DistillationConfig:
             )
 
     @property
-    def related(self) -> tuple[str, ...]:
+    def relation_kinds(self) -> tuple[str, ...]:
         """The kinds of relations that are compared."""
         return tuple(part.strip() for part in self.relations.split(","))
 
@@ -183,17 +183,17 @@ class DistillationConfig:
         return bool(self.logits_weight or self.logits_weight_end)
 
     @property
-    def looks_inside(self) -> bool:
+    def uses_intermediate_outputs(self) -> bool:
         """Whether anything but the teacher's answers counts."""
         return any(getattr(self, name) for name in INTERMEDIATE_WEIGHTS)
 
-    def at(self, name: str, progress: float) -> float:
+    def value_at(self, name: str, progress: float) -> float:
         """Return the value of the field `name` when `progress`, in [0, 1], of the training is done."""
         begin: float = getattr(self, name)
         end: float | None = getattr(self, f"{name}_end")
         return begin if end is None else begin + (end - begin) * progress
 
-    def shares(self, teachers: int) -> list[float]:
+    def normalized_teacher_weights(self, teachers: int) -> list[float]:
         """Return the weights of so many teachers, which sum to 1.
 
         Raises ValueError: `teacher_weights` are no numbers, or not as many.

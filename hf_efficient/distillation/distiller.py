@@ -45,13 +45,13 @@ PROJECTIONS_NAME = "projections.safetensors"
 class LossTerm:
     """A term of the loss.
 
-    `total` () is a sum over positions, to be divided by the `unit`'s count over the whole accumulation window: "soft"
+    `sum` () is a sum over positions, to be divided by the `unit`'s count over the whole accumulation window: "soft"
     for what is answered, or the name of a stack for its tokens.
     """
 
     name: str
     weight: float
-    total: torch.Tensor
+    sum: torch.Tensor
     unit: str
 
 
@@ -95,12 +95,12 @@ class Distiller(nn.Module):
         self.pairs: list[Pair] = []
         self._counted_in: dict[str, list[int]] | None = None
         self._heads: dict[Pair, tuple[list[int] | None, list[int] | None]] = {}
-        if config.uses_logits and teacher.answers is None:
+        if config.uses_logits and teacher.head_outputs is None:
             raise UserError(
                 f"{type(teacher.model).__name__} has no task head whose answers compare: set logits_weight=0 and give "
                 "hidden_weight or relation_weight one"
             )
-        if config.looks_inside and len(teacher.models) > 1:
+        if config.uses_intermediate_outputs and len(teacher.models) > 1:
             raise UserError(
                 f"{len(teacher.models)} teachers answer together, but hidden states, embeddings, attention and "
                 "relations compare with one: give one teacher, or soft labels alone"
@@ -114,7 +114,7 @@ class Distiller(nn.Module):
         Raises ValueError: the layers cannot be mapped, or none that compare attend.
         """
         self.__dict__["student"] = student  # watched, not owned: its weights are not this module's
-        if not self.config.looks_inside:
+        if not self.config.uses_intermediate_outputs:
             return
         teacher, config = self.teacher.model, self.config
         self._counted_in = self._counted_in or layer_sources(student)
@@ -156,7 +156,7 @@ class Distiller(nn.Module):
                     "attention_weight and relation_weight, or keep heads (keep_at_least)"
                 )
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_projections(self, folder: str | os.PathLike[str]) -> None:
         """Write the projections into `folder`: training goes on with them, the student does without."""
         state = self.projections.state_dict()
         if state:
@@ -173,18 +173,18 @@ class Distiller(nn.Module):
         return tuple(dict.fromkeys(mine.partition(".")[0] for mine, _ in self.pairs))
 
     @property
-    def related_pairs(self) -> list[Pair]:
+    def relation_pairs(self) -> list[Pair]:
         """The last pair of attending layers of every stack: relations of these are compared."""
         return list({mine.partition(".")[0]: (mine, its) for mine, its in self._heads}.values())
 
     def counts(self, inputs: Batch) -> dict[str, torch.Tensor]:
         """Return what the sums over a batch are divided by, by unit, each of shape ()."""
         found = {}
-        if self.config.uses_logits and self.teacher.answers is not None:
-            found[SOFT_LABEL_UNIT] = self.teacher.answers.count(inputs)
+        if self.config.uses_logits and self.teacher.head_outputs is not None:
+            found[SOFT_LABEL_UNIT] = self.teacher.head_outputs.count(inputs)
         return found | {stack: mask.sum() for stack, mask in token_masks(inputs, self.stacks).items()}
 
-    def watch(self) -> AbstractContextManager[Activations]:
+    def capture(self) -> AbstractContextManager[Activations]:
         """Give the student's signals, of one run of it within the context."""
         wanted = self._wanted(0)
         return capture_activations(self.student, wanted) if wanted else nullcontext({})
@@ -200,7 +200,7 @@ class Distiller(nn.Module):
         if config.attention_weight:
             wanted += [(what, pair[side]) for pair in self._heads for what in (QUERIES, KEYS)]
         if config.relation_weight:
-            wanted += [(what, pair[side]) for pair in self.related_pairs for what in config.related]
+            wanted += [(what, pair[side]) for pair in self.relation_pairs for what in config.relation_kinds]
         return list(dict.fromkeys(wanted))
 
     def forward(self, inputs: Batch, outputs: Any, signals: Activations, progress: float = 0.0) -> list[LossTerm]:
@@ -214,20 +214,20 @@ class Distiller(nn.Module):
 
         Raises ValueError: student and teacher see other tokens, or know other labels.
         """
-        config, answers = self.config, self.teacher.answers
+        config, answers = self.config, self.teacher.head_outputs
         wanted = self._wanted(1)
-        temperature = config.at("temperature", progress)
+        temperature = config.value_at("temperature", progress)
         cached = (
             None if wanted or answers is None else read_cached_outputs(inputs, outputs, answers.outputs, temperature)
         )
         if cached is not None:
             ours, theirs = cached
         else:
-            ours, (theirs, its_signals) = outputs, self.teacher.ask(inputs, wanted)
+            ours, (theirs, its_signals) = outputs, self.teacher.predict(inputs, wanted)
         parts = []
-        weight = config.at("logits_weight", progress)
+        weight = config.value_at("logits_weight", progress)
         if weight and answers is not None:
-            total = answers.distance(ours, theirs, temperature, inputs)
+            total = answers.loss(ours, theirs, temperature, inputs)
             parts.append(LossTerm("soft_label_loss", weight, total, SOFT_LABEL_UNIT))
         if wanted:
             masks = token_masks(inputs, self.stacks)
@@ -261,7 +261,7 @@ class Distiller(nn.Module):
         if config.relation_weight:
             mine, its = attending[-1]
             totals = []
-            for what in config.related:
+            for what in config.relation_kinds:
                 student, teacher = ours[what, mine], _check_same_tokens(theirs[what, its], mask)
                 heads = config.relation_heads or _relation_heads(student.shape[-1], teacher.shape[-1])
                 if student.shape[-1] % heads or teacher.shape[-1] % heads:

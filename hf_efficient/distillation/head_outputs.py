@@ -45,52 +45,52 @@ class HeadOutputs:
     | field | meaning |
     | --- | --- |
     | outputs | names of the outputs, whose losses are averaged |
-    | loss | of student, teacher, temperature and mask |
-    | of_tokens | every token is answered for, not every example |
-    | reads_mask | the loss is given which tokens are no padding, though examples are counted |
-    | encodes_labels | the labels are what the decoder reads |
-    | judges | labels are judgements of the input's tokens, 0 or 1, and all of them count |
+    | loss_function | of student, teacher, temperature and mask |
+    | per_token | every token is answered for, not every example |
+    | needs_padding_mask | the loss is given which tokens are no padding, though examples are counted |
+    | decoder_reads_labels | the labels are what the decoder reads |
+    | detects_replaced_tokens | labels are judgements of the input's tokens, 0 or 1, and all of them count |
     """
 
     outputs: tuple[str, ...]
-    loss: OutputLoss
-    of_tokens: bool = False
-    reads_mask: bool = False
-    encodes_labels: bool = False
-    judges: bool = False
+    loss_function: OutputLoss
+    per_token: bool = False
+    needs_padding_mask: bool = False
+    decoder_reads_labels: bool = False
+    detects_replaced_tokens: bool = False
 
     def mask(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """Return which positions of the outputs count: tokens with a label, or else those that are no padding."""
-        if not self.have_length:
+        if not self.has_token_axis:
             return None
         labels = inputs.get("labels")
-        if self.of_tokens and labels is not None and not self.judges:
+        if self.per_token and labels is not None and not self.detects_replaced_tokens:
             return labels.ne(-100)
         return self.padding_mask(inputs)
 
     @property
-    def have_length(self) -> bool:
+    def has_token_axis(self) -> bool:
         """Whether the outputs are as long as a text, (rows, tokens, ...)."""
-        return self.of_tokens or self.reads_mask
+        return self.per_token or self.needs_padding_mask
 
     def padding_mask(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return which positions of outputs that have a length are no padding, (rows, tokens).
 
         Raises ValueError: a decoder has nothing to read.
         """
-        if self.encodes_labels and "labels" not in inputs and "decoder_input_ids" not in inputs:
+        if self.decoder_reads_labels and "labels" not in inputs and "decoder_input_ids" not in inputs:
             raise UserError(
                 f"the batches hold {', '.join(inputs)}, and nothing for the decoder to read: give labels, such as "
                 "texts that the teacher wrote"
             )
-        return token_masks(inputs, ["decoder" if self.encodes_labels else "encoder"]).popitem()[1]
+        return token_masks(inputs, ["decoder" if self.decoder_reads_labels else "encoder"]).popitem()[1]
 
     def count(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return how many positions of a batch are compared, shape ()."""
-        mask = self.mask(inputs) if self.of_tokens else None
+        mask = self.mask(inputs) if self.per_token else None
         return torch.tensor(next(iter(inputs.values())).shape[0]) if mask is None else mask.sum()
 
-    def distance(
+    def loss(
         self,
         student: Mapping[str, torch.Tensor],
         teacher: Mapping[str, torch.Tensor],
@@ -110,7 +110,7 @@ class HeadOutputs:
                     f"the student's {name} have the shape {tuple(ours.shape)} and the teacher's "
                     f"{tuple(theirs.shape)}: both must see the same tokens and know the same labels"
                 )
-            total = total + self.loss(ours, theirs, temperature, mask)[0]
+            total = total + self.loss_function(ours, theirs, temperature, mask)[0]
         return total / len(self.outputs)
 
 
@@ -119,12 +119,12 @@ def get_head_outputs(model: PreTrainedModel) -> HeadOutputs | None:
     head = type(model).__name__.partition("For")[2]
     config = model.config
     if head == "QuestionAnswering":
-        return HeadOutputs(("start_logits", "end_logits"), _span_loss, reads_mask=True)
+        return HeadOutputs(("start_logits", "end_logits"), _span_loss, needs_padding_mask=True)
     if head == "PreTraining" and config.model_type.endswith("electra"):
-        return HeadOutputs(("logits",), _replaced_token_loss, of_tokens=True, judges=True)
+        return HeadOutputs(("logits",), _replaced_token_loss, per_token=True, detects_replaced_tokens=True)
     if head in TOKEN_HEADS:
         generates = bool(config.is_encoder_decoder and model.can_generate())
-        return HeadOutputs(("logits",), soft_label_loss, of_tokens=True, encodes_labels=generates)
+        return HeadOutputs(("logits",), soft_label_loss, per_token=True, decoder_reads_labels=generates)
     if head == "MultipleChoice":
         return HeadOutputs(("logits",), soft_label_loss)
     if head != "SequenceClassification":

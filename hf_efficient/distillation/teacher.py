@@ -24,7 +24,7 @@ class Teacher(nn.Module):
     | argument | meaning |
     | --- | --- |
     | models | with the same task head and labels; they are frozen in place, or copied where `dtype` is another |
-    | shares | weights of their answers, which sum to 1 |
+    | weights | of their outputs, which sum to 1 |
     | dtype | what they compute in; None: each in its own |
     | token_ids | (student's vocabulary,) the teachers' id of each of the student's tokens; None: the same |
 
@@ -37,7 +37,7 @@ class Teacher(nn.Module):
     def __init__(
         self,
         models: Sequence[PreTrainedModel],
-        shares: Sequence[float] = (1.0,),
+        weights: Sequence[float] = (1.0,),
         dtype: torch.dtype | None = None,
         token_ids: torch.Tensor | None = None,
     ) -> None:
@@ -48,7 +48,7 @@ class Teacher(nn.Module):
                 f"teachers that answer together need one kind of task head, these are "
                 f"{', '.join(type(model).__name__ for model in models)}"
             )
-        self.answers, self.shares = answers[0], tuple(shares)
+        self.head_outputs, self.weights = answers[0], tuple(weights)
         self.models = nn.ModuleList(_freeze(model, dtype) for model in models)
         self.token_ids = token_ids
 
@@ -63,12 +63,12 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def ask(
+    def predict(
         self, inputs: Mapping[str, torch.Tensor], wanted: Collection[ActivationKey] = ()
     ) -> tuple[TeacherOutputs, Activations]:
         """Return the teachers' answers by the name of the output, in the student's tokens, and the wanted signals."""
         # What a decoder reads is made of the labels; other heads would compute a loss that nobody wants.
-        encodes = self.answers is not None and self.answers.encodes_labels
+        encodes = self.head_outputs is not None and self.head_outputs.decoder_reads_labels
         known = {name: value for name, value in inputs.items() if encodes or not is_label(name)}
         if self.token_ids is not None:
             for name in known.keys() & {"input_ids", "decoder_input_ids", "labels"}:
@@ -77,7 +77,7 @@ class Teacher(nn.Module):
         here = next(iter(known.values())).device
         found: TeacherOutputs = {}
         signals: Activations = {}
-        for model, share in zip(self.models, self.shares, strict=True):
+        for model, weight in zip(self.models, self.weights, strict=True):
             read = {name: value.to(model.device) for name, value in select_inputs(model, known).items()}
             if wanted:
                 with capture_activations(self.model, wanted) as seen:
@@ -85,11 +85,11 @@ class Teacher(nn.Module):
                 signals = {signal: states.to(here) for signal, states in seen.items()}
             else:
                 outputs = model(**read)
-            for name in self.answers.outputs if self.answers is not None else ():
+            for name in self.head_outputs.outputs if self.head_outputs is not None else ():
                 answer = outputs[name].to(here)
                 if self.token_ids is not None and predicts_tokens(model):
                     answer = answer[..., self.token_ids.to(here)]
-                weighed = answer if len(self.shares) == 1 else share * answer.float()
+                weighed = answer if len(self.weights) == 1 else weight * answer.float()
                 found[name] = found[name] + weighed if name in found else weighed
         return found, signals
 
@@ -97,13 +97,13 @@ class Teacher(nn.Module):
 def load_teacher(
     name: str,
     auto_class: Any,
-    answers: bool,
+    requires_trained_head: bool,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Return the model called `name`, in its own dtype.
 
-    Raises ValueError: with `answers`, it has none to give, for its task head was never trained.
+    Raises ValueError: with `requires_trained_head`, it has none to give, for its task head was never trained.
     """
     teacher: PreTrainedModel
     teacher, info = auto_class.from_pretrained(
@@ -112,7 +112,7 @@ def load_teacher(
         attn_implementation=attn_implementation,
         output_loading_info=True,
     )
-    if answers and info["missing_keys"]:
+    if requires_trained_head and info["missing_keys"]:
         raise UserError(
             f"teacher {name!r} holds no weights for {', '.join(sorted(info['missing_keys']))}: its answers would be "
             "drawn at random; name a model that is fine-tuned for the task, or learn without soft labels "

@@ -22,27 +22,27 @@ TOP_TOKENS = "teacher_top_tokens"
 MAX_CACHED_CLASSES = 1000
 MAP_BATCH_SIZE = 2048
 
-Collate = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
+Collator = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
 
 
 def cache_teacher_outputs(
     dataset: Dataset,
     teacher: Teacher,
-    collate: Collate,
+    collator: Collator,
     columns: Sequence[str],
     top_k: int | None = None,
     temperature: float = 1.0,
-    left: bool = False,
+    pads_left: bool = False,
     batch_size: int = 64,
 ) -> Dataset:
     """Return `dataset` with the teacher's answers to every example, which training then needs no teacher for.
 
     | argument | meaning |
     | --- | --- |
-    | collate | makes a batch of tensors of examples, as for training |
+    | collator | makes a batch of tensors of examples, as for training |
     | columns | those that a batch is made of |
     | top_k | keep so many of the most likely answers a token; None: all |
-    | left | texts are padded on the left |
+    | pads_left | texts are padded on the left |
     | returns | columns "teacher_logits" and the like, (classes,) an example, or a row a token |
 
     With `top_k` a row is the logits of the most likely answers, in descending order, and one more for all the others,
@@ -52,7 +52,7 @@ def cache_teacher_outputs(
 
     Raises ValueError: the teacher answers nothing, masks are drawn anew in every epoch, or there is too much to keep.
     """
-    answers = _check(teacher, collate, top_k)
+    answers = _check(teacher, collator, top_k)
     known = [name for name in columns if name in dataset.column_names]
 
     def answer(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -63,16 +63,16 @@ def cache_teacher_outputs(
             chosen = order[start : start + batch_size]
             batch = {
                 name: value.to(teacher.model.device)
-                for name, value in collate([examples[index] for index in chosen]).items()
+                for name, value in collator([examples[index] for index in chosen]).items()
                 if torch.is_tensor(value)
             }
-            for name, values in _outputs_to_cache(teacher, answers, batch, top_k, temperature, left).items():
+            for name, values in _outputs_to_cache(teacher, answers, batch, top_k, temperature, pads_left).items():
                 rows_of = found.setdefault(name, [None] * len(examples))
                 for index, row in zip(chosen, values, strict=True):
                     rows_of[index] = row.cpu().numpy()
         return found
 
-    settings = (known, teacher.token_ids, teacher.shares, top_k, temperature if top_k else None, left)
+    settings = (known, teacher.token_ids, teacher.weights, top_k, temperature if top_k else None, pads_left)
     return map_with_cache(dataset, answer, list(teacher.models), settings)
 
 
@@ -99,25 +99,25 @@ def map_with_cache(
     )
 
 
-def _check(teacher: Teacher, collate: Collate, top_k: int | None) -> HeadOutputs:
-    answers = teacher.answers
+def _check(teacher: Teacher, collator: Collator, top_k: int | None) -> HeadOutputs:
+    answers = teacher.head_outputs
     if answers is None:
         raise UserError(f"{type(teacher.model).__name__} has no task head: there are no answers to keep")
-    if getattr(collate, "mlm", False):
+    if getattr(collator, "mlm", False):
         raise UserError(
             "cache_teacher keeps one answer an example, but the tokens to guess are drawn anew in every epoch: leave "
             "it out"
         )
     classes = teacher.model.config.vocab_size if predicts_tokens(teacher.model) else teacher.model.config.num_labels
-    if top_k is None and answers.of_tokens and classes > MAX_CACHED_CLASSES:
+    if top_k is None and answers.per_token and classes > MAX_CACHED_CLASSES:
         raise UserError(
             f"cache_teacher would keep {classes} numbers for every token: give cache_top_k=64 to keep the most likely "
             "answers and the sum of the rest"
         )
-    if top_k is not None and (not answers.of_tokens or answers.judges or top_k >= classes - 1):
+    if top_k is not None and (not answers.per_token or answers.detects_replaced_tokens or top_k >= classes - 1):
         raise UserError(
             f"cache_top_k={top_k} keeps the most likely of many answers a token, {type(teacher.model).__name__} has "
-            f"{classes} answers{'' if answers.of_tokens else ' an example'}: leave it out"
+            f"{classes} answers{'' if answers.per_token else ' an example'}: leave it out"
         )
     return answers
 
@@ -128,24 +128,24 @@ def _outputs_to_cache(
     batch: Mapping[str, torch.Tensor],
     top_k: int | None,
     temperature: float,
-    left: bool,
+    pads_left: bool,
 ) -> dict[str, list[torch.Tensor]]:
     """Return, by column, a tensor for each example: one row, or as many as it has tokens that may count."""
-    found, _ = teacher.ask(batch)
+    found, _ = teacher.predict(batch)
     if top_k is not None:
         logits = found.pop("logits").float()
         found[TOP_TOKENS] = logits.topk(top_k).indices
         found["logits"] = merge_remaining_classes(logits, found[TOP_TOKENS], temperature)
     columns = {name if name == TOP_TOKENS else PREFIX + name: value for name, value in found.items()}
     columns = {name: value if name == TOP_TOKENS else value.float() for name, value in columns.items()}
-    if not answers.have_length:
+    if not answers.has_token_axis:
         return {name: list(value) for name, value in columns.items()}
     there = answers.padding_mask(batch)
-    if left:
+    if pads_left:
         there = there.flip(-1)
     lengths = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in there]  # padding at the end is not kept
     return {
-        name: [row[len(row) - length :] if left else row[:length] for row, length in zip(value, lengths, strict=True)]
+        name: [row[len(row) - length :] if pads_left else row[:length] for row, length in zip(value, lengths, strict=True)]
         for name, value in columns.items()
     }
 
@@ -182,32 +182,32 @@ def drop_teacher_columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class TeacherOutputsCollator:
-    """Makes batches as `collate` does, with the teacher's cached answers beside.
+    """Makes batches as `collator` does, with the teacher's cached answers beside.
 
     | argument | meaning |
     | --- | --- |
-    | have_length | answers have a row a token, and are padded to as many as the batch has |
+    | has_token_axis | answers have a row a token, and are padded to as many as the batch has |
     | of_labels | those tokens are the labels, not the inputs |
-    | left | texts are padded on the left |
+    | pads_left | texts are padded on the left |
     """
 
-    def __init__(self, collate: Collate, have_length: bool, of_labels: bool = False, left: bool = False) -> None:
-        self.collate, self.have_length, self.left = collate, have_length, left
+    def __init__(self, collator: Collator, has_token_axis: bool, of_labels: bool = False, pads_left: bool = False) -> None:
+        self.collator, self.has_token_axis, self.pads_left = collator, has_token_axis, pads_left
         self.tokens = "labels" if of_labels else "input_ids"
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch; answers are (rows, classes), or (rows, tokens) and (rows, tokens, classes)."""
         names = [name for name in examples[0] if name.startswith(PREFIX)]
-        batch = dict(self.collate([drop_teacher_columns(example) for example in examples]))
+        batch = dict(self.collator([drop_teacher_columns(example) for example in examples]))
         for name in names:
             rows = [torch.as_tensor(example[name]) for example in examples]
-            batch[name] = self._padded(rows, batch[self.tokens].shape[-1]) if self.have_length else torch.stack(rows)
+            batch[name] = self._padded(rows, batch[self.tokens].shape[-1]) if self.has_token_axis else torch.stack(rows)
         return batch
 
     def _padded(self, rows: list[torch.Tensor], length: int) -> torch.Tensor:
         padded = rows[0].new_zeros(len(rows), length, *rows[0].shape[1:])
         for index, row in enumerate(rows):
-            padded[index, length - len(row) if self.left else 0 :][: len(row)] = row
+            padded[index, length - len(row) if self.pads_left else 0 :][: len(row)] = row
         return padded
 
 

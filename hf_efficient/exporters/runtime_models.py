@@ -16,6 +16,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, Ge
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.cost import folder_bytes
 from hf_efficient.measurement.runtimes import TITLES, suppress_output
+from hf_efficient.models.inputs import is_label
 
 # What an encoder with a decoder is exported as: texts are read, first tokens written, then one after the other.
 ENCODER, PREFILL, DECODE = "encoder", "prefill", "decode"
@@ -42,7 +43,7 @@ class RuntimeModel(nn.Module):
         A loss is not exported, and `Trainer` evaluates no model without one.
         """
         outputs = self.exported(**fill_missing_inputs(inputs, self.exported.components["model"].metadata.kwargs))
-        if any(name == "labels" or name.endswith("_positions") for name in inputs):
+        if any(is_label(name) for name in inputs):
             outputs["loss"] = torch.tensor(math.nan)
         return outputs
 

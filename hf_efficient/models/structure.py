@@ -322,7 +322,7 @@ class Family(ABC):
                     short = block.name.rpartition(".")[2]
                     block.narrow(left.heads[short] if short in left.heads else range(left.neurons[short]))
 
-    def left_weights(
+    def remaining_weights(
         self,
         model: PreTrainedModel,
         layers: Collection[str],

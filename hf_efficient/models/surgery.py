@@ -62,7 +62,7 @@ def extract_submodel(
             config, dtype=dtype, attn_implementation=model.config._attn_implementation
         )
     _untie(student, model)
-    student.load_state_dict(family.left_weights(model, layers, units, config))
+    student.load_state_dict(family.remaining_weights(model, layers, units, config))
     if model.can_generate():
         student.generation_config = copy.deepcopy(model.generation_config)
     return student.to(model.device).train(model.training)

@@ -288,7 +288,7 @@ class T5LikeFamily(Family):
             fields["decoder_layers"] = depths["decoder"]
         return fields
 
-    def left_weights(
+    def remaining_weights(
         self, model: PreTrainedModel, layers: Any, units: Mapping[str, Sequence[int]], config: Any
     ) -> dict[str, torch.Tensor]:
         """Return the weights that a model built from `config` takes when only a part of `model` stays.
@@ -296,7 +296,7 @@ class T5LikeFamily(Family):
         The table of position biases goes to the first layer that stays. A stock class, in which the layers of a stack
         have the same heads, takes the columns of those.
         """
-        weights, whole = super().left_weights(model, layers, units, config), model.state_dict()
+        weights, whole = super().remaining_weights(model, layers, units, config), model.state_dict()
         prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
         for stack, before in self.structure(model.config).stacks.items():
             kept = next((name for name in layers if name.startswith(f"{stack}.")), None)

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_efficient.errors import UserError
+from hf_efficient.models.inputs import is_label
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -52,8 +53,4 @@ def non_padding_mask(batch: Batch, hidden_states: torch.Tensor, decoding: bool) 
 
 def has_labels(batch: Batch) -> bool:
     """Whether the batch says what the model should answer."""
-    return any(_is_answer(name) for name in batch)
-
-
-def _is_answer(name: str) -> bool:
-    return name.startswith("label") or name.endswith("_positions")
+    return any(is_label(name) for name in batch)

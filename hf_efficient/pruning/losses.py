@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hf_efficient.errors import UserError
-from hf_efficient.pruning.batches import Batch, _is_answer, eval_mode, example_count, has_labels, non_padding_mask
+from hf_efficient.models.inputs import is_label
+from hf_efficient.pruning.batches import Batch, eval_mode, example_count, has_labels, non_padding_mask
 
 Loss = Callable[[PreTrainedModel, Batch], torch.Tensor]
 
@@ -52,7 +53,7 @@ def sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
     generator = torch.Generator().manual_seed(seed)
 
     def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        inputs = {name: value for name, value in batch.items() if not _is_answer(name)}
+        inputs = {name: value for name, value in batch.items() if not is_label(name)}
         shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
         if shifted is not None and "labels" in batch and "decoder_input_ids" not in batch:
             inputs["decoder_input_ids"] = shifted(batch["labels"])

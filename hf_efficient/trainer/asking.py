@@ -43,11 +43,11 @@ class Asking(Trainer):
 
     def _cache_teacher(self, distiller: Distiller) -> None:
         """Asks the teacher once for every training example; one process does it, the others read the file."""
-        config, answers = distiller.config, distiller.teacher.answers
+        config, answers = distiller.config, distiller.teacher.head_outputs
         self._check_kept("cache_teacher keeps what the teacher says")
         if answers is None or isinstance(self.data_collator, TeacherOutputsCollator):
             return
-        left = getattr(self.processing_class, "padding_side", "right") == "left"
+        pads_left = getattr(self.processing_class, "padding_side", "right") == "left"
         self._set_signature_columns_if_needed()
         with self.args.main_process_first(desc="asking the teacher"):
             self.train_dataset = cache_teacher_outputs(
@@ -57,10 +57,10 @@ class Asking(Trainer):
                 self._signature_columns,
                 top_k=config.cache_top_k,
                 temperature=config.temperature,
-                left=left,
+                pads_left=pads_left,
             )
         self.data_collator = TeacherOutputsCollator(
-            self.data_collator, answers.have_length, of_labels=answers.encodes_labels, left=left
+            self.data_collator, answers.has_token_axis, of_labels=answers.decoder_reads_labels, pads_left=pads_left
         )
 
     def _check_kept(self, wish: str) -> None:
@@ -77,6 +77,6 @@ class Asking(Trainer):
         if self.distiller is None:
             return
         teacher = self.distiller.teacher
-        cached = [] if teacher.answers is None else [*(PREFIX + name for name in teacher.answers.outputs), TOP_TOKENS]
+        cached = [] if teacher.head_outputs is None else [*(PREFIX + name for name in teacher.head_outputs.outputs), TOP_TOKENS]
         read = [TOKEN_TYPES] if any(map(accepts_token_type_ids, teacher.models)) else []
         self._signature_columns += [name for name in (*cached, *read) if name not in self._signature_columns]

@@ -66,7 +66,7 @@ class Distilling(Asking):
         )
         # A model that was spread over devices stays where it is.
         models = [model if getattr(model, "hf_device_map", None) else model.to(self.args.device) for model in teachers]
-        self.distiller = Distiller(Teacher(models, config.shares(len(models)), dtype, token_ids), config)
+        self.distiller = Distiller(Teacher(models, config.normalized_teacher_weights(len(models)), dtype, token_ids), config)
         self.distiller.prepare(self.model)
         if self.shards and self._projections:
             raise UserError(
@@ -111,14 +111,14 @@ class Distilling(Asking):
         """
         answers = get_head_outputs(self.model)
         at_once = self.args.world_size == 1 and self.args.gradient_accumulation_steps == 1
-        return self.distiller is None and (answers is None or (at_once and not answers.of_tokens))
+        return self.distiller is None and (answers is None or (at_once and not answers.per_token))
 
     def _counts(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return, by unit, the number of labels that the task's loss averages over, and what the distiller counts."""
         known = self._read(inputs)
         labels = known.get("labels")
         answers = get_head_outputs(self.model)
-        if answers is not None and answers.judges:  # whose loss is the mean over what is no padding
+        if answers is not None and answers.detects_replaced_tokens:  # whose loss is the mean over what is no padding
             hard = answers.count(known)
         elif labels is None or labels.is_floating_point():
             hard = torch.tensor(next(iter(known.values())).shape[0])
@@ -147,7 +147,7 @@ class Distilling(Asking):
         # DDP averages gradients over the processes, the window counts all of them.
         loss = torch.zeros((), device=self.args.device)
         for part in parts:
-            value = part.total * self.accelerator.num_processes / window[part.unit].clamp(min=1)
+            value = part.sum * self.accelerator.num_processes / window[part.unit].clamp(min=1)
             loss = loss + part.weight * value
             if self.distiller is not None:
                 self._logged[part.name] = self._logged.get(part.name, 0) + value.detach()
@@ -158,16 +158,16 @@ class Distilling(Asking):
     ) -> tuple[list[LossTerm], Any]:
         """Return the parts of the loss under a teacher, and what the student answered."""
         config, progress = distiller.config, self._progress()
-        weight = config.at("hard_label_weight", progress)
+        weight = config.value_at("hard_label_weight", progress)
         parts: list[LossTerm] = []
-        with distiller.watch() as signals:
+        with distiller.capture() as signals:
             if weight:
                 hard, outputs = self._hard(model, known, weight)
                 parts.append(hard)
             else:
                 # What a decoder reads is made of the labels; other heads would compute a loss that nobody wants.
-                answers = distiller.teacher.answers
-                reads_labels = answers is not None and answers.encodes_labels
+                answers = distiller.teacher.head_outputs
+                reads_labels = answers is not None and answers.decoder_reads_labels
                 outputs = model(**{n: v for n, v in known.items() if reads_labels or not is_label(n)})
         return [*parts, *distiller(inputs, outputs, signals, progress)], outputs
 
@@ -235,7 +235,7 @@ class Distilling(Asking):
         folder = Path(output_dir or self.args.output_dir)
         wanted = self.args.should_save and folder.name.startswith(PREFIX_CHECKPOINT_DIR)
         if wanted and self._projections and self.distiller is not None:
-            self.distiller.save_pretrained(folder)
+            self.distiller.save_projections(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Also loads the projections."""

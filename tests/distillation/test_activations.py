@@ -140,12 +140,12 @@ def test_checkpointing_changes_no_gradient_and_shows_each_signal_once(make_model
         runs = []
         query = self_attention_blocks(student)["encoder.0"].input_linears[0]
         handle = query.register_forward_hook(lambda *_, runs=runs: runs.append(1))
-        with distiller.watch() as signals:
+        with distiller.capture() as signals:
             outputs = student(**batch)
         before = dict(signals)
         parts = distiller(batch, outputs, signals)
         assert len({part.name for part in parts}) == 3
-        sum(part.total for part in parts).backward()
+        sum(part.sum for part in parts).backward()
         handle.remove()
         assert all(signals[name] is value for name, value in before.items())
         assert all(value.requires_grad for value in before.values())

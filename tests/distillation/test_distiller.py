@@ -38,14 +38,14 @@ def parts_of(student, teacher, batch, settings, progress=0.0):
     """Returns the parts of the distance, and the distiller."""
     distiller = Distiller(Teacher([teacher]), DistillationConfig(**settings))
     distiller.prepare(student)
-    with distiller.watch() as signals:
+    with distiller.capture() as signals:
         outputs = student(**batch)
     return distiller(batch, outputs, signals, progress), distiller
 
 
 def totals(student, teacher, batch, settings):
     return {
-        (part.name, part.unit): float(part.total.detach()) for part in parts_of(student, teacher, batch, settings)[0]
+        (part.name, part.unit): float(part.sum.detach()) for part in parts_of(student, teacher, batch, settings)[0]
     }
 
 
@@ -127,7 +127,7 @@ def test_every_field_has_a_help_of_sentences(field):
 def test_a_weight_that_only_comes_is_enough():
     config = DistillationConfig(**NOTHING, logits_weight_end=1.0)
     assert config.uses_logits
-    assert not config.looks_inside
+    assert not config.uses_intermediate_outputs
 
 
 @pytest.mark.parametrize(
@@ -135,16 +135,16 @@ def test_a_weight_that_only_comes_is_enough():
 )
 def test_schedules_are_linear_and_what_has_no_end_stays(progress, expected):
     config = DistillationConfig(temperature=4.0, temperature_end=1.0, hard_label_weight=0.0, hard_label_weight_end=0.8)
-    found = [config.at(name, progress) for name in ("temperature", "hard_label_weight", "logits_weight")]
+    found = [config.value_at(name, progress) for name in ("temperature", "hard_label_weight", "logits_weight")]
     assert found == pytest.approx(expected)
 
 
 def test_shares_of_teachers_sum_to_one():
-    assert DistillationConfig(teacher_weights="3, 1").shares(2) == [0.75, 0.25]
-    assert DistillationConfig().shares(4) == [0.25] * 4
+    assert DistillationConfig(teacher_weights="3, 1").normalized_teacher_weights(2) == [0.75, 0.25]
+    assert DistillationConfig().normalized_teacher_weights(4) == [0.25] * 4
     message = "teacher_weights='3,1' weighs 2 teachers, there are 3: give as many weights as teachers"
     with pytest.raises(ValueError, match=message):
-        DistillationConfig(teacher_weights="3,1").shares(3)
+        DistillationConfig(teacher_weights="3,1").normalized_teacher_weights(3)
 
 
 # ---- the same task ----
@@ -195,7 +195,7 @@ def test_soft_labels_use_the_temperature_of_their_time(make_model, make_batch):
         (part,), _ = parts_of(student, teacher, batch, settings, progress)
         soft = [F.log_softmax(logits / temperature, -1) for logits in (ours, theirs)]
         expected = temperature**2 * F.kl_div(*soft, reduction="sum", log_target=True)
-        torch.testing.assert_close(part.total, expected)
+        torch.testing.assert_close(part.sum, expected)
         assert (part.name, part.weight, part.unit) == ("soft_label_loss", weight, "soft")
     assert parts_of(student, teacher, batch, settings, 1.0)[0] == []
 
@@ -204,7 +204,7 @@ def test_the_student_gets_a_gradient_and_the_teacher_none(make_model, make_batch
     batch, student, teacher = make_batch(labelled=True), make_model(seed=1), make_model()
     settings = {**NOTHING, "logits_weight": 1.0, "hidden_weight": 1.0, "relation_weight": 1.0}
     parts, _ = parts_of(student, teacher, batch, settings)
-    sum(part.total for part in parts).backward()
+    sum(part.sum for part in parts).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not [n for n, p in student.named_parameters() if p.grad is None]
 
@@ -326,7 +326,7 @@ def test_projections_are_made_where_widths_differ_and_learn(make_model, make_bat
     parts, distiller = parts_of(make_model(**SMALL), make_model(), batch, settings)
     shapes = {name: tuple(module.weight.shape) for name, module in distiller.projections.items()}
     assert shapes == {"hidden_encoder": (32, 16), "embeddings_encoder": (32, 16)}
-    sum(part.total for part in parts).backward()
+    sum(part.sum for part in parts).backward()
     assert all(float(parameter.grad.abs().sum()) > 0 for parameter in distiller.projections.parameters())
     assert all(module.bias is None for module in distiller.projections.values())
     before = dict(distiller.projections.items())
@@ -350,7 +350,7 @@ def test_projections_are_those_that_are_needed(make_model, make_batch, settings,
     student = make_model(head, d_model=16, num_heads=2)
     parts, distiller = parts_of(student, make_model(head), batch, {**NOTHING, **settings})
     assert distiller.projections.keys() == names
-    assert all(part.total.isfinite() for part in parts)
+    assert all(part.sum.isfinite() for part in parts)
 
 
 def test_a_projection_that_undoes_the_difference_leaves_none(make_model, make_batch):
@@ -365,7 +365,7 @@ def test_a_projection_that_undoes_the_difference_leaves_none(make_model, make_ba
     target = theirs[HIDDEN, "encoder.0"]
     (part,) = distiller(batch, None, {(HIDDEN, "encoder.0"): target[..., :16]})
     rest = target[..., 16:][batch["attention_mask"].bool()]
-    assert float(part.total.detach()) == pytest.approx(float(rest.square().sum()) / 32, rel=1e-5)
+    assert float(part.sum.detach()) == pytest.approx(float(rest.square().sum()) / 32, rel=1e-5)
 
 
 def test_directions_of_other_spaces_do_not_compare(make_model):
@@ -473,7 +473,7 @@ def test_relations_alone_need_no_task_head(make_model, make_batch):
     parts, distiller = parts_of(student, teacher, make_batch(), {**NOTHING, "relation_weight": 1.0})
     assert [(part.name, part.unit) for part in parts] == [("relation_loss", "encoder")]
     assert {unit: int(count) for unit, count in distiller.counts(make_batch()).items()} == {"encoder": 18}
-    parts[0].total.backward()
+    parts[0].sum.backward()
     assert float(student.encoder.layer[2].attention.self.value.weight.grad.abs().sum()) > 0
 
 

@@ -22,7 +22,7 @@ def asked(model, batch):
 def distance(student, teacher, batch, temperature=2.0, told=None):
     """The distance on a batch; `told` is what else the loss may read, such as the labels."""
     return float(
-        get_head_outputs(teacher).distance(asked(student, batch), asked(teacher, batch), temperature, told or batch)
+        get_head_outputs(teacher).loss(asked(student, batch), asked(teacher, batch), temperature, told or batch)
     )
 
 
@@ -31,8 +31,8 @@ def with_padding(batch, head, by=4):
     filled = {"attention_mask": 0, "labels": -100, "token_type_ids": 1}
     found = {}
     for name, value in batch.items():
-        of_tokens = value.dim() > 1 and name != "decoder_input_ids"
-        found[name] = F.pad(value, (0, by), value=filled.get(name, 7)) if of_tokens else value
+        per_token = value.dim() > 1 and name != "decoder_input_ids"
+        found[name] = F.pad(value, (0, by), value=filled.get(name, 7)) if per_token else value
     return found
 
 
@@ -85,7 +85,7 @@ def test_only_labelled_tokens_are_compared(make_model, make_batch, head):
     labels[0, ::2] = -100
     answers, told = get_head_outputs(teacher), {**batch, "labels": labels}
     expected, count = soft_label_loss(ours[labels != -100], theirs[labels != -100], 2.0)
-    found = answers.distance({"logits": ours}, {"logits": theirs}, 2.0, told)
+    found = answers.loss({"logits": ours}, {"logits": theirs}, 2.0, told)
     torch.testing.assert_close(found, expected)
     assert int(answers.count(told)) == int(count) < int(answers.count(batch))
 
@@ -114,7 +114,7 @@ def test_spans_are_distributions_over_the_real_tokens_of_an_example(make_model, 
     assert distance(student, teacher, batch) == pytest.approx(expected, rel=1e-5)
     ours["start_logits"][1, 6:] = 1e4
     theirs["start_logits"][2, 3:] = float("nan")
-    found = get_head_outputs(teacher).distance(ours, theirs, 2.0, batch)
+    found = get_head_outputs(teacher).loss(ours, theirs, 2.0, batch)
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
@@ -178,4 +178,4 @@ def test_answers_of_other_shapes_are_named(make_model, make_batch):
         "the student's logits have the shape (3, 4) and the teacher's (3, 3): both must see the same tokens and know"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        answers.distance(ours, theirs, 1.0, batch)
+        answers.loss(ours, theirs, 1.0, batch)

@@ -69,9 +69,9 @@ def answer_of(student, batch):
 def cached(head, teacher, left=False, data=None, **changes):
     """Returns the data with answers, and a collator that makes batches of it."""
     data = Dataset.from_list(examples(head)) if data is None else data
-    found = cache_teacher_outputs(data, teacher, Collate(left), COLUMNS, left=left, **changes)
-    answers = teacher.answers
-    collator = TeacherOutputsCollator(Collate(left), answers.have_length, of_labels=answers.encodes_labels, left=left)
+    found = cache_teacher_outputs(data, teacher, Collate(left), COLUMNS, pads_left=left, **changes)
+    answers = teacher.head_outputs
+    collator = TeacherOutputsCollator(Collate(left), answers.has_token_axis, of_labels=answers.decoder_reads_labels, pads_left=left)
     return found.remove_columns("title"), collator
 
 
@@ -98,14 +98,14 @@ def test_cached_answers_are_those_that_the_teacher_gives(make_model, head, left,
         batch = collator([data[index] for index in chosen])
         known = drop_teacher_columns(batch)
         assert known.keys() <= {*COLUMNS}
-        asked, _ = teacher.ask(known)
-        ours, theirs = read_cached_outputs(batch, answer_of(student, known), teacher.answers.outputs, 2.0)
+        asked, _ = teacher.predict(known)
+        ours, theirs = read_cached_outputs(batch, answer_of(student, known), teacher.head_outputs.outputs, 2.0)
         assert theirs.keys() == asked.keys()
-        there = teacher.answers.padding_mask(known) if teacher.answers.have_length else slice(None)
+        there = teacher.head_outputs.padding_mask(known) if teacher.head_outputs.has_token_axis else slice(None)
         for name, expected in asked.items():
             assert theirs[name].shape == expected.shape
             torch.testing.assert_close(theirs[name][there], expected[there], atol=2e-5, rtol=1e-5)
-        losses = [float(teacher.answers.distance(ours, given, 2.0, batch)) for given in (theirs, asked)]
+        losses = [float(teacher.head_outputs.loss(ours, given, 2.0, batch)) for given in (theirs, asked)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-5)
         assert len(chosen) < 7 or losses[1] > 0.001
 
@@ -130,7 +130,7 @@ def test_several_teachers_are_kept_as_one(make_model):
     teacher = Teacher([make_model(), make_model(seed=1)], [0.25, 0.75])
     data, collator = cached(BERT, teacher)
     batch = collator([data[0], data[1]])
-    torch.testing.assert_close(batch["teacher_logits"], teacher.ask(drop_teacher_columns(batch))[0]["logits"])
+    torch.testing.assert_close(batch["teacher_logits"], teacher.predict(drop_teacher_columns(batch))[0]["logits"])
 
 
 # ---- the most likely answers, and the rest ----
@@ -163,8 +163,8 @@ def top(head, teacher, student, k, temperature=2.0):
     answer = answer_of(student, known)
     ours, theirs = read_cached_outputs(batch, answer, ["logits"], temperature)
     labelled = known["labels"] != -100
-    found = float(teacher.answers.distance(ours, theirs, temperature, batch))
-    return found, answer.logits[labelled], teacher.ask(known)[0]["logits"][labelled]
+    found = float(teacher.head_outputs.loss(ours, theirs, temperature, batch))
+    return found, answer.logits[labelled], teacher.predict(known)[0]["logits"][labelled]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -209,8 +209,8 @@ def test_top_answers_are_kept_in_descending_order(make_model):
 
 
 def counted(teacher):
-    calls, ask = [], teacher.ask
-    teacher.ask = lambda *args: calls.append(1) or ask(*args)
+    calls, ask = [], teacher.predict
+    teacher.predict = lambda *args: calls.append(1) or ask(*args)
     return calls
 
 

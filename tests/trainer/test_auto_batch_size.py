@@ -40,7 +40,7 @@ class Narrow(EfficientTrainer):
 def trained(folder, techniques, **changes):
     """Returns a trainer after three steps, its student and teacher the same whenever it is called."""
     techniques = copy.deepcopy(techniques)
-    if techniques.get("distillation", DistillationConfig()).looks_inside:
+    if techniques.get("distillation", DistillationConfig()).uses_intermediate_outputs:
         set_seed(3)
         wider = BertConfig.from_dict({**classifier().config.to_dict(), "hidden_size": 48})
         techniques["teacher"] = BertForSequenceClassification(wider)

@@ -311,8 +311,8 @@ def test_an_interrupted_pruning_resumes_with_its_projections(tmp_path, at):
 @pytest.fixture
 def asked(monkeypatch):
     """Counts how often the teacher is asked."""
-    calls, ask = [], Teacher.ask
-    monkeypatch.setattr(Teacher, "ask", lambda self, *args, **kwargs: calls.append(1) or ask(self, *args, **kwargs))
+    calls, ask = [], Teacher.predict
+    monkeypatch.setattr(Teacher, "predict", lambda self, *args, **kwargs: calls.append(1) or ask(self, *args, **kwargs))
     return calls
 
 
