@@ -46,7 +46,7 @@ HEAVY = {
 }
 # Modules of models/ that are not saved next to a model's weights.
 NOT_SHIPPED = {"models.__init__", "models.surgery", "models.inputs"}
-SHIPPED_TOGETHER = {"codebook", "encoder", "structure", "t5_layers"}
+SHIPPED_TOGETHER = {"blocks", "codebook", "encoder", "family", "structure", "t5_attention", "t5_family"}
 DYNAMIC_IMPORTS = {"import_module", "resolve_name", "__import__"}
 # The registry resolves texts, which are read as imports here; the demo reads the docstrings of other packages.
 IMPORT_BY_TEXT = {"__init__", "registry", "commands.demo_dataset"}
@@ -337,8 +337,8 @@ def test_rooms_say_what_they_own(room):
         ("models.surgery", "from hf_efficient.errors import UserError", []),
         ("hub.push", "from hf_efficient.exporters.export import export", ["exporters.export"]),
         ("hub.push", "from hf_efficient.trainer.trainer import EfficientTrainer", ["trainer.trainer"]),
-        ("variants", "from hf_efficient.functions import quantize", []),
-        ("functions", "from hf_efficient.variants import VARIANTS", ["variants"]),
+        ("variants.builders", "from hf_efficient.functions import quantize", []),
+        ("functions", "from hf_efficient.variants.config import VARIANTS", ["variants.config"]),
         ("errors", "_MODULES = {'prune': 'functions'}", []),
         ("__init__", "_MODULES = {'prune': 'functions'}", []),
     ],

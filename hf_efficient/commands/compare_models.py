@@ -21,7 +21,8 @@ from hf_efficient.measurement.environment import describe_environment
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.tasks import infer_task
 from hf_efficient.tasks.evaluator import TaskEvaluator
-from hf_efficient.variants import VARIANTS, Call, ModelVariant, check_not_quantized, check_variants
+from hf_efficient.variants.builders import Forward, ModelVariant, check_not_quantized, check_variants
+from hf_efficient.variants.config import VARIANTS
 
 
 def compare_models(
@@ -49,7 +50,7 @@ def compare_models(
     models: dict[str, nn.Module] = {}
     metrics: dict[str, dict[str, float]] = {}
     titles: dict[str, str] = {}
-    calls: dict[str, Call] = {}
+    calls: dict[str, Forward] = {}
     inputs: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:
         for name, config in zip(names, configs, strict=True):
@@ -73,7 +74,7 @@ def compare_models(
                 if made.forward is not None:
                     calls[role] = made.forward
                 if judged is not None:
-                    metrics[role] = judged.metrics(made.forward or made.model)
+                    metrics[role] = judged.metrics(made.runner)
         rows = compare(models, inputs, metrics=metrics, metric=task.metric, names=titles, compiled=calls)
     return CompressionReport(
         task=task.pipeline,

@@ -24,7 +24,7 @@ from hf_efficient.measurement.training_costs import (
 )
 from hf_efficient.measurement.training_costs_plot import plot_costs
 from hf_efficient.tasks import TASKS
-from hf_efficient.variants import VARIANTS
+from hf_efficient.variants.config import VARIANTS
 
 DATA_FIELDS = (
     "text_column",
@@ -163,7 +163,7 @@ def _measure_training(args: argparse.Namespace) -> None:
     )
     console = Console()
     console.print(costs.table(budget))
-    for sentence in costs.advice(budget):
+    for sentence in costs.recommendations(budget):
         console.print(sentence, markup=False)
     if args.output_dir:
         plot_costs(costs, args.output_dir, budget)

@@ -2,79 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import DatasetDict
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.labels import label_ids
-from hf_efficient.exporters.inputs import EXPORT_CALIBRATION_SAMPLES
 from hf_efficient.models.inputs import is_label
-from hf_efficient.tasks import RowEncoder, Task, find_columns, model_columns
 from hf_efficient.tasks.masked_lm import mask_once
-from hf_efficient.tasks.task import IGNORED
-from hf_efficient.variants import Call
+from hf_efficient.tasks.task import IGNORE_INDEX, RowEncoder, Task, model_columns
 
 EVAL_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class TaskEvaluator:
-    """The data of a task as one model reads it, and what its answers are worth."""
+    """The data of a task, tokenized for one model, and the metrics of predictions on it."""
 
     task: Task
-    encoding: RowEncoder
-    rows: DatasetDict
-    encoded: DatasetDict
-    config: Any
+    encoder: RowEncoder
+    raw_splits: DatasetDict
+    tokenized_splits: DatasetDict
+    config: PreTrainedConfig
 
     @classmethod
-    def of(
-        cls, splits: DatasetDict, config: Any, tokenizer: PreTrainedTokenizerBase, task: Task, data: DataConfig
+    def from_splits(
+        cls,
+        splits: DatasetDict,
+        config: PreTrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        data: DataConfig,
+        calibration_samples: int,
     ) -> TaskEvaluator:
-        columns = find_columns(splits, task, data)
-        classifies = columns.label is not None and task.classes
-        numbers = label_ids(splits, str(columns.label), config) if classifies else None
-        encoding = RowEncoder(columns, tokenizer, data, numbers, classes=config.num_labels)
-        few = splits["train"].select(range(min(len(splits["train"]), EXPORT_CALIBRATION_SAMPLES)))
-        rows = DatasetDict(train=few, evaluation=splits["evaluation"])
-        encoded = task.tokenize(rows, encoding)
-        if not task.labelled:
-            encoded["evaluation"] = mask_once(encoded["evaluation"], tokenizer, seed=0)
-        return cls(task, encoding, rows, encoded, config)
+        """Return the evaluator of a model with this config and tokenizer; training rows are for calibration only.
 
-    def calibration(self) -> Any:
-        """Return batches of rows that nothing is judged on."""
+        Raises UserError if a column is missing, or if the data has labels that the model does not have.
+        """
+        columns = task.get_columns(splits, data)
+        has_class_labels = columns.label is not None and task.has_classes
+        label_to_id = label_ids(splits, str(columns.label), config) if has_class_labels else None
+        encoder = RowEncoder(columns, tokenizer, data, label_to_id, num_labels=config.num_labels)
+        calibration_rows = splits["train"].select(range(min(len(splits["train"]), calibration_samples)))
+        raw_splits = DatasetDict(train=calibration_rows, evaluation=splits["evaluation"])
+        tokenized_splits = task.tokenize(raw_splits, encoder)
+        if not task.has_labels:
+            tokenized_splits["evaluation"] = mask_once(tokenized_splits["evaluation"], tokenizer, seed=0)
+        return cls(task, encoder, raw_splits, tokenized_splits, config)
+
+    def calibration_batches(self) -> DataLoader[Any]:
+        """Return batches of training rows, which are not evaluated on."""
         return self._batches("train")
 
-    def metrics(self, model: Call) -> dict[str, float]:
-        """Return the task's metrics of `model`, in its own precision."""
-        said: Any = None
+    def metrics(self, model: Callable[..., Any]) -> dict[str, float]:
+        """Return the task's metrics of `model`, computed in the model's own precision."""
+        predictions: Any = None
         labels: Any = None
         with torch.inference_mode():
             for batch in self._batches("evaluation"):
-                right = {name: batch.pop(name) for name in list(batch) if is_label(name)}
-                answers = self._answers(model, batch, right)
-                said = answers if said is None else nested_concat(said, answers, padding_index=IGNORED)
-                known = tuple(right.values()) if len(right) > 1 else next(iter(right.values()))
-                labels = known if labels is None else nested_concat(labels, known, padding_index=IGNORED)
-        judge = self.task.judge(self.rows["evaluation"], self.encoded["evaluation"], self.encoding, self.config)
-        return judge(EvalPrediction(nested_numpify(said), nested_numpify(labels)))
+                batch_labels = {name: batch.pop(name) for name in list(batch) if is_label(name)}
+                predictions = _concatenate(predictions, self._predict(model, batch, batch_labels))
+                values = tuple(batch_labels.values())
+                labels = _concatenate(labels, values if len(values) > 1 else values[0])
+        compute_metrics = self.task.build_compute_metrics(
+            self.raw_splits["evaluation"], self.tokenized_splits["evaluation"], self.encoder, self.config
+        )
+        return compute_metrics(EvalPrediction(nested_numpify(predictions), nested_numpify(labels)))
 
-    def _answers(self, model: Any, batch: dict[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> Any:
-        if self.task.writes:
+    def _predict(self, model: Any, batch: dict[str, torch.Tensor], labels: Mapping[str, torch.Tensor]) -> Any:
+        if self.task.generates:
             texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            return model.generate(**texts, max_length=self.encoding.data.max_target_length)
+            return model.generate(**texts, max_length=self.encoder.data.max_target_length)
         outputs = model(**batch)
         logits = tuple(value.float() for name, value in outputs.items() if name.endswith("logits"))
-        found = logits if len(logits) > 1 else logits[0]
-        return self.task.reduce_logits(found, right["labels"]) if self.task.reduce_logits else found
+        predictions = logits if len(logits) > 1 else logits[0]
+        return self.task.reduce_logits(predictions, labels["labels"]) if self.task.reduce_logits else predictions
 
-    def _batches(self, split: str) -> Any:
-        rows, collate = model_columns(self.encoded[split]), self.task.collator(self.encoding.tokenizer)
-        return torch.utils.data.DataLoader(rows, batch_size=EVAL_BATCH_SIZE, collate_fn=collate)
+    def _batches(self, split: str) -> DataLoader[Any]:
+        rows: Any = model_columns(self.tokenized_splits[split])
+        return DataLoader(rows, batch_size=EVAL_BATCH_SIZE, collate_fn=self.task.collator(self.encoder.tokenizer))
+
+
+def _concatenate(tensors: Any, batch: Any) -> Any:
+    return batch if tensors is None else nested_concat(tensors, batch, padding_index=IGNORE_INDEX)

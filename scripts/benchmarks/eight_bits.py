@@ -42,7 +42,7 @@ from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.cost import saved_bytes
 from hf_efficient.models.codebook import Codebook
 from hf_efficient.quantization.codebook import compare_with_uniform, quantize_uniformly
-from hf_efficient.variants import VARIANTS
+from hf_efficient.variants.config import VARIANTS
 
 KEPT = ("float32", "int8", "int8_weight_only", "onnx_int8", "openvino_int8", "openvino_int8_weight_only")
 FAST = ("float32", "bfloat16", "int8", "int8_compiled", "onnx_int8", "openvino_int8")

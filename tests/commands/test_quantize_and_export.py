@@ -8,7 +8,7 @@ from transformers.exporters import ExportedModel
 
 from hf_efficient import CompressionReport
 from hf_efficient.cli import main
-from hf_efficient.variants import VARIANTS
+from hf_efficient.variants.config import VARIANTS
 
 RUNTIMES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
 
@@ -107,7 +107,7 @@ def test_forms_of_several_models_are_named_after_both(workshop):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["measure", "nowhere", "--forms", "int3"], f"form 'int3' is unknown: give one of {', '.join(VARIANTS)}"),
+        (["measure", "nowhere", "--forms", "int3"], f"variant 'int3' is unknown: give one of {', '.join(VARIANTS)}"),
         (["quantize"], "in which form? give --scheme, one of int8_dynamic, int8_weight_only, codebook"),
         (["quantize", "--scheme", "codebook", "--layers", "0.5"], "quantize neither prunes nor trains"),
         (["quantize", "--scheme", "int8_dynamic", "--aware", "True"], "quantize neither prunes nor trains"),
@@ -127,7 +127,7 @@ def test_ranges_need_rows_that_nothing_is_judged_on(workshop, capsys):
     need("openvino")
     command = ["measure", str(workshop / "model"), "--forms", "openvino_int8"]
     assert main([*command, "--validation_file", str(workshop / "dev.csv")]) == 2
-    assert "openvino_int8 fixes the ranges of activations on data that nothing is judged on" in capsys.readouterr().err
+    assert "variant openvino_int8 needs calibration data that no metric is measured on" in capsys.readouterr().err
     assert main(["export", *without_data(workshop, export="openvino")]) == 2
     assert "OpenVINO's int8 fixes the ranges of activations on training data" in capsys.readouterr().err
 
@@ -180,7 +180,7 @@ def test_steps_of_a_recipe_train_nothing_here(workshop):
 def test_a_quantized_model_has_no_other_forms(workshop, capsys):
     assert main(["quantize", *without_data(workshop, scheme="int8_weight_only")]) == 0
     assert main(["measure", str(workshop / "out"), "--forms", "float32"]) == 2
-    assert "out is quantized already: leave out --forms, or give its float form" in capsys.readouterr().err
+    assert "out is quantized already: leave out --variants, or give its float model" in capsys.readouterr().err
 
 
 def test_the_card_of_codebooks_tells_of_codebooks(workshop):
