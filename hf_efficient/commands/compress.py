@@ -20,13 +20,14 @@ from hf_efficient.data.config import DataConfig
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import check_export
+from hf_efficient.functions import check_pruning
 from hf_efficient.hub.publisher import push_output_dir
-from hf_efficient.measurement.report import REPORT_NAME, CompressionReport, with_ratios
-from hf_efficient.pruning.validation import check_prunable
+from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
+from hf_efficient.measurement.report_rows import with_ratios
 from hf_efficient.quantization.validation import check_quantization
 from hf_efficient.tasks import Task
 from hf_efficient.trainer.checkpoints import save_atomically
-from hf_efficient.trainer.reporting import UntrimmedModel
+from hf_efficient.trainer.evaluation import UntrimmedModel
 from hf_efficient.trainer.trainer import EfficientSeq2SeqTrainer, EfficientTrainer
 
 logger = logging.get_logger(__name__)
@@ -59,7 +60,7 @@ def compress(job: JobConfig) -> CompressionReport:
         # Batches of like lengths waste no time on padding.
         args.train_sampling_strategy = "group_by_length"
     if pruning.removes_anything:
-        check_prunable(model, pruning)  # before a teacher is trained in vain
+        check_pruning(model, pruning)  # before a teacher is trained in vain
     for format in job.export.formats:
         check_export(model, format, job.export.quantization)
     if job.quantization.scheme is not None:
@@ -75,16 +76,16 @@ def compress(job: JobConfig) -> CompressionReport:
             (output / REPORT_NAME).unlink(missing_ok=True)
             shutil.rmtree(output / "_teacher", ignore_errors=True)
         model, first = _fine_tune_teacher(trainer_class, model, args, task, ready.for_trainer())
-    original = None
+    untrimmed = None
     if pruning.vocabulary:
         whole = dataclasses.replace(ready, model=model)
         ready, token_ids = trim_job_vocabulary(whole)
-        original = UntrimmedModel(model, token_ids, whole.data["evaluation"], whole.compute_metrics)
+        untrimmed = UntrimmedModel(model, token_ids, whole.data["evaluation"], whole.compute_metrics)
         model = ready.model
 
     teachers: Any = ready.teachers
     if job.model.creates_student:
-        teachers = teachers or (None if original else [model])
+        teachers = teachers or (None if untrimmed is not None else [model])
         set_seed(args.seed)  # the same student after an interruption
         model, made = create_student(job.model, model)
         first = (*first, made)
@@ -97,7 +98,7 @@ def compress(job: JobConfig) -> CompressionReport:
         pruning=job.pruning,
         quantization=job.quantization,
         export=job.export,
-        original=original,
+        untrimmed=untrimmed,
         **ready.for_trainer(),
     )
     if job.model.overwrite_output_dir and not args.resume_from_checkpoint:

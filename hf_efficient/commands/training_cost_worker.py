@@ -8,6 +8,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from hf_efficient.distillation.config import DistillationConfig
-from hf_efficient.measurement.process_memory import ProcessMemory
+from hf_efficient.measurement.memory import ProcessMemory
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.training_costs import Setting, TrainingCost
 from hf_efficient.tasks import get_task
@@ -118,7 +119,7 @@ def measure_training_run(job: TrainingRunSpec) -> TrainingCost:
 class _TrainerWithoutReport(EfficientTrainer):
     """The trainer, which leaves it at training."""
 
-    def _measure(self, models: dict[str, PreTrainedModel]) -> CompressionReport:
+    def build_report(self, models: Mapping[str, Any], exported: Mapping[str, Any]) -> CompressionReport:
         return CompressionReport()
 
 
@@ -167,7 +168,7 @@ class TrainingCostCallback(TrainerCallback):
                 parameter.grad = torch.empty_like(parameter).zero_()  # zeros_like would not touch the pages
         self.memory.start()
         trainer.training_step(trainer.model_wrapped, batches[0], count)
-        if self.memory.starts_anew:
+        if self.memory.can_reset:
             self.activations = self.memory.growth()
 
 

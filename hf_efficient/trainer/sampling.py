@@ -1,44 +1,40 @@
-"""Training data in an order that an interruption does not change."""
+"""Training data in an order that does not depend on interruptions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-EPOCH_TOLERANCE = 1e-6  # of an epoch: the count of epochs is a sum of fractions
-
-
-class Ordering(Trainer):
-    """A trainer that draws the order of batches of like lengths anew for each epoch, from its number and the seed.
-
-    The parent draws it from whatever random numbers come next, which are others once a run was interrupted, and others
-    in each process.
-    """
-
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
-        sampler: Sampler[int] | None = super()._get_train_sampler(*args, **kwargs)
-        if isinstance(sampler, LengthGroupedSampler):
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return EpochSeededSampler(sampler, seed, self)
-        return sampler
+EPOCH_TOLERANCE = 1e-6  # the trainer counts epochs as a sum of fractions
 
 
 class EpochSeededSampler(Sampler[int]):
-    """Indices of like lengths beside each other, in the order of an epoch."""
+    """The indices of a `LengthGroupedSampler`, in an order drawn from the seed and the number of the epoch.
 
-    def __init__(self, sampler: LengthGroupedSampler, seed: int, trainer: Trainer) -> None:
-        self.sampler, self.seed, self.trainer = sampler, seed, trainer
+    The sampler itself draws from the global random state, which differs after a resumed run and between processes.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int, get_epoch: Callable[[], float | None]) -> None:
+        self.sampler, self.seed, self.get_epoch = sampler, seed, get_epoch
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[int]:
-        # Asked of the trainer: what accelerate wraps around a sampler does not always tell it of the epoch.
-        epoch = int((self.trainer.state.epoch or 0) + EPOCH_TOLERANCE)
+        # The trainer is asked for the epoch: accelerate's wrappers do not always pass `set_epoch` on to the sampler.
+        epoch = int((self.get_epoch() or 0) + EPOCH_TOLERANCE)
         self.sampler.generator = torch.Generator().manual_seed(self.seed + epoch)
         return iter(self.sampler)
+
+
+def seed_by_epoch(
+    sampler: Sampler[int] | None, args: TrainingArguments, get_epoch: Callable[[], float | None]
+) -> Sampler[int] | None:
+    """Return `sampler`, seeded anew in each epoch if it groups by length; the others are seeded already."""
+    if isinstance(sampler, LengthGroupedSampler):
+        return EpochSeededSampler(sampler, args.seed if args.data_seed is None else args.data_seed, get_epoch)
+    return sampler

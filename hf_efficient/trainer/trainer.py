@@ -1,47 +1,47 @@
-"""Trainers that prune, distil and quantize around stock training runs: the one place where the techniques meet."""
+"""`EfficientTrainer` and `EfficientSeq2SeqTrainer`: overrides of `Trainer` that call the parts in this package."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import transformers
-from transformers import PreTrainedModel, Seq2SeqTrainer
-from transformers.trainer_utils import TrainOutput
-from transformers.utils import logging
+import torch
+from huggingface_hub import CommitInfo
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import check_same_task
-from hf_efficient.distillation.teacher import load_teacher
-from hf_efficient.errors import UserError
+from hf_efficient.distillation.head_outputs import get_head_outputs
 from hf_efficient.exporters.config import ExportConfig
-from hf_efficient.exporters.export import check_export
-from hf_efficient.functions import describe_quantization, quantize
-from hf_efficient.measurement.energy import EnergyCounter
-from hf_efficient.measurement.report import training_resources
+from hf_efficient.hub.publisher import HubPublisher, initialize_repo
+from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.models import is_quantized
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantization.fake_quantization import disable_fake_quantization, enable_fake_quantization
-from hf_efficient.quantization.validation import check_quantization
-from hf_efficient.trainer.checkpoints import has_resumable_run, last_complete_checkpoint, save_atomically
-from hf_efficient.trainer.distilling import Distilling
-from hf_efficient.trainer.fsdp import Sharding
-from hf_efficient.trainer.reporting import Reporting, UntrimmedModel
-from hf_efficient.trainer.rounds import PruningRounds
-from hf_efficient.trainer.sampling import Ordering
+from hf_efficient.quantization.fake_quantization import enable_fake_quantization
+from hf_efficient.trainer.checkpoints import CheckpointState, without_secrets
+from hf_efficient.trainer.distillation import DistillationTraining, ProjectionGradients, TeacherLike, load_teachers
+from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel
+from hf_efficient.trainer.fsdp import FSDPSession, uses_fsdp
+from hf_efficient.trainer.loss import AccumulatedLoss, Batch, check_finite, select_model_inputs
+from hf_efficient.trainer.phases import PruningPhases
+from hf_efficient.trainer.run import CompressionRun
+from hf_efficient.trainer.sampling import seed_by_epoch
+from hf_efficient.trainer.scoring import Batches, PruningScorer
+from hf_efficient.trainer.techniques import Techniques
+from hf_efficient.trainer.validation import check_arguments
 
-logger = logging.get_logger(__name__)
 
-TeacherLike: TypeAlias = PreTrainedModel | str | Sequence[PreTrainedModel | str] | None
-
-
-class CompressionMixin(PruningRounds, Distilling, Reporting, Ordering, Sharding):
+class CompressionMixin(Trainer):
     """What both trainers share; see `EfficientTrainer`."""
+
+    model: Any
+    train_dataset: Any
+    data_collator: Any
 
     def __init__(
         self,
@@ -51,177 +51,253 @@ class CompressionMixin(PruningRounds, Distilling, Reporting, Ordering, Sharding)
         pruning: PruningConfig | None = None,
         quantization: QuantizationConfig | None = None,
         export: ExportConfig | None = None,
-        original: UntrimmedModel | None = None,
+        untrimmed: UntrimmedModel | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.distillation = distillation
-        self.pruning = pruning or PruningConfig()
-        self.quantization = quantization or QuantizationConfig(scheme=None)
-        self.export = export or ExportConfig()
-        self.original = original
-        self._exported = {}
-        self.report: Any = None
+        self.techniques = Techniques(
+            distillation,
+            pruning or PruningConfig(),
+            quantization or QuantizationConfig(scheme=None),
+            export or ExportConfig(),
+        )
+        self.untrimmed = untrimmed
         self.stages: list[str] = []
-        self.base_model: str = self.model.config._name_or_path
-        named: list[Any] = [teacher] if isinstance(teacher, (str, PreTrainedModel)) else list(teacher or ())
-        self._check(named)
-        self.teachers = [self._teacher(each) for each in named]
+        self.report: CompressionReport | None = None
+        given = [teacher] if isinstance(teacher, (str, PreTrainedModel)) else list(teacher or ())
+        check_arguments(self, self.techniques, given)
+        self.teachers: list[PreTrainedModel] = load_teachers(given, self.model, distillation)
         for each in self.teachers:
-            check_same_task(self.original.model if self.original else self.model, each)
+            check_same_task(self.model if untrimmed is None else untrimmed.model, each)
+        self._build_parts()
+
+    def _build_parts(self) -> None:
+        args, accelerator, techniques = self.args, self.accelerator, self.techniques
+        # The loss of a head that is not known here is the parent's, which is not divided by the items of the window.
+        self.loss_is_scaled_for_ga = None if get_head_outputs(self.model) is None else True
+        masks_tokens = bool(getattr(self.data_collator, "mlm", False))
+        self.accumulated_loss = AccumulatedLoss(args, accelerator, labels_are_sampled=masks_tokens)
+        self.distillation_training = DistillationTraining(techniques.distillation, args, accelerator)
+        self.scorer = PruningScorer(techniques.pruning, args, accelerator)
+        self.phases = PruningPhases(
+            techniques.pruning,
+            args,
+            accelerator,
+            self.scorer,
+            get_model=lambda: self.model,
+            install_model=self.install_model,
+            draw_batches=self.draw_scoring_batches,
+            add_callback=self.add_callback,
+            remove_callback=self.remove_callback,
+        )
+        self.fsdp_session = FSDPSession()
+        self.evaluator = ModelEvaluator(self, techniques, self.untrimmed)
+        self.publisher = HubPublisher(self.model.config._name_or_path)
+        self.checkpoint_states: list[CheckpointState] = [self.distillation_training, self.phases]
+        self.on_model_changed = [self.enable_fake_quantization, self.distillation_training.on_model_changed]
+        for callback in (self.accumulated_loss, ProjectionGradients(self.distillation_training), self.fsdp_session):
+            self.add_callback(callback)
+        if uses_fsdp(accelerator):  # only a training run shards the model
+            self.is_fsdp_enabled, self.place_model_on_device = False, True
+            self._move_model_to_device(self.model, args.device)
 
     @property
-    def teacher(self) -> Any:
-        """The teacher that the student is measured against, the first of several; None before there is one."""
+    def teacher(self) -> PreTrainedModel | None:
+        """The teacher that the student is compared with, the first of several; None before there is one."""
         return self.teachers[0] if self.teachers else None
 
-    def _teacher(self, teacher: PreTrainedModel | str) -> PreTrainedModel:
-        """Return the teacher that was given, or the one of that name with the head of the model."""
-        if teacher is self.model:
-            return copy.deepcopy(teacher)  # as it is now: it would go on changing
-        if isinstance(teacher, str):
-            head = type(self.model).__name__.partition("For")[2]
-            auto = {"": "AutoModel", "ConditionalGeneration": "AutoModelForSeq2SeqLM"}.get(head, f"AutoModelFor{head}")
-            answers = self.distillation is not None and self.distillation.uses_logits
-            attention = self.model.config._attn_implementation
-            return load_teacher(teacher, getattr(transformers, auto), answers, attn_implementation=attention)
-        return teacher
-
-    def _check(self, teachers: Sequence[PreTrainedModel | str]) -> None:
-        """Check what cannot work before any of the work is done."""
-        self.check_pruning()
-        if self.distillation is not None and self.compute_loss_func is not None:
-            raise UserError("compute_loss_func would replace the distillation loss: give one of the two")
-        if self.model_init is not None and self.distillation is not None and self.distillation.uses_intermediate_outputs:
-            raise UserError(
-                "model_init makes another model after the layers of this one were mapped to the teacher's: give "
-                "`model`"
-            )
-        if self.quantization.scheme is not None and not is_quantized(self.model):
-            check_quantization(self.model, self.quantization)
-        if self.quantization.aware and self.model_init is not None:
-            raise UserError("model_init makes another model, which would not round as in 8 bits: give `model`")
-        for format in self.export.formats:
-            check_export(self.model, format, self.export.quantization)
-            if self.export.needs_calibration(format) and self.train_dataset is None:
-                raise UserError(
-                    "OpenVINO's int8 fixes the ranges of activations on training data, and there is none: give "
-                    "train_dataset, or export_quantization='int8_weight_only'"
-                )
-        if teachers and self.distillation is None:
-            raise UserError("a teacher without distillation teaches nothing: add distillation=DistillationConfig()")
-
-    # ---- the run ---------------------------------------------------------------------------------------------------
+    # ---- the run ----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput | None:
-        """Prune and trains, in rounds if asked for, then quantizes; `self.model` is the small model afterwards.
+        """Prune and train, in rounds if requested, then export and quantize; `self.model` is the small model then.
 
-        Without pruning it is the parent's `train`, and nothing is trained when quantization is all that was asked
-        for. `resume_from_checkpoint=True` goes on with what is there, and starts when nothing is.
+        Without techniques it is the `train` of the parent. A quantization alone, without `aware`, trains nothing.
+        `resume_from_checkpoint=True` resumes what `output_dir` holds, and starts if it holds nothing.
 
-        Raises NonFiniteLossError: the loss is not a number; the last checkpoint stays as it is.
+        Raises NonFiniteLossError if the loss is NaN or infinite; the last checkpoint stays as it is.
         """
-        if is_quantized(self.model):
-            raise UserError("the model is quantized already and cannot be trained: build a trainer on its float form")
-        self.stages = (
-            [] if self.original is None else [f"kept {len(self.original.token_ids)} tokens of the vocabulary"]
+        parent_train = super().train
+        return CompressionRun(self, lambda path: parent_train(path, *args, **kwargs)).execute(resume_from_checkpoint)
+
+    def install_model(self, model: PreTrainedModel) -> None:
+        """Make `model` the one that is trained, evaluated and saved; all of these attributes belong together."""
+        self.accelerator.free_memory()
+        if self.place_model_on_device:
+            self._move_model_to_device(model, self.args.device)
+        self.model = self.model_wrapped = self.callback_handler.model = model
+        self.optimizer = self.lr_scheduler = None
+        self._created_lr_scheduler = False
+        model.config.use_cache = self.args.use_cache
+        for prepare in self.on_model_changed:
+            prepare(model)
+
+    def enable_fake_quantization(self, model: PreTrainedModel) -> None:
+        """Round the weights and activations of `model` in training as int8 will, if the config requests it."""
+        if self.techniques.quantization.aware and not is_quantized(model):
+            enable_fake_quantization(model, self.techniques.quantization)
+
+    def build_report(self, models: Mapping[str, Any], exported: Mapping[str, Any]) -> CompressionReport:
+        """Return the report on `models` and `exported`, by role."""
+        return self.evaluator.build_report(models, exported, self.stages)
+
+    # ---- data -------------------------------------------------------------------------------------------------------
+
+    def draw_scoring_batches(self) -> Batches:
+        """Return the batches of the training data that pruning scores are computed on."""
+        return self.scorer.draw_batches(
+            self.model, self.train_dataset, self.get_test_dataloader, self.get_train_dataloader
         )
-        compressed = self.distillation is not None or self.pruning.removes_anything or self.quantization.scheme is not None
-        compressed = compressed or self.original is not None
-        if compressed and not self.teachers:
-            self.teachers = [self.original.model if self.original else copy.deepcopy(self.model)]
-        if self.distillation is not None:
-            self.begin_distilling(self.teachers, self.distillation, self.original.token_ids if self.original else None)
-        learns = self.distillation is not None or self.pruning.removes_anything or self.quantization.aware
-        trains = learns or self.quantization.scheme is None
 
-        output: TrainOutput | None = None
-        goes_on = bool(resume_from_checkpoint) and has_resumable_run(Path(self.args.output_dir))
-        begun = time.perf_counter()
-        try:
-            with EnergyCounter(self.args.device) as counter:
-                if self.pruning.removes_anything:
-                    output = self.train_in_rounds(resume_from_checkpoint, *args, **kwargs)
-                elif trains and self.trains:
-                    checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
-                    self._round_as_in_8_bits(self.model)
-                    output = super().train(checkpoint, *args, **kwargs)
-                    self.stages.append(f"trained for {output.global_step} steps{self._from_teacher()}")
-        finally:
-            disable_fake_quantization(self.model)
-        whole = output is not None and not goes_on  # what was spent before an interruption is not known
-        training = training_resources(time.perf_counter() - begun, counter.energy) if whole else None
-        self._restore_forward(self.model)
-        self.distiller = None  # nothing more is learned
+    def get_signature_columns(self) -> list[str]:
+        """Return the columns of the data that reach the model or the distiller."""
+        self._set_signature_columns_if_needed()
+        return list(self._signature_columns)
 
-        models: dict[str, PreTrainedModel] = {}
-        for number, each in enumerate(self.teachers if compressed else [], start=1):
-            models["teacher" if number == 1 else f"teacher {number}"] = each
-        if trains:
-            alone = "teacher" if self.export.formats else "model"
-            models["student" if compressed else alone] = self.model
-        if trains and self.args.should_save and (self.quantization.scheme is not None or self.export.formats):
-            save_atomically(self.model, Path(self.args.output_dir) / "_student", self.processing_class)
-        self._write_exports(self.model)
-        if self.quantization.scheme is not None:
-            quantized = quantize(self.model, self.quantization)
-            self.stages.append(describe_quantization(self.model, quantized, self.quantization))
-            self._install(quantized)
-            models["quantized"] = self.model
-        self.report = dataclasses.replace(self._measure(models), training=training)
-        return output
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = self.distillation_training.columns()
+        self._signature_columns += [name for name in columns if name not in self._signature_columns]
 
-    def _install(self, model: PreTrainedModel) -> None:
-        """Also maps the new model's layers to the teacher's, and lets it round."""
-        self._round_as_in_8_bits(model)
-        super()._install(model)
-        if self.distiller is not None:
-            self.distiller.prepare(model)
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
+        return seed_by_epoch(super()._get_train_sampler(*args, **kwargs), self.args, lambda: self.state.epoch)
 
-    def _round_as_in_8_bits(self, model: PreTrainedModel) -> None:
-        if self.quantization.aware and not is_quantized(model):
-            enable_fake_quantization(model, self.quantization)
+    # ---- the loss ---------------------------------------------------------------------------------------------------
 
-    def _beside(self) -> Any:
-        return self.distiller if self._projections else None
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Also count what the losses of the accumulation window are divided by."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.accumulated_loss.count_window(self.model, batches, device)
+        return batches, num_items
 
-    def _load_beside(self, folder: Path) -> None:
-        if self.distiller is not None:
-            self.distiller.load_projections(folder)
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Return the exact loss while training, see `AccumulatedLoss`, and the parent's otherwise."""
+        if (
+            not model.training
+            or self.compute_loss_func is not None
+            or self.accumulated_loss.uses_parent_loss(self.model)
+        ):
+            return super().compute_loss(
+                model, select_model_inputs(self.model, inputs), return_outputs, num_items_in_batch
+            )
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        loss, outputs = self.accumulated_loss(model, self.model, inputs, super().compute_loss, progress)
+        return (loss, outputs) if return_outputs else loss
 
-    def _from_teacher(self) -> str:
-        taught = "" if self.distillation is None else f" on {self.distillation.describe()}"
-        return f"{taught}, rounding as in 8 bits" if self.quantization.aware else taught
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Also stop at a loss that is NaN or infinite."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        check_finite(loss, self.state.global_step, self.args)
+        return loss
+
+    def prediction_step(self, model: torch.nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        """Pass only the inputs that the model accepts."""
+        return super().prediction_step(model, select_model_inputs(self.model, inputs), *args, **kwargs)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Also train the projections of the distiller, by an optimizer that was given too."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        self.distillation_training.add_to_optimizer(optimizer)
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms of the distillation loss."""
+        self.accumulated_loss.add_logs(logs, self.state.global_step)
+        super().log(logs, start_time)
+
+    # ---- checkpoints and the Hub ------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        with without_secrets(self.args, folder):
+            super()._save(output_dir, state_dict)
+        for part in self.checkpoint_states if folder.name.startswith(PREFIX_CHECKPOINT_DIR) else ():
+            part.save_state(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for part in self.checkpoint_states:
+            part.load_state(Path(resume_from_checkpoint))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the report, its picture and the card made from it; the parent's card if nothing was measured."""
+        if self.report is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            self.publisher.write_card(self.report, self.args.output_dir)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository; raise PushError, before anything is trained, if the Hub refuses."""
+        private = self.args.hub_private_repo if private is None else private
+        parent_init = super().init_hf_repo
+
+        def create_repo() -> str | None:
+            parent_init(token, private)
+            return str(self.hub_model_id) if self.is_world_process_zero() else None
+
+        initialize_repo(
+            create_repo, self.args.output_dir, self.args.hub_model_id, private, token or self.args.hub_token
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Save the model, write the card and push both, with the code that loading needs; no tokens, no pickles."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token, revision = token or self.args.hub_token, revision or self.args.hub_revision
+        private = self.args.hub_private_repo if private is None else private
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        repo_id = str(self.hub_model_id)
+        self.create_model_card(**{"model_name": repo_id.rpartition("/")[2], **kwargs})
+        return self.publisher.push(self.args.output_dir, repo_id, token, revision, private, commit_message, blocking)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        args = self.args
+        if self.is_world_process_zero() and args.hub_strategy != HubStrategy.END:
+            self.push_in_progress = self.publisher.push_checkpoint(
+                checkpoint_folder,
+                str(self.hub_model_id),
+                self.state.global_step,
+                args.hub_token,
+                args.hub_revision,
+                args.hub_always_push,
+            )
 
 
 class EfficientTrainer(CompressionMixin):
     """A `transformers.Trainer` that makes its model small and fast.
 
-    Takes what `Trainer` takes, and besides:
+    Takes the arguments of `Trainer`, and:
 
     | argument | meaning |
     | --- | --- |
-    | teacher | a model or a name; None: a frozen copy of `model` before pruning |
-    | distillation | train towards the teacher's soft labels; None: on the labels alone |
-    | pruning | remove heads, neurons and layers, in rounds of pruning and training |
-    | quantization | 8 bits at the end; alone, nothing is trained |
-    | export | also write the model for ONNX Runtime or OpenVINO, in folders of `output_dir` |
-    | original | of a model with a trimmed vocabulary, what it was before; it is the teacher unless another is given |
+    | teacher | a model, a name, or several of them; None: a frozen copy of `model` before it changes |
+    | distillation | train on the outputs of the teacher too; None: on the labels alone |
+    | pruning | remove heads, neurons, layers or connections, in rounds of pruning and training |
+    | quantization | quantize at the end; alone, nothing is trained |
+    | export | also write the model for ONNX Runtime or OpenVINO, into folders of `output_dir` |
+    | untrimmed | for a model with a trimmed vocabulary: the model before; it is the teacher unless another is given |
 
-    With all of them None it is `Trainer`, but for gradient accumulation, which is exact: the loss is summed over the
-    accumulation window and divided by the window's count. `report` holds what was measured once `train` is done.
+    With all of them None it is `Trainer`, except that gradient accumulation is exact: the loss is summed over the
+    accumulation window and divided by the number of items in it. `report` holds the measurements after `train`.
 
-    Raises ValueError: the arguments contradict each other, or teacher and model differ in vocabulary or labels.
-    Raises TypeError: the architecture cannot be pruned.
+    Raises UserError if arguments contradict each other, or teacher and model differ in vocabulary or labels, and
+    UnsupportedModelError if the architecture is not supported by a technique.
     """
 
 
 class EfficientSeq2SeqTrainer(CompressionMixin, Seq2SeqTrainer):
-    """A `transformers.Seq2SeqTrainer` with the additions of `EfficientTrainer`."""
-
-
-def resolve_checkpoint(resume: str | bool | None, folder: str) -> str | None:
-    """Return the checkpoint to go on from: the given one, the last in `folder` for True, or None to start."""
-    if isinstance(resume, str):
-        return resume
-    return last_complete_checkpoint(Path(folder)) if resume else None
+    """A `transformers.Seq2SeqTrainer` with the arguments of `EfficientTrainer`."""

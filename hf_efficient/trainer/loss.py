@@ -1,0 +1,162 @@
+"""The training loss: exact over accumulated batches and over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_efficient.distillation.distiller import Distiller, LossTerm
+from hf_efficient.distillation.head_outputs import get_head_outputs
+from hf_efficient.distillation.teacher_cache import drop_teacher_columns
+from hf_efficient.errors import NonFiniteLossError, UserError
+from hf_efficient.models.inputs import is_label, select_inputs
+
+TASK_UNIT = "hard"  # what the loss of the task is a mean of: examples or labelled tokens
+IGNORED_LABEL = -100
+Batch: TypeAlias = dict[str, Any]
+# Trainer.compute_loss: (model, inputs, return_outputs=True) -> (loss, outputs)
+TaskLoss: TypeAlias = Callable[..., tuple[torch.Tensor, Any]]
+
+
+class AccumulatedLoss(TrainerCallback):
+    """The weighted sum of the task's loss and of the terms of a distiller.
+
+    Each term is its sum over the batch divided by its count over the whole accumulation window and all processes, so
+    the gradient of several batches is that of one large batch, whatever their lengths. `window_counts` holds the
+    counts of the current window by unit, each of shape ().
+    """
+
+    def __init__(self, args: TrainingArguments, accelerator: Accelerator, labels_are_sampled: bool = False) -> None:
+        self.args, self.accelerator = args, accelerator
+        self.labels_are_sampled = labels_are_sampled  # masked tokens: a batch may have none
+        self.distiller: Distiller | None = None
+        self.window_counts: dict[str, torch.Tensor] = {}
+        self.term_sums: dict[str, torch.Tensor] = {}
+        self.last_logged_step = 0
+
+    def uses_parent_loss(self, model: PreTrainedModel) -> bool:
+        """Whether the loss of `Trainer` is exact already, or cannot be taken apart because the head is unknown.
+
+        It is exact where one process reads a step as one batch. The mean over labelled tokens may be that of none.
+        """
+        head = get_head_outputs(model)
+        one_batch = self.args.world_size == 1 and self.args.gradient_accumulation_steps == 1
+        return self.distiller is None and (head is None or (one_batch and not head.per_token))
+
+    def count_window(self, model: PreTrainedModel, batches: Sequence[Batch], device: torch.device) -> None:
+        """Count what the losses of an accumulation window are divided by, on all processes together."""
+        if not batches or self.uses_parent_loss(model):
+            return
+        counts = [self._count_items(model, batch) for batch in batches]
+        totals = torch.stack([torch.stack(list(count.values())) for count in counts]).sum(0).to(device)
+        if self.args.world_size > 1:
+            totals = self.accelerator.gather(totals[None]).sum(0)
+        self.window_counts = dict(zip(counts[0], totals, strict=True))
+
+    def __call__(
+        self, model: nn.Module, unwrapped: PreTrainedModel, batch: Batch, task_loss: TaskLoss, progress: float
+    ) -> tuple[torch.Tensor, Any]:
+        """Return the loss, of shape (), and the outputs of the model.
+
+        `model` may be wrapped, by DDP for example, `unwrapped` is the model in it. `progress` in [0, 1] is the
+        fraction of the training that is done, which schedules of weights depend on.
+        """
+        counts = self.window_counts or {
+            unit: count.to(self.args.device) for unit, count in self._count_items(unwrapped, batch).items()
+        }
+        terms, outputs = self._compute_terms(model, unwrapped, batch, task_loss, progress)
+        loss = torch.zeros((), device=self.args.device)
+        for term in terms:
+            # DDP averages gradients over the processes, while the counts are those of all of them.
+            value = term.sum * self.accelerator.num_processes / counts[term.unit].clamp(min=1)
+            loss = loss + term.weight * value
+            if self.distiller is not None:
+                self.term_sums[term.name] = self.term_sums.get(term.name, 0) + value.detach()
+        return loss, outputs
+
+    def add_logs(self, logs: dict[str, float], step: int) -> None:
+        """Add the terms to `logs`, averaged over the steps since the last log and over the processes."""
+        if "loss" not in logs or not self.term_sums:
+            return
+        steps = max(step - self.last_logged_step, 1)
+        means = {name: self.accelerator.reduce(total, "mean") for name, total in self.term_sums.items()}
+        logs |= {name: float(mean) / steps for name, mean in means.items()}
+        self.term_sums, self.last_logged_step = {}, step
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start with nothing to log."""
+        self.term_sums, self.last_logged_step = {}, state.global_step
+
+    def _compute_terms(
+        self, model: nn.Module, unwrapped: PreTrainedModel, batch: Batch, task_loss: TaskLoss, progress: float
+    ) -> tuple[list[LossTerm], Any]:
+        inputs = select_model_inputs(unwrapped, batch)
+        if self.distiller is None:
+            term, outputs = self._task_term(model, unwrapped, inputs, task_loss, weight=1.0)
+            return [term], outputs
+        terms: list[LossTerm] = []
+        weight = self.distiller.config.value_at("hard_label_weight", progress)
+        with self.distiller.capture() as activations:
+            if weight:
+                term, outputs = self._task_term(model, unwrapped, inputs, task_loss, weight)
+                terms.append(term)
+            else:
+                # A decoder's inputs are made from the labels; other heads would compute a loss that is not used.
+                head = self.distiller.teacher.head_outputs
+                needs_labels = head is not None and head.decoder_reads_labels
+                outputs = model(**{name: v for name, v in inputs.items() if needs_labels or not is_label(name)})
+        return [*terms, *self.distiller(batch, outputs, activations, progress)], outputs
+
+    def _task_term(
+        self, model: nn.Module, unwrapped: PreTrainedModel, inputs: Batch, task_loss: TaskLoss, weight: float
+    ) -> tuple[LossTerm, Any]:
+        """Return the loss of the task as a sum over what it is the mean of, and the outputs."""
+        if not any(is_label(name) for name in inputs):
+            raise UserError(
+                f"the batches have no labels, only {', '.join(inputs)}: give labels, or train on the outputs of a "
+                "teacher alone (hard_label_weight=0)"
+            )
+        if self.window_counts and not self.window_counts[TASK_UNIT] and not self.labels_are_sampled:
+            raise UserError(
+                "no label of a whole training step counts, all of them are -100: are they cut off by max_length?"
+            )
+        count = self._count_items(unwrapped, inputs)[TASK_UNIT]
+        loss, outputs = task_loss(model, inputs, return_outputs=True)
+        if not count:  # the mean over no label is NaN
+            loss = sum(value.sum() for name, value in outputs.items() if name.endswith("logits")) * 0.0
+        return LossTerm("hard_label_loss", weight, loss * count.to(loss.device), TASK_UNIT), outputs
+
+    def _count_items(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return, by unit, how many items of a batch each term is a mean of, each of shape () on the CPU."""
+        inputs = select_model_inputs(model, batch)
+        labels, head = inputs.get("labels"), get_head_outputs(model)
+        if head is not None and head.detects_replaced_tokens:  # its loss is the mean over all tokens but padding
+            count = head.count(inputs)
+        elif labels is None or labels.is_floating_point():
+            count = torch.tensor(next(iter(inputs.values())).shape[0])
+        else:
+            count = labels.ne(IGNORED_LABEL).sum()
+        counts = {TASK_UNIT: count, **(self.distiller.counts(inputs) if self.distiller is not None else {})}
+        return {unit: value.cpu() for unit, value in counts.items()}
+
+
+def select_model_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> Batch:
+    """Return what `model` accepts of a batch, without the outputs of a teacher that the batch may hold."""
+    return select_inputs(model, drop_teacher_columns(batch))
+
+
+def check_finite(loss: torch.Tensor, step: int, args: TrainingArguments) -> None:
+    """Raise NonFiniteLossError if the loss is NaN or infinite, which `Trainer` may hide from the log."""
+    if not torch.isfinite(loss):
+        raise NonFiniteLossError(
+            f"the loss is {loss.item()} at step {step}: the weights are not updated and the last checkpoint in "
+            f"{args.output_dir} is kept. Try a smaller learning rate (now {args.learning_rate:g}), or train without "
+            "mixed precision"
+        )
