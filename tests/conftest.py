@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_efficient.models import family_of
-from hf_efficient.models.structure import AttentionBlock
+from hf_efficient.models.blocks import AttentionBlock
 from hf_efficient.pruning.selection import Selection
 
 

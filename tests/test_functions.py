@@ -2,19 +2,22 @@ import re
 
 import pytest
 import torch
+from transformers import BertConfig, BertForNextSentencePrediction, GPT2Config, GPT2Model
 
 from hf_efficient import PruningConfig, prune
-from hf_efficient import functions as speedup
+from hf_efficient.errors import UnsupportedModelError
+from hf_efficient.functions import build_target_search, check_pruning, select_units
 from hf_efficient.measurement import target_costs
 from hf_efficient.measurement.cost import count_flops, count_parameters
 from hf_efficient.models import family_of
-
-SLACK = target_costs.TARGET_COSTS["target_speedup"].max_factor
+from hf_efficient.pruning.config import TARGETS
+from hf_efficient.pruning.criteria import CRITERIA
+from hf_efficient.pruning.selection import remove_units
 
 
 @pytest.fixture
 def prune_to(make_model, make_batch):
-    """Prunes a tiny model, and returns it and its student."""
+    """Returns a tiny model and its pruned student."""
 
     def run(head="BertForSequenceClassification", **fields):
         model = make_model(head)
@@ -27,18 +30,19 @@ def flops(model, tokens=40):
     return count_flops(model, {"input_ids": torch.ones(1, tokens, dtype=torch.long)})
 
 
-@pytest.mark.parametrize("criterion", ["fisher", "magnitude"])
-@pytest.mark.parametrize("target", [1.2, 2.0, 5.0, 15.0])
-def test_flops_target_is_kept_and_barely_passed(prune_to, target, criterion):
+@pytest.mark.parametrize(
+    ("target", "criterion"), [(1.2, "magnitude"), (2.0, "fisher"), (5.0, "magnitude"), (15.0, "fisher")]
+)
+def test_flops_target_is_met_and_hardly_exceeded(prune_to, target, criterion):
     model, student = prune_to(target_flops=target, criterion=criterion)
-    # What one head less would have spared is the coarsest step that there is.
+    # The cost of one head is the largest step between two shapes.
     step = 2 * 40 * 32 * 8 * 4 + 2 * 40 * 40 * 8 * 2
     assert flops(model) / flops(student) >= target
     assert flops(student) + step > flops(model) / target
 
 
 @pytest.mark.parametrize("target", [1.2, 2.0, 4.0])
-def test_size_target_is_kept_and_barely_passed(prune_to, target):
+def test_size_target_is_met_and_hardly_exceeded(prune_to, target):
     model, student = prune_to(target_size=target)
     step = 8 * (4 * 32 + 3)
     assert count_parameters(model) / count_parameters(student) >= target
@@ -46,7 +50,7 @@ def test_size_target_is_kept_and_barely_passed(prune_to, target):
 
 
 @pytest.mark.parametrize("target", ["target_flops", "target_size"])
-def test_portable_student_is_stock_and_keeps_the_target(prune_to, target):
+def test_portable_student_has_the_stock_class_and_meets_the_target(prune_to, target):
     model, student = prune_to(portable=True, **{target: 2.0})
     assert type(student) is type(model)
     assert student.config.model_type == "bert"
@@ -54,7 +58,7 @@ def test_portable_student_is_stock_and_keeps_the_target(prune_to, target):
     assert count(model) / count(student) >= 2
 
 
-def test_sequence_length_weighs_attention(make_model, make_batch):
+def test_selection_depends_on_the_sequence_length(make_model, make_batch):
     kept = {}
     for length in (4, 40):
         config = PruningConfig(target_flops=2.0, latency_sequence_length=length, multiple_of=1)
@@ -65,22 +69,16 @@ def test_sequence_length_weighs_attention(make_model, make_batch):
 
 
 @pytest.mark.parametrize("multiple_of", [8, 16])
-def test_widths_are_multiples(prune_to, multiple_of):
+def test_feed_forward_widths_are_multiples(prune_to, multiple_of):
     _, student = prune_to(target_flops=2.0, multiple_of=multiple_of)
-    widths = [linear.out_features for linear in neurons_of(student)]
+    blocks = family_of(student).blocks(student)
+    widths = [block.units for name, block in blocks.items() if name.endswith("feed_forward")]
+    assert any(widths)
     assert not [width for width in widths if width % multiple_of]
 
 
-def neurons_of(model):
-    return [
-        block.input_linears[0]
-        for name, block in family_of(model).blocks(model).items()
-        if name.endswith("feed_forward") and block.units
-    ]
-
-
 @pytest.mark.parametrize("fields", [{"target_flops": 2.0}, {"heads": 0.5}, {"layers": 0.5}])
-def test_model_stays_as_it_is(make_model, make_batch, fields):
+def test_model_itself_is_not_changed(make_model, make_batch, fields):
     model, batch = make_model(problem_type="single_label_classification").train(), make_batch(labelled=True)
     state, config = {name: value.clone() for name, value in model.state_dict().items()}, model.config.to_dict()
     student = prune(model, PruningConfig(**fields), [batch])
@@ -95,198 +93,148 @@ def test_model_stays_as_it_is(make_model, make_batch, fields):
 
 def test_fractions_are_removed(prune_to):
     _, student = prune_to(heads=0.5, neurons=0.75)
-    left = family_of(student).structure(student.config).stacks["encoder"]
-    assert sum(len(layer.heads["attention"]) for layer in left) == 6
-    assert sum(layer.neurons["feed_forward"] for layer in left) == 48
+    layers = family_of(student).structure(student.config).stacks["encoder"]
+    assert sum(len(layer.heads["attention"]) for layer in layers) == 6
+    assert sum(layer.neurons["feed_forward"] for layer in layers) == 48
 
 
-def test_magnitude_needs_no_data(make_model):
+def test_pruning_by_magnitude_needs_no_data(make_model):
     student = prune(make_model(), PruningConfig(target_size=1.5, criterion="magnitude"))
     assert count_parameters(make_model()) / count_parameters(student) >= 1.5
 
 
 def test_target_is_a_ratio_of_the_reference(make_model, make_batch):
     reference, batches = make_model(), [make_batch(labelled=True)]
-    once = prune(reference, PruningConfig(target_flops=2.0, multiple_of=1), batches)
-    twice = prune(once, PruningConfig(target_flops=4.0, multiple_of=1), batches, reference=reference)
-    assert 4 <= flops(reference) / flops(twice) < 4.6
-    assert 2 <= flops(reference) / flops(once) < 2.2
+    half = prune(reference, PruningConfig(target_flops=2.0, multiple_of=1), batches)
+    quarter = prune(half, PruningConfig(target_flops=4.0, multiple_of=1), batches, reference=reference)
+    assert 4 <= flops(reference) / flops(quarter) < 4.6
+    assert 2 <= flops(reference) / flops(half) < 2.2
 
 
-def test_rounds_reach_what_one_step_reaches(make_model, make_batch):
+def test_last_round_meets_the_target(make_model, make_batch):
     config, model = PruningConfig(target_flops=6.0, rounds=3, multiple_of=1), make_model()
-    student, reached = model, []
+    student, ratios = model, []
     for number in (1, 2, 3):
-        student = prune(student, config.step(number), [make_batch(labelled=True)], reference=model)
-        reached.append(flops(model) / flops(student))
-    assert [ratio >= 6 ** (number / 3) for number, ratio in enumerate(reached, 1)] == [True] * 3
-    assert reached[2] < 7
+        student = prune(student, config.for_round(number), [make_batch(labelled=True)], reference=model)
+        ratios.append(flops(model) / flops(student))
+    assert [ratio >= 6 ** (number / 3) for number, ratio in enumerate(ratios, 1)] == [True] * 3
+    assert ratios[2] < 7
 
 
 @pytest.mark.parametrize("name", ["target_flops", "target_size"])
-def test_target_out_of_reach_is_told_how_far_one_can_go(make_model, make_batch, name):
+def test_unreachable_target_names_the_ratio_that_can_be_reached(make_model, make_batch, name):
     model = make_model()
-    with pytest.raises(ValueError, match=f"{name}=1000 cannot be reached: the smallest shape .* gives ") as caught:
+    with pytest.raises(ValueError, match=f"{name}=1000 cannot be reached: the smallest shape .* reaches ") as caught:
         prune(model, PruningConfig(multiple_of=1, **{name: 1000.0}), [make_batch(labelled=True)])
-    furthest = float(re.search(r"gives (\d+\.\d+); ask for less", str(caught.value)).group(1))
-    smallest = prune(model, PruningConfig(multiple_of=1, **{name: furthest - 0.006}), [make_batch(labelled=True)])
-    left = family_of(smallest).structure(smallest.config).stacks["encoder"]
-    assert sum(len(layer.heads["attention"]) for layer in left) == 1
-    assert sum(layer.neurons["feed_forward"] for layer in left) == 0
+    largest = float(re.search(r"reaches (\d+\.\d+); give a lower target", str(caught.value)).group(1))
+    smallest = prune(model, PruningConfig(multiple_of=1, **{name: largest - 0.006}), [make_batch(labelled=True)])
+    layers = family_of(smallest).structure(smallest.config).stacks["encoder"]
+    assert sum(len(layer.heads["attention"]) for layer in layers) == 1
+    assert sum(layer.neurons["feed_forward"] for layer in layers) == 0
 
 
-def test_asking_for_nothing_is_refused(make_model):
-    with pytest.raises(ValueError, match="the PruningConfig asks for nothing: give a target"):
-        prune(make_model(), PruningConfig())
+def test_every_target_has_a_cost():
+    assert set(target_costs.TARGET_COSTS) == set(TARGETS)
 
 
-def test_eight_bit_model_is_refused(make_model):
-    model = make_model()
-    model.hf_quantizer = object()
-    with pytest.raises(ValueError, match="a quantized model cannot be pruned: prune its float form, then quantize"):
-        prune(model, PruningConfig(target_flops=2.0))
+def test_selected_units_are_those_that_pruning_keeps(make_model, make_batch, assert_same_weights):
+    model, batches = make_model(), [make_batch(labelled=True)]
+    config = PruningConfig(target_size=2.0, recovery=False)
+    assert_same_weights(remove_units(model, select_units(model, config, batches)), prune(model, config, batches))
 
 
-def work(model):
-    """Returns the heads, and the neurons in eights, of a model."""
-    heads = neurons = 0.0
-    for name, block in family_of(model).blocks(model).items():
-        if name.endswith("attention"):
-            heads += block.units
-        else:
-            neurons += block.units / 8
-    return heads, neurons
+def test_given_scores_and_loss_replace_those_of_the_criterion(make_model, make_batch, assert_same_weights):
+    model, batches = make_model(), [make_batch(labelled=True)]
+    config = PruningConfig(heads=0.5, recovery=False)
+    scores = CRITERIA["random"](model)
+    by_scores = prune(model, config, batches, scores=scores)
+    assert_same_weights(by_scores, prune(model, PruningConfig(heads=0.5, criterion="random", recovery=False)))
+
+    def loss(model, batch):
+        raise ZeroDivisionError
+
+    assert_same_weights(prune(model, config, batches, loss=loss, scores=scores), by_scores)
+    with pytest.raises(ZeroDivisionError):
+        prune(model, config, batches, loss=loss)
 
 
-def slower_together(model):
-    """A latency that the table of costs, which looks at heads and neurons apart, takes for too small."""
-    heads, neurons = work(model)
-    return 1 + heads + neurons + 0.4 * (heads * neurons) ** 0.5
+def test_compiled_models_are_not_tested_for_their_truth_value(make_model):
+    """The truth value of a compiled model raises an error, as does that of any module with a length."""
+
+    def refuse(self):
+        raise TypeError("no length")
+
+    reference = make_model()
+    type(reference).__len__ = refuse
+    try:
+        prune(make_model(), PruningConfig(target_size=1.5, criterion="magnitude"), reference=reference)
+    finally:
+        del type(reference).__len__
 
 
-def faster_together(model):
-    """A latency that the table of costs takes for too large."""
-    heads, neurons = work(model)
-    return 1 + heads + neurons - 0.4 * (heads * neurons) ** 0.5
+def test_decoder_layers_are_removed_first_for_generation_speedup(make_model, make_batch, monkeypatch):
+    """Every decoder layer runs once for each generated token, an encoder layer once in total."""
 
+    def median_latencies_ms(workload, models, seconds):
+        return {name: workload(model) for name, model in models.items()}
 
-def additive(model):
-    heads, neurons = work(model)
-    return 1 + heads + neurons
-
-
-@pytest.fixture
-def measured_ratios(monkeypatch):
-    """Puts a latency in place of the measured one, and returns a list that takes up the ratio of every check."""
-
-    def install(latency):
-        checks = []
-
-        def medians(work, models, config, seconds):
-            found = {name: latency(model) for name, model in models.items()}
-            if "student" in found:
-                checks.append(found["reference"] / found["student"])
-            return found
-
-        monkeypatch.setattr(speedup, "_medians", medians)
-        return checks
-
-    return install
-
-
-@pytest.mark.parametrize("target", [1.5, 2.0, 3.0])
-def test_choice_is_corrected_until_it_is_fast_enough(measured_ratios, prune_to, target):
-    checks = measured_ratios(slower_together)
-    model, student = prune_to(target_speedup=target, criterion="magnitude")
-    assert checks[0] < target
-    assert len(checks) > 1
-    assert target <= slower_together(model) / slower_together(student) <= target * SLACK
-
-
-@pytest.mark.parametrize("target", [1.5, 2.0, 3.0])
-def test_choice_is_corrected_while_it_gives_up_too_much(measured_ratios, prune_to, target):
-    checks = measured_ratios(faster_together)
-    model, student = prune_to(target_speedup=target, criterion="magnitude")
-    assert target <= faster_together(model) / faster_together(student) <= target * SLACK
-    aim = target * speedup.COSTS["target_speedup"].aim
-    closest = min((ratio for ratio in checks if ratio >= target), key=lambda ratio: abs(ratio - aim))
-    assert faster_together(model) / faster_together(student) == closest
-
-
-def test_the_first_choice_is_good_where_costs_add_up(measured_ratios, prune_to):
-    checks = measured_ratios(additive)
-    prune_to(target_speedup=2.0, criterion="magnitude")
-    assert len(checks) == 1
-    assert 2 <= checks[0] <= 2 * SLACK
-
-
-def test_speed_out_of_reach_is_told_how_far_one_can_go(measured_ratios, prune_to):
-    measured_ratios(additive)
-    # 1 + 12 heads + 24 eights of neurons, of which one head has to stay.
-    with pytest.raises(
-        ValueError, match=re.escape("target_speedup=20 cannot be reached: ") + ".* gives 18.50; ask for less"
-    ):
-        prune_to(target_speedup=20.0)
-
-
-def test_latency_is_measured_at_the_shape_of_the_config(make_model, monkeypatch):
-    seen = []
-
-    def time_in_turn(calls, repeats, warmup):
-        for call in calls.values():
-            call()
-        return {name: [float(len(name)), 100.0, 1.0] for name in calls}
-
-    monkeypatch.setattr(speedup, "time_in_turn", time_in_turn)
-    model = make_model().train()
-    model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
-    )
-    config = PruningConfig(target_speedup=2.0, latency_batch_size=5, latency_sequence_length=11)
-    assert speedup._medians(speedup._pass, {"reference": model, "model": model}, config, 1.0) == {
-        "reference": 9.0,
-        "model": 5.0,
-    }
-    assert set(seen) == {(5, 11)}
-    assert not model.training
-
-
-def test_writing_is_timed_greedily_for_as_many_tokens_as_the_config_says(make_model, monkeypatch):
-    seen = []
-
-    def time_in_turn(calls, repeats, warmup):
-        seen.extend(call() for call in calls.values())
-        return {key: [1.0] for key in calls}
-
-    monkeypatch.setattr(speedup, "time_in_turn", time_in_turn)
-    model = make_model("T5ForConditionalGeneration").train()
-    model.generation_config.num_beams = 3
-    config = PruningConfig(target_generation_speedup=2.0, latency_batch_size=5, latency_new_tokens=7)
-    speedup._medians(speedup._writing, {"model": model}, config, 1.0)
-    assert {tuple(written.shape) for written in seen} == {(5, 1 + 7)}  # with the token that it starts from
-    assert not model.training
-
-
-def test_shallow_decoders_are_chosen_where_writing_is_to_be_fast(make_model, make_batch, monkeypatch):
-    """Each decoder layer runs once for every token that is written, an encoder layer once in all."""
-
-    def medians(work, models, config, seconds):
-        assert work is speedup._writing
-        return {name: writing_time(model) for name, model in models.items()}
-
-    def writing_time(model):
+    def generation_latency(model, inputs, new_tokens):
         layers = family_of(model).layers(model)
         return 10.0 + sum(20.0 if name.startswith("decoder") else 1.0 for name in layers)
 
-    monkeypatch.setattr(speedup, "_medians", medians)
+    monkeypatch.setattr(target_costs, "generation_call", generation_latency)
+    monkeypatch.setattr(target_costs, "_median_latencies_ms", median_latencies_ms)
     model = make_model("T5ForConditionalGeneration")
     config = PruningConfig(target_generation_speedup=1.4, criterion="magnitude")
     student = prune(model, config, [make_batch("T5ForConditionalGeneration", labelled=True)])
-    whole, left = ([name.partition(".")[0] for name in family_of(each).layers(each)] for each in (model, student))
-    assert left.count("decoder") < whole.count("decoder")
-    assert left.count("encoder") == whole.count("encoder")
+    before, after = ([name.partition(".")[0] for name in family_of(each).layers(each)] for each in (model, student))
+    assert after.count("decoder") < before.count("decoder")
+    assert after.count("encoder") == before.count("encoder")
 
 
-def test_what_does_not_write_is_refused_a_target_of_writing(prune_to):
-    with pytest.raises(ValueError, match="BertForSequenceClassification writes nothing: give target_speedup"):
+def test_costs_in_a_file_are_not_measured_again(make_model, make_batch, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        target_costs, "_median_latencies_ms", lambda workload, models, seconds: dict.fromkeys(models, 1.0)
+    )
+    config = PruningConfig(target_speedup=1.0)
+    search = build_target_search(make_model(), config, cost_file=tmp_path / "costs.json")
+    monkeypatch.setattr(target_costs, "_median_latencies_ms", None)
+    assert build_target_search(make_model(), config, cost_file=tmp_path / "costs.json").selector.table == (
+        search.selector.table
+    )
+
+
+def test_config_that_requests_nothing_is_refused(make_model):
+    with pytest.raises(ValueError, match="the PruningConfig requests nothing: give a target"):
+        prune(make_model(), PruningConfig())
+
+
+def test_quantized_model_is_refused(make_model):
+    model = make_model()
+    model.hf_quantizer = object()
+    with pytest.raises(ValueError, match="a quantized model cannot be pruned: prune its float weights, then quantize"):
+        prune(model, PruningConfig(target_flops=2.0))
+
+
+def test_unknown_runtime_is_refused(make_model):
+    with pytest.raises(ValueError, match="runtime 'jax' is unknown: give one of torch"):
+        check_pruning(make_model(), PruningConfig(target_speedup=2.0, latency_runtime="jax"))
+
+
+def test_generation_target_is_refused_for_a_model_that_does_not_generate(prune_to):
+    message = "models that generate text, which BertForSequenceClassification does not: give target_speedup"
+    with pytest.raises(ValueError, match=message):
         prune_to(target_generation_speedup=2.0)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "message"),
+    [
+        (BertForNextSentencePrediction, BertConfig, "BertForNextSentencePrediction cannot be pruned: use one of"),
+        (GPT2Model, GPT2Config, "model_type 'gpt2' cannot be pruned: supported are bert"),
+    ],
+)
+def test_unknown_head_or_architecture_is_refused_as_unsupported(model_class, config, message):
+    model = model_class(config(num_hidden_layers=1, hidden_size=12, vocab_size=10, num_attention_heads=3))
+    with pytest.raises(UnsupportedModelError, match=message):
+        check_pruning(model, PruningConfig(heads=0.5))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_efficient.errors import UserError
 from hf_efficient.models import family_of
-from hf_efficient.models.structure import AttentionBlock
+from hf_efficient.models.blocks import AttentionBlock
 
 HIDDEN, EMBEDDINGS, QUERIES, KEYS, VALUES = "hidden states", "embeddings", "queries", "keys", "values"
 ActivationKey = tuple[str, str]  # what, and of which layer ("encoder.3"); embeddings: of which stack ("encoder")

@@ -33,7 +33,7 @@ from hf_efficient.distillation.teacher import Teacher
 from hf_efficient.distillation.teacher_cache import read_cached_outputs
 from hf_efficient.errors import UserError
 from hf_efficient.models import family_of
-from hf_efficient.models.structure import PrunedConfig
+from hf_efficient.models.family import PrunedConfig
 
 Batch = Mapping[str, torch.Tensor]
 Pair = tuple[str, str]

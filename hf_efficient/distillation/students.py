@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_efficient.errors import UserError
 from hf_efficient.models import family_of, is_quantized
-from hf_efficient.models.structure import stock_fields
+from hf_efficient.models.family import stock_fields
 from hf_efficient.models.surgery import extract_submodel
 
 

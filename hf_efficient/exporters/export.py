@@ -25,7 +25,7 @@ from hf_efficient.exporters.runtime_models import (
 )
 from hf_efficient.measurement.runtimes import check_runtime, suppress_output
 from hf_efficient.models import family_of, is_quantized
-from hf_efficient.models.structure import stock_fields
+from hf_efficient.models.family import stock_fields
 from hf_efficient.quantization.int8 import needs_reduced_range
 
 EXPORTERS = {"onnx": "OnnxExporter", "openvino": "OpenVINOExporter"}

@@ -1,50 +1,60 @@
-"""The families of networks that can be pruned, and their registration with the Auto classes."""
+"""The model classes of compressed networks, by family.
+
+Owns: the structure of a pruned network, the classes built from it, codebook weights, FAMILIES. Its modules, except
+`surgery` and `inputs`, are saved next to a model's weights, so they import only torch, transformers and each other.
+Takes: a stock model and what to keep of it. Gives: a smaller model that loads with `from_pretrained`; importing this
+room registers its classes with the Auto classes.
+"""
 
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from hf_efficient.errors import UnsupportedModelError
 
+from .blocks import Block
+from .family import Family
 from .pruned_bert import BERT
 from .pruned_distilbert import DISTILBERT
 from .pruned_electra import ELECTRA
 from .pruned_roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from .pruned_t5 import MT5, T5
-from .structure import Block, Family, LayerStructure, Structure
+from .structure import LayerStructure, Structure
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        BERT,
-        ROBERTA,
-        XLM_ROBERTA,
-        CAMEMBERT,
-        DISTILBERT,
-        ELECTRA,
-        T5,
-        MT5,
-    )
+    family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, T5, MT5)
 }
 
 
 def family_of(model: PreTrainedModel) -> Family:
     """Return the family that `model` belongs to, pruned or not.
 
-    Raises TypeError: no family knows its `model_type`.
+    Raises UnsupportedModelError if no family has its `model_type`.
     """
     model_type = model.config.model_type
     for family in FAMILIES.values():
         if model_type in (family.model_type, family.pruned_config_class.model_type):
             return family
     raise UnsupportedModelError(
-        f"model_type {model_type!r} cannot be pruned: known are {', '.join(FAMILIES)}. To add a family, subclass "
-        "hf_efficient.models.Family (where the blocks of a layer are, and one class per task head) and enter it in "
+        f"model_type {model_type!r} cannot be pruned: supported are {', '.join(FAMILIES)}. To add a family, subclass "
+        "hf_efficient.models.Family (the blocks of a layer, and one class per task head) and add it to "
         "hf_efficient.models.FAMILIES"
     )
 
 
+def class_for(model: PreTrainedModel, config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class with the task head of `model` that is built from `config`, stock or pruned.
+
+    Raises UnsupportedModelError if the family of `model` is not supported, or has no such task head.
+    """
+    family = family_of(model)
+    try:
+        return family.class_for(type(model), config)
+    except TypeError as error:
+        raise UnsupportedModelError(str(error)) from error
+
+
 def is_quantized(model: PreTrainedModel) -> bool:
-    """Whether the weights of `model` are no longer floats."""
+    """Whether the weights of `model` are not stored as floats."""
     return getattr(model, "hf_quantizer", None) is not None or bool(getattr(model.config, "codebooks", None))
 
 
@@ -53,4 +63,4 @@ for _family in FAMILIES.values():
     for _pruned in _family.pruned_classes.values():
         getattr(transformers, _pruned._auto_class).register(_family.pruned_config_class, _pruned, exist_ok=True)
 
-__all__ = ["FAMILIES", "Block", "Family", "LayerStructure", "Structure", "family_of", "is_quantized"]
+__all__ = ["FAMILIES", "Block", "Family", "LayerStructure", "Structure", "class_for", "family_of", "is_quantized"]

@@ -1,4 +1,4 @@
-"""Linears and embeddings whose weights are indices into tables of a few values: non-uniform quantization."""
+"""Linears and embeddings whose weights are indices into tables of a few values (non-uniform quantization)."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ POWERS = 1 << torch.arange(8, dtype=torch.uint8)
 
 
 def pack(indices: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return `indices` (count,), each below 2**bits, as the bytes that hold their bits one after another."""
+    """Return `indices` (count,), each below 2**bits, packed into bytes without gaps."""
     ones = indices.to(torch.uint8)[:, None] & POWERS[:bits].to(indices.device) != 0
     padded = F.pad(ones.flatten(), (0, -ones.numel() % 8)).view(-1, 8)
     return (padded * POWERS.to(indices.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """Return the first `count` indices (count,), uint8, that `pack` wrote."""
+    """Return the first `count` indices (count,), uint8, of the output of `pack`."""
     powers = POWERS.to(packed.device)
     ones = (packed[:, None] & powers != 0).flatten()[: bits * count].view(count, bits)
     return (ones * powers[:bits]).sum(-1, dtype=torch.uint8)
 
 
 class Codebook(nn.Module):
-    """A weight (rows, columns) whose every entry is one of 2**bits values, which `group` rows share.
+    """A weight (rows, columns) whose entries are among 2**bits values, which `group` consecutive rows share.
 
     | buffer | shape |
     | --- | --- |
     | indices | (ceil(rows * columns * bits / 8),), packed |
     | table | (ceil(rows / group), 2**bits) |
 
-    The weight is made when it is first asked for, and kept; with `keep_packed` it is made for every use and forgotten,
-    which takes time and saves the memory.
+    The weight is unpacked at its first use and cached; with `keep_packed` it is unpacked at every use, which is slower
+    and needs less memory.
     Source: Han et al. 2016, "Deep Compression", section 3 (weight sharing).
     """
 
@@ -47,23 +47,23 @@ class Codebook(nn.Module):
         self.rows, self.columns, self.bits, self.group, self.keep_packed = rows, columns, bits, group, keep_packed
         self.register_buffer("indices", torch.zeros(-(-rows * columns * bits // 8), dtype=torch.uint8))
         self.register_buffer("table", torch.zeros(-(-rows // group), 1 << bits))
-        self._made: torch.Tensor | None = None
+        self._cached_weight: torch.Tensor | None = None
 
     @property
     def weight(self) -> torch.Tensor:
         """The weight, (rows, columns)."""
-        # Made anew: who asks for it outside of `forward` may write into it, as transformers does where it initialises.
-        return self._make() if self._made is None else self._made
+        # Not cached here: transformers writes into the weight that it gets where it initialises a module.
+        return self._unpack_weight() if self._cached_weight is None else self._cached_weight
 
-    def _kept(self) -> torch.Tensor:
-        if self.keep_packed or self._made is not None:
+    def _weight_for_forward(self) -> torch.Tensor:
+        if self.keep_packed or self._cached_weight is not None:
             return self.weight
-        with torch.inference_mode(False):  # what is kept also serves who computes gradients later
-            self._made = self._make()
-        return self._made
+        with torch.inference_mode(False):  # an inference tensor cannot be used in training
+            self._cached_weight = self._unpack_weight()
+        return self._cached_weight
 
-    def _make(self) -> torch.Tensor:
-        # Where transformers keeps a module in float32, it casts the indices too; they are whole numbers all the same.
+    def _unpack_weight(self) -> torch.Tensor:
+        # transformers casts the indices too where it keeps a module in float32.
         indices = unpack(self.indices.to(torch.uint8), self.bits, self.rows * self.columns).view(
             self.rows, self.columns
         )
@@ -71,63 +71,63 @@ class Codebook(nn.Module):
         return self.table.flatten()[indices.long() + starts[:, None]]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        self._made = None  # of another device or type
+        self._cached_weight = None  # device or data type may change
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._made = None
+        self._cached_weight = None
         super()._load_from_state_dict(*args, **kwargs)
 
 
 class CodebookLinear(Codebook):
-    """A Linear of such a weight."""
+    """A Linear whose weight is a codebook."""
 
     bias: nn.Parameter | None
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, **how: Any) -> None:
-        super().__init__(out_features, in_features, **how)
+    def __init__(self, in_features: int, out_features: int, bias: bool, **settings: Any) -> None:
+        super().__init__(out_features, in_features, **settings)
         self.in_features, self.out_features = in_features, out_features
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Return (..., out_features) of (..., in_features)."""
-        return F.linear(states, self._kept(), self.bias)
+        """Return the outputs (..., out_features) for `states` (..., in_features)."""
+        return F.linear(states, self._weight_for_forward(), self.bias)
 
 
 class CodebookEmbedding(Codebook):
-    """An Embedding of such a weight."""
+    """An Embedding whose weight is a codebook."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None, **how: Any) -> None:
-        super().__init__(num_embeddings, embedding_dim, **how)
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None, **settings: Any) -> None:
+        super().__init__(num_embeddings, embedding_dim, **settings)
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return (..., embedding_dim) of (...)."""
-        return F.embedding(ids, self._kept())
+        """Return the embeddings (..., embedding_dim) of `ids` (...)."""
+        return F.embedding(ids, self._weight_for_forward())
 
 
-def codebook_for(module: nn.Module, **how: Any) -> Codebook:
-    """Return an empty codebook in the place of a Linear or an Embedding, with its bias.
+def codebook_for(module: nn.Module, **settings: Any) -> Codebook:
+    """Return an empty codebook that replaces a Linear, with its bias, or an Embedding.
 
-    Raises TypeError: it is neither.
+    `settings` are bits, group and keep_packed of `Codebook`. Raises TypeError if `module` is neither.
     """
-    found: Codebook
+    codebook: Codebook
     if isinstance(module, nn.Linear):
-        linear = CodebookLinear(module.in_features, module.out_features, module.bias is not None, **how)
+        linear = CodebookLinear(module.in_features, module.out_features, module.bias is not None, **settings)
         linear.bias = module.bias
-        found = linear
+        codebook = linear
     elif isinstance(module, nn.Embedding):
-        found = CodebookEmbedding(module.num_embeddings, module.embedding_dim, module.padding_idx, **how)
+        codebook = CodebookEmbedding(module.num_embeddings, module.embedding_dim, module.padding_idx, **settings)
     else:
-        raise TypeError(f"a {type(module).__name__} has no codebook: only Linear and Embedding")
-    return found.to(device=module.weight.device)
+        raise TypeError(f"a {type(module).__name__} has no codebook: only Linear and Embedding have one")
+    return codebook.to(device=module.weight.device)
 
 
 def install_codebooks(model: nn.Module, codebooks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put empty codebooks, in place, where `codebooks` tells: {"name in the base model": {"bits": 4, "group": 16}}.
+    """Replace modules of the base model `model` by empty codebooks, in place.
 
-    `model` is the base model.
+    `codebooks` maps the name of a module in the base model to its settings, such as {"bits": 4, "group": 16}.
     """
-    for name, how in codebooks.items():
-        parent, _, short = name.rpartition(".")
-        setattr(model.get_submodule(parent), short, codebook_for(model.get_submodule(name), **how))
+    for name, settings in codebooks.items():
+        parent, _, short_name = name.rpartition(".")
+        setattr(model.get_submodule(parent), short_name, codebook_for(model.get_submodule(name), **settings))

@@ -1,4 +1,4 @@
-"""Families that are one stack of encoder layers, each an attention block and a feed-forward block."""
+"""Families with one stack of encoder layers, each with an attention block and a feed-forward block."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .structure import AttentionBlock, Block, Family, FeedForwardBlock, LayerStructure, Structure, stock_fields
+from .blocks import AttentionBlock, Block, FeedForwardBlock
+from .family import Family, stock_fields
+from .structure import LayerStructure, Structure
 
 
 class EncoderFamily(Family):
-    """One stack of encoder layers; the blocks lie where BERT has them.
+    """A family with one stack of encoder layers, whose modules have the names that they have in BERT.
 
-    `width_field` is the field of the config that holds the number of neurons of a feed-forward block.
+    `width_field` is the field of the config with the number of neurons of a feed-forward block.
     """
 
     width_field: ClassVar[str] = "intermediate_size"
 
     def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
-        """Return the one stack, under the name "encoder"."""
+        """Return the stack under the name "encoder"."""
         return {"encoder": model.base_model.encoder.layer}
 
     def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
-        """Return "attention" and "feed_forward" of the layer called `name`."""
+        """Return the blocks "attention" and "feed_forward" of the layer called `name`."""
         attention = layer.attention
         return (
             AttentionBlock(
@@ -64,7 +66,7 @@ class EncoderFamily(Family):
         )
 
     def stock_config(self, config: Any, structure: Structure) -> PreTrainedConfig | None:
-        """Return a stock config if every head is left, and the same number of neurons in all layers; else None."""
+        """Return a stock config if all layers keep every head and the same number of neurons; otherwise None."""
         layers = structure.stacks["encoder"]
         heads = {layer.heads["attention"] for layer in layers}
         widths = {layer.neurons["feed_forward"] for layer in layers}
@@ -76,7 +78,7 @@ class EncoderFamily(Family):
         return stock
 
     def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
-        """Return the config of the pruned class, with the fields of `config` and the structure."""
+        """Return the config of the pruned class that holds `structure`."""
         pruned: Any = self.pruned_config_class(**stock_fields(config), structure=structure.to_dict())
         pruned.num_hidden_layers = len(structure.stacks["encoder"])
         return pruned

@@ -1,4 +1,4 @@
-"""The BERT family: its classes when heads and neurons differ by layer."""
+"""The BERT family: its model classes whose layers have different numbers of heads and neurons."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from transformers import (
 )
 
 from .encoder import EncoderFamily
-from .structure import PrunedConfig, PrunedModel
+from .family import PrunedConfig, PrunedModel
 
 
 class PrunedBertConfig(PrunedConfig, BertConfig):
-    """A `BertConfig` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+    """A `BertConfig` whose `structure` (see `Structure.to_dict`) holds the kept units of every layer."""
 
     model_type = "pruned_bert"
 
@@ -28,42 +28,42 @@ class PrunedBertConfig(PrunedConfig, BertConfig):
 
 
 class PrunedBertModel(PrunedModel, BertModel):
-    """`BertModel` with uneven layers."""
+    """`BertModel` with layers of different widths."""
 
     config_class = PrunedBertConfig
     _auto_class = "AutoModel"
 
 
 class PrunedBertForMaskedLM(PrunedModel, BertForMaskedLM):
-    """`BertForMaskedLM` with uneven layers."""
+    """`BertForMaskedLM` with layers of different widths."""
 
     config_class = PrunedBertConfig
     _auto_class = "AutoModelForMaskedLM"
 
 
 class PrunedBertForSequenceClassification(PrunedModel, BertForSequenceClassification):
-    """`BertForSequenceClassification` with uneven layers."""
+    """`BertForSequenceClassification` with layers of different widths."""
 
     config_class = PrunedBertConfig
     _auto_class = "AutoModelForSequenceClassification"
 
 
 class PrunedBertForTokenClassification(PrunedModel, BertForTokenClassification):
-    """`BertForTokenClassification` with uneven layers."""
+    """`BertForTokenClassification` with layers of different widths."""
 
     config_class = PrunedBertConfig
     _auto_class = "AutoModelForTokenClassification"
 
 
 class PrunedBertForQuestionAnswering(PrunedModel, BertForQuestionAnswering):
-    """`BertForQuestionAnswering` with uneven layers."""
+    """`BertForQuestionAnswering` with layers of different widths."""
 
     config_class = PrunedBertConfig
     _auto_class = "AutoModelForQuestionAnswering"
 
 
 class PrunedBertForMultipleChoice(PrunedModel, BertForMultipleChoice):
-    """`BertForMultipleChoice` with uneven layers."""
+    """`BertForMultipleChoice` with layers of different widths."""
 
     config_class = PrunedBertConfig
     _auto_class = "AutoModelForMultipleChoice"

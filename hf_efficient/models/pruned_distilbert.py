@@ -1,4 +1,4 @@
-"""The DistilBERT family: where its blocks are, and its classes when heads and neurons differ by layer."""
+"""The DistilBERT family: where its blocks are, and its model classes whose layers have different widths."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .blocks import AttentionBlock, Block, FeedForwardBlock
 from .encoder import EncoderFamily
-from .structure import AttentionBlock, Block, FeedForwardBlock, PrunedConfig, PrunedModel
+from .family import PrunedConfig, PrunedModel
 
 
 class PrunedDistilBertConfig(PrunedConfig, DistilBertConfig):
-    """A `DistilBertConfig` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+    """A `DistilBertConfig` whose `structure` (see `Structure.to_dict`) holds the kept units of every layer."""
 
     model_type = "pruned_distilbert"
 
@@ -31,49 +32,49 @@ class PrunedDistilBertConfig(PrunedConfig, DistilBertConfig):
 
 
 class PrunedDistilBertModel(PrunedModel, DistilBertModel):
-    """`DistilBertModel` with uneven layers."""
+    """`DistilBertModel` with layers of different widths."""
 
     config_class = PrunedDistilBertConfig
     _auto_class = "AutoModel"
 
 
 class PrunedDistilBertForMaskedLM(PrunedModel, DistilBertForMaskedLM):
-    """`DistilBertForMaskedLM` with uneven layers."""
+    """`DistilBertForMaskedLM` with layers of different widths."""
 
     config_class = PrunedDistilBertConfig
     _auto_class = "AutoModelForMaskedLM"
 
 
 class PrunedDistilBertForSequenceClassification(PrunedModel, DistilBertForSequenceClassification):
-    """`DistilBertForSequenceClassification` with uneven layers."""
+    """`DistilBertForSequenceClassification` with layers of different widths."""
 
     config_class = PrunedDistilBertConfig
     _auto_class = "AutoModelForSequenceClassification"
 
 
 class PrunedDistilBertForTokenClassification(PrunedModel, DistilBertForTokenClassification):
-    """`DistilBertForTokenClassification` with uneven layers."""
+    """`DistilBertForTokenClassification` with layers of different widths."""
 
     config_class = PrunedDistilBertConfig
     _auto_class = "AutoModelForTokenClassification"
 
 
 class PrunedDistilBertForQuestionAnswering(PrunedModel, DistilBertForQuestionAnswering):
-    """`DistilBertForQuestionAnswering` with uneven layers."""
+    """`DistilBertForQuestionAnswering` with layers of different widths."""
 
     config_class = PrunedDistilBertConfig
     _auto_class = "AutoModelForQuestionAnswering"
 
 
 class PrunedDistilBertForMultipleChoice(PrunedModel, DistilBertForMultipleChoice):
-    """`DistilBertForMultipleChoice` with uneven layers."""
+    """`DistilBertForMultipleChoice` with layers of different widths."""
 
     config_class = PrunedDistilBertConfig
     _auto_class = "AutoModelForMultipleChoice"
 
 
 class DistilBertFamily(EncoderFamily):
-    """DistilBERT: each block computes its units and reads them in one module."""
+    """DistilBERT, in which one module computes the units of a block and reads them."""
 
     model_type = "distilbert"
     config_class = DistilBertConfig

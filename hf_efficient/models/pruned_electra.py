@@ -1,4 +1,4 @@
-"""The ELECTRA family: its classes when heads and neurons differ by layer."""
+"""The ELECTRA family: its model classes whose layers have different numbers of heads and neurons."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from .encoder import EncoderFamily
-from .structure import PrunedConfig, PrunedModel
+from .family import PrunedConfig, PrunedModel
 
 
 class PrunedElectraConfig(PrunedConfig, ElectraConfig):
-    """A `ElectraConfig` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+    """An `ElectraConfig` whose `structure` (see `Structure.to_dict`) holds the kept units of every layer."""
 
     model_type = "pruned_electra"
 
@@ -29,56 +29,56 @@ class PrunedElectraConfig(PrunedConfig, ElectraConfig):
 
 
 class PrunedElectraModel(PrunedModel, ElectraModel):
-    """`ElectraModel` with uneven layers."""
+    """`ElectraModel` with layers of different widths."""
 
     config_class = PrunedElectraConfig
     _auto_class = "AutoModel"
 
 
 class PrunedElectraForPreTraining(PrunedModel, ElectraForPreTraining):
-    """`ElectraForPreTraining` with uneven layers."""
+    """`ElectraForPreTraining` with layers of different widths."""
 
     config_class = PrunedElectraConfig
     _auto_class = "AutoModelForPreTraining"
 
 
 class PrunedElectraForMaskedLM(PrunedModel, ElectraForMaskedLM):
-    """`ElectraForMaskedLM` with uneven layers."""
+    """`ElectraForMaskedLM` with layers of different widths."""
 
     config_class = PrunedElectraConfig
     _auto_class = "AutoModelForMaskedLM"
 
 
 class PrunedElectraForSequenceClassification(PrunedModel, ElectraForSequenceClassification):
-    """`ElectraForSequenceClassification` with uneven layers."""
+    """`ElectraForSequenceClassification` with layers of different widths."""
 
     config_class = PrunedElectraConfig
     _auto_class = "AutoModelForSequenceClassification"
 
 
 class PrunedElectraForTokenClassification(PrunedModel, ElectraForTokenClassification):
-    """`ElectraForTokenClassification` with uneven layers."""
+    """`ElectraForTokenClassification` with layers of different widths."""
 
     config_class = PrunedElectraConfig
     _auto_class = "AutoModelForTokenClassification"
 
 
 class PrunedElectraForQuestionAnswering(PrunedModel, ElectraForQuestionAnswering):
-    """`ElectraForQuestionAnswering` with uneven layers."""
+    """`ElectraForQuestionAnswering` with layers of different widths."""
 
     config_class = PrunedElectraConfig
     _auto_class = "AutoModelForQuestionAnswering"
 
 
 class PrunedElectraForMultipleChoice(PrunedModel, ElectraForMultipleChoice):
-    """`ElectraForMultipleChoice` with uneven layers."""
+    """`ElectraForMultipleChoice` with layers of different widths."""
 
     config_class = PrunedElectraConfig
     _auto_class = "AutoModelForMultipleChoice"
 
 
 class ElectraFamily(EncoderFamily):
-    """ELECTRA: BERT's layers, over embeddings that may be narrower than they are."""
+    """ELECTRA: the layers of BERT, with embeddings that may be narrower."""
 
     model_type = "electra"
     config_class = ElectraConfig

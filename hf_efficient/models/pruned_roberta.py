@@ -1,4 +1,4 @@
-"""The RoBERTa families, which have BERT's layers: RoBERTa itself, XLM-RoBERTa and CamemBERT."""
+"""The RoBERTa families, whose layers are those of BERT: RoBERTa, XLM-RoBERTa and CamemBERT."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from transformers import (
 )
 
 from .encoder import EncoderFamily
-from .structure import PrunedConfig, PrunedModel
+from .family import PrunedConfig, PrunedModel
 
 
 class PrunedRobertaConfig(PrunedConfig, RobertaConfig):
-    """A `RobertaConfig` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+    """A `RobertaConfig` whose `structure` (see `Structure.to_dict`) holds the kept units of every layer."""
 
     model_type = "pruned_roberta"
 
@@ -42,42 +42,42 @@ class PrunedRobertaConfig(PrunedConfig, RobertaConfig):
 
 
 class PrunedRobertaModel(PrunedModel, RobertaModel):
-    """`RobertaModel` with uneven layers."""
+    """`RobertaModel` with layers of different widths."""
 
     config_class = PrunedRobertaConfig
     _auto_class = "AutoModel"
 
 
 class PrunedRobertaForMaskedLM(PrunedModel, RobertaForMaskedLM):
-    """`RobertaForMaskedLM` with uneven layers."""
+    """`RobertaForMaskedLM` with layers of different widths."""
 
     config_class = PrunedRobertaConfig
     _auto_class = "AutoModelForMaskedLM"
 
 
 class PrunedRobertaForSequenceClassification(PrunedModel, RobertaForSequenceClassification):
-    """`RobertaForSequenceClassification` with uneven layers."""
+    """`RobertaForSequenceClassification` with layers of different widths."""
 
     config_class = PrunedRobertaConfig
     _auto_class = "AutoModelForSequenceClassification"
 
 
 class PrunedRobertaForTokenClassification(PrunedModel, RobertaForTokenClassification):
-    """`RobertaForTokenClassification` with uneven layers."""
+    """`RobertaForTokenClassification` with layers of different widths."""
 
     config_class = PrunedRobertaConfig
     _auto_class = "AutoModelForTokenClassification"
 
 
 class PrunedRobertaForQuestionAnswering(PrunedModel, RobertaForQuestionAnswering):
-    """`RobertaForQuestionAnswering` with uneven layers."""
+    """`RobertaForQuestionAnswering` with layers of different widths."""
 
     config_class = PrunedRobertaConfig
     _auto_class = "AutoModelForQuestionAnswering"
 
 
 class PrunedRobertaForMultipleChoice(PrunedModel, RobertaForMultipleChoice):
-    """`RobertaForMultipleChoice` with uneven layers."""
+    """`RobertaForMultipleChoice` with layers of different widths."""
 
     config_class = PrunedRobertaConfig
     _auto_class = "AutoModelForMultipleChoice"
@@ -103,7 +103,7 @@ ROBERTA = RobertaFamily()
 
 
 class PrunedXLMRobertaConfig(PrunedConfig, XLMRobertaConfig):
-    """A `XLMRobertaConfig` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+    """An `XLMRobertaConfig` whose `structure` (see `Structure.to_dict`) holds the kept units of every layer."""
 
     model_type = "pruned_xlm-roberta"
 
@@ -112,42 +112,42 @@ class PrunedXLMRobertaConfig(PrunedConfig, XLMRobertaConfig):
 
 
 class PrunedXLMRobertaModel(PrunedModel, XLMRobertaModel):
-    """`XLMRobertaModel` with uneven layers."""
+    """`XLMRobertaModel` with layers of different widths."""
 
     config_class = PrunedXLMRobertaConfig
     _auto_class = "AutoModel"
 
 
 class PrunedXLMRobertaForMaskedLM(PrunedModel, XLMRobertaForMaskedLM):
-    """`XLMRobertaForMaskedLM` with uneven layers."""
+    """`XLMRobertaForMaskedLM` with layers of different widths."""
 
     config_class = PrunedXLMRobertaConfig
     _auto_class = "AutoModelForMaskedLM"
 
 
 class PrunedXLMRobertaForSequenceClassification(PrunedModel, XLMRobertaForSequenceClassification):
-    """`XLMRobertaForSequenceClassification` with uneven layers."""
+    """`XLMRobertaForSequenceClassification` with layers of different widths."""
 
     config_class = PrunedXLMRobertaConfig
     _auto_class = "AutoModelForSequenceClassification"
 
 
 class PrunedXLMRobertaForTokenClassification(PrunedModel, XLMRobertaForTokenClassification):
-    """`XLMRobertaForTokenClassification` with uneven layers."""
+    """`XLMRobertaForTokenClassification` with layers of different widths."""
 
     config_class = PrunedXLMRobertaConfig
     _auto_class = "AutoModelForTokenClassification"
 
 
 class PrunedXLMRobertaForQuestionAnswering(PrunedModel, XLMRobertaForQuestionAnswering):
-    """`XLMRobertaForQuestionAnswering` with uneven layers."""
+    """`XLMRobertaForQuestionAnswering` with layers of different widths."""
 
     config_class = PrunedXLMRobertaConfig
     _auto_class = "AutoModelForQuestionAnswering"
 
 
 class PrunedXLMRobertaForMultipleChoice(PrunedModel, XLMRobertaForMultipleChoice):
-    """`XLMRobertaForMultipleChoice` with uneven layers."""
+    """`XLMRobertaForMultipleChoice` with layers of different widths."""
 
     config_class = PrunedXLMRobertaConfig
     _auto_class = "AutoModelForMultipleChoice"
@@ -173,7 +173,7 @@ XLM_ROBERTA = XLMRobertaFamily()
 
 
 class PrunedCamembertConfig(PrunedConfig, CamembertConfig):
-    """A `CamembertConfig` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+    """A `CamembertConfig` whose `structure` (see `Structure.to_dict`) holds the kept units of every layer."""
 
     model_type = "pruned_camembert"
 
@@ -182,42 +182,42 @@ class PrunedCamembertConfig(PrunedConfig, CamembertConfig):
 
 
 class PrunedCamembertModel(PrunedModel, CamembertModel):
-    """`CamembertModel` with uneven layers."""
+    """`CamembertModel` with layers of different widths."""
 
     config_class = PrunedCamembertConfig
     _auto_class = "AutoModel"
 
 
 class PrunedCamembertForMaskedLM(PrunedModel, CamembertForMaskedLM):
-    """`CamembertForMaskedLM` with uneven layers."""
+    """`CamembertForMaskedLM` with layers of different widths."""
 
     config_class = PrunedCamembertConfig
     _auto_class = "AutoModelForMaskedLM"
 
 
 class PrunedCamembertForSequenceClassification(PrunedModel, CamembertForSequenceClassification):
-    """`CamembertForSequenceClassification` with uneven layers."""
+    """`CamembertForSequenceClassification` with layers of different widths."""
 
     config_class = PrunedCamembertConfig
     _auto_class = "AutoModelForSequenceClassification"
 
 
 class PrunedCamembertForTokenClassification(PrunedModel, CamembertForTokenClassification):
-    """`CamembertForTokenClassification` with uneven layers."""
+    """`CamembertForTokenClassification` with layers of different widths."""
 
     config_class = PrunedCamembertConfig
     _auto_class = "AutoModelForTokenClassification"
 
 
 class PrunedCamembertForQuestionAnswering(PrunedModel, CamembertForQuestionAnswering):
-    """`CamembertForQuestionAnswering` with uneven layers."""
+    """`CamembertForQuestionAnswering` with layers of different widths."""
 
     config_class = PrunedCamembertConfig
     _auto_class = "AutoModelForQuestionAnswering"
 
 
 class PrunedCamembertForMultipleChoice(PrunedModel, CamembertForMultipleChoice):
-    """`CamembertForMultipleChoice` with uneven layers."""
+    """`CamembertForMultipleChoice` with layers of different widths."""
 
     config_class = PrunedCamembertConfig
     _auto_class = "AutoModelForMultipleChoice"

@@ -1,4 +1,4 @@
-"""The T5 families: T5 itself (Flan-T5 too) and mT5; their classes when heads, neurons and layers differ."""
+"""The T5 families: T5 (also Flan-T5) and mT5, with model classes whose layers have different widths."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from transformers import (
     T5Model,
 )
 
-from .structure import PrunedConfig, PrunedModel
-from .t5_layers import T5LikeFamily
+from .family import PrunedConfig, PrunedModel
+from .t5_family import T5LikeFamily
 
 
 class PrunedT5Config(PrunedConfig, T5Config):
-    """A `T5Config` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+    """A `T5Config` whose `structure` (see `Structure.to_dict`) holds the kept units of every layer."""
 
     model_type = "pruned_t5"
 
@@ -35,49 +35,49 @@ class PrunedT5Config(PrunedConfig, T5Config):
 
 
 class PrunedT5Model(PrunedModel, T5Model):
-    """`T5Model` with uneven layers."""
+    """`T5Model` with layers of different widths."""
 
     config_class = PrunedT5Config
     _auto_class = "AutoModel"
 
 
 class PrunedT5ForConditionalGeneration(PrunedModel, T5ForConditionalGeneration):
-    """`T5ForConditionalGeneration` with uneven layers."""
+    """`T5ForConditionalGeneration` with layers of different widths."""
 
     config_class = PrunedT5Config
     _auto_class = "AutoModelForSeq2SeqLM"
 
 
 class PrunedT5EncoderModel(PrunedModel, T5EncoderModel):
-    """`T5EncoderModel` with uneven layers."""
+    """`T5EncoderModel` with layers of different widths."""
 
     config_class = PrunedT5Config
     _auto_class = "AutoModelForTextEncoding"
 
 
 class PrunedT5ForSequenceClassification(PrunedModel, T5ForSequenceClassification):
-    """`T5ForSequenceClassification` with uneven layers."""
+    """`T5ForSequenceClassification` with layers of different widths."""
 
     config_class = PrunedT5Config
     _auto_class = "AutoModelForSequenceClassification"
 
 
 class PrunedT5ForTokenClassification(PrunedModel, T5ForTokenClassification):
-    """`T5ForTokenClassification` with uneven layers."""
+    """`T5ForTokenClassification` with layers of different widths."""
 
     config_class = PrunedT5Config
     _auto_class = "AutoModelForTokenClassification"
 
 
 class PrunedT5ForQuestionAnswering(PrunedModel, T5ForQuestionAnswering):
-    """`T5ForQuestionAnswering` with uneven layers."""
+    """`T5ForQuestionAnswering` with layers of different widths."""
 
     config_class = PrunedT5Config
     _auto_class = "AutoModelForQuestionAnswering"
 
 
 class T5Family(T5LikeFamily):
-    """T5 and what shares its config, such as Flan-T5."""
+    """T5 and models with the same config, such as Flan-T5."""
 
     model_type = "t5"
     config_class = T5Config
@@ -96,7 +96,7 @@ T5 = T5Family()
 
 
 class PrunedMT5Config(PrunedConfig, MT5Config):
-    """An `MT5Config` whose `structure` (the JSON form of `Structure`) says what is left of every layer."""
+    """An `MT5Config` whose `structure` (see `Structure.to_dict`) holds the kept units of every layer."""
 
     model_type = "pruned_mt5"
 
@@ -105,42 +105,42 @@ class PrunedMT5Config(PrunedConfig, MT5Config):
 
 
 class PrunedMT5Model(PrunedModel, MT5Model):
-    """`MT5Model` with uneven layers."""
+    """`MT5Model` with layers of different widths."""
 
     config_class = PrunedMT5Config
     _auto_class = "AutoModel"
 
 
 class PrunedMT5ForConditionalGeneration(PrunedModel, MT5ForConditionalGeneration):
-    """`MT5ForConditionalGeneration` with uneven layers."""
+    """`MT5ForConditionalGeneration` with layers of different widths."""
 
     config_class = PrunedMT5Config
     _auto_class = "AutoModelForSeq2SeqLM"
 
 
 class PrunedMT5EncoderModel(PrunedModel, MT5EncoderModel):
-    """`MT5EncoderModel` with uneven layers."""
+    """`MT5EncoderModel` with layers of different widths."""
 
     config_class = PrunedMT5Config
     _auto_class = "AutoModelForTextEncoding"
 
 
 class PrunedMT5ForSequenceClassification(PrunedModel, MT5ForSequenceClassification):
-    """`MT5ForSequenceClassification` with uneven layers."""
+    """`MT5ForSequenceClassification` with layers of different widths."""
 
     config_class = PrunedMT5Config
     _auto_class = "AutoModelForSequenceClassification"
 
 
 class PrunedMT5ForTokenClassification(PrunedModel, MT5ForTokenClassification):
-    """`MT5ForTokenClassification` with uneven layers."""
+    """`MT5ForTokenClassification` with layers of different widths."""
 
     config_class = PrunedMT5Config
     _auto_class = "AutoModelForTokenClassification"
 
 
 class PrunedMT5ForQuestionAnswering(PrunedModel, MT5ForQuestionAnswering):
-    """`MT5ForQuestionAnswering` with uneven layers."""
+    """`MT5ForQuestionAnswering` with layers of different widths."""
 
     config_class = PrunedMT5Config
     _auto_class = "AutoModelForQuestionAnswering"

@@ -1,4 +1,4 @@
-"""Physical removal: from a model and what stays of it to a smaller model."""
+"""Physical removal: a smaller copy of a model, with the layers and units that are kept."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import Family, LayerStructure, Structure, family_of
-from .structure import AttentionBlock
+from . import Family, LayerStructure, Structure, class_for, family_of
+from .blocks import AttentionBlock
 
 
 def pruned_structure(
     family: Family, model: PreTrainedModel, layers: Collection[str], units: Mapping[str, Sequence[int]]
 ) -> Structure:
-    """Return the structure that `model` has once all but these layers and units is removed."""
-    before = family.structure(model.config)
+    """Return the structure of `model` when only these layers and units are kept; see `extract_submodel`."""
+    structure = family.structure(model.config)
     stacks = {}
     for stack, modules in family.stacks(model).items():
-        left = []
+        kept_layers = []
         for index, layer in enumerate(modules):
             name = f"{stack}.{index}"
             if name not in layers:
                 continue
-            was = before.stacks[stack][index]
+            current = structure.stacks[stack][index]
             heads, neurons = {}, {}
             for block in family.layer_blocks(name, layer):
-                short, keep = block.name.rpartition(".")[2], units[block.name]
+                short_name, keep = block.name.rpartition(".")[2], units[block.name]
                 if isinstance(block, AttentionBlock):
-                    heads[short] = tuple(was.heads[short][position] for position in keep)
+                    heads[short_name] = tuple(current.heads[short_name][position] for position in keep)
                 else:
-                    neurons[short] = len(keep)
-            left.append(LayerStructure(was.source, heads, neurons))
-        stacks[stack] = tuple(left)
+                    neurons[short_name] = len(keep)
+            kept_layers.append(LayerStructure(current.source, heads, neurons))
+        stacks[stack] = tuple(kept_layers)
     return Structure(stacks)
 
 
 def extract_submodel(
     model: PreTrainedModel, layers: Collection[str], units: Mapping[str, Sequence[int]]
 ) -> PreTrainedModel:
-    """Return a smaller copy of `model`; `model` itself stays as it is.
+    """Return a smaller copy of `model`; `model` itself is not changed.
 
     | argument | meaning |
     | --- | --- |
-    | layers | names of the layers that stay |
-    | units | for each block the positions of the units that stay |
+    | layers | names of the kept layers |
+    | units | for each block the positions of the kept units |
 
     The result has a stock class where one can hold its shape, and a pruned class of the family otherwise.
 
-    Raises TypeError: the family of `model` is unknown, or has no class for its task head.
+    Raises UnsupportedModelError if the architecture of `model` or its task head is not supported.
     """
     family = family_of(model)
     structure = pruned_structure(family, model, layers, units)
@@ -58,7 +58,7 @@ def extract_submodel(
 
     dtype = next(model.parameters()).dtype
     with torch.random.fork_rng(devices=[]), model.device:
-        student = family.class_for(type(model), config)._from_config(
+        student = class_for(model, config)._from_config(
             config, dtype=dtype, attn_implementation=model.config._attn_implementation
         )
     _untie(student, model)
@@ -69,9 +69,9 @@ def extract_submodel(
 
 
 def _untie(student: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Give `student` weights of their own where its config ties them, but `model` was loaded with two that differ."""
+    """Give `student` separate weights where its config ties two weights that are not tied in `model`."""
     for name in student.all_tied_weights_keys.keys() - model.all_tied_weights_keys.keys():
-        module, _, short = name.rpartition(".")
-        own = torch.empty_like(student.get_parameter(name))
-        student.get_submodule(module).register_parameter(short, nn.Parameter(own))
+        module, _, short_name = name.rpartition(".")
+        separate = torch.empty_like(student.get_parameter(name))
+        student.get_submodule(module).register_parameter(short_name, nn.Parameter(separate))
         del student.all_tied_weights_keys[name]

@@ -217,7 +217,7 @@ BAD_INPUT = {
     "missing file": (None, {"train_file": "nowhere.csv"}, "'nowhere.csv' does not exist"),
     "unknown kind of file": (None, {"train_file": __file__}, "is of an unknown kind: give one of .csv"),
     "missing model": (None, {"model_name_or_path": "./nowhere"}, "nowhere"),
-    "unknown family": (unknown_family, {}, "model_type 'gpt2' cannot be pruned: known are bert, roberta, "),
+    "unknown family": (unknown_family, {}, "model_type 'gpt2' cannot be pruned: supported are bert, roberta, "),
     "other label map": (other_teacher, {}, "give both the same label map"),
     "other vocabulary": (other_vocabulary, {}, "vocabulary of 300 tokens and the student one of 200"),
     "unreachable": (None, {"target_flops": 1e6}, "cannot be reached: the smallest shape"),

@@ -7,7 +7,7 @@ from transformers import set_seed
 from hf_efficient import CRITERIA, FAMILIES, PruningConfig, prune
 from hf_efficient.functions import select_units
 from hf_efficient.models import family_of
-from hf_efficient.models.structure import AttentionBlock
+from hf_efficient.models.blocks import AttentionBlock
 from hf_efficient.pruning.losses import example_loss
 from hf_efficient.pruning.selection import Scores, remove_units
 
@@ -40,7 +40,7 @@ def test_scores_are_finite_and_of_the_documented_shape(make_model, make_batch, c
     assert all(isinstance(score, float) for score in scores.layers.values())
     assert torch.tensor(list(scores.layers.values())).isfinite().all()
     assert len(set(scores.layers.values())) == len(layers)
-    for name, pairs in scores.together.items():
+    for name, pairs in scores.pairwise.items():
         units = blocks[name].units
         assert pairs.shape == (units, units)
         rises = torch.tensor(scores.removal_errors(name, list(range(units, -1, -1))))

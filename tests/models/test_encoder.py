@@ -3,7 +3,7 @@ import torch
 
 from hf_efficient.models import FAMILIES, LayerStructure, Structure, family_of
 from hf_efficient.models.encoder import EncoderFamily
-from hf_efficient.models.structure import BiasOnly, EmptyBlock
+from hf_efficient.models.blocks import BiasOnly, EmptyBlock
 from hf_efficient.pruning.selection import remove_units
 
 ENCODERS = [name for name, family in FAMILIES.items() if isinstance(family, EncoderFamily)]

@@ -19,7 +19,7 @@ from hf_efficient import PruningConfig, measure, prune
 from hf_efficient.measurement.comparison import model_inputs
 from hf_efficient.models import FAMILIES, LayerStructure, Structure, family_of
 from hf_efficient.models.pruned_t5 import PrunedT5Config, PrunedT5EncoderModel, PrunedT5ForConditionalGeneration
-from hf_efficient.models.t5_layers import T5SubsetAttention
+from hf_efficient.models.t5_attention import T5SubsetAttention
 from hf_efficient.pruning.gates import apply_gates
 from hf_efficient.pruning.selection import Selection, remove_units
 from hf_efficient.pruning.unit_criteria import fisher
@@ -547,5 +547,6 @@ print(json.dumps([type(model).__name__, tokens.tolist(), total]))
         "codebook.py",
         "pruned_t5.py",
         "structure.py",
-        "t5_layers.py",
+        "t5_attention.py",
+        "t5_family.py",
     ]

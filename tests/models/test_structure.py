@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hf_efficient.models import LayerStructure, Structure, family_of
-from hf_efficient.models.structure import BiasOnly, EmptyBlock, narrow_linear
+from hf_efficient.models.blocks import BiasOnly, EmptyBlock, narrow_linear
 
 STRUCTURE = Structure(
     {
@@ -104,7 +104,7 @@ def test_unknown_architecture_is_told_how_to_add_a_family():
 
     model = GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=10, n_positions=8))
     with pytest.raises(
-        TypeError, match=r"model_type 'gpt2' cannot be pruned: known are bert.* subclass hf_efficient.models.Family"
+        TypeError, match=r"model_type 'gpt2' cannot be pruned: supported are bert.* subclass hf_efficient.models.Family"
     ):
         family_of(model)
 

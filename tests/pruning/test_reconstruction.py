@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hf_efficient.models import family_of
-from hf_efficient.models.structure import AttentionBlock
+from hf_efficient.models.blocks import AttentionBlock
 from hf_efficient.pruning.reconstruction import DAMPING, reconstruct_outputs
 from hf_efficient.pruning.selection import Selection, remove_units
 

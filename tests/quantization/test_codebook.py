@@ -137,8 +137,8 @@ def test_embeddings_in_codebooks_beside_layers_in_8_bits(
 
 
 def test_weights_are_made_once_or_for_every_use(make_model, make_batch, monkeypatch):
-    made, make = [], Codebook._make
-    monkeypatch.setattr(Codebook, "_make", lambda self: made.append(1) or make(self))
+    made, make = [], Codebook._unpack_weight
+    monkeypatch.setattr(Codebook, "_unpack_weight", lambda self: made.append(1) or make(self))
     for keep_packed, expected in ((False, 21), (True, 42)):
         small = quantize(make_model(), QuantizationConfig("codebook", codebook_rows=8, keep_packed=keep_packed))
         made.clear()

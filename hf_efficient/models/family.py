@@ -1,0 +1,196 @@
+"""The base class of all families of architectures, and the mixins of their pruned configs and models."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .blocks import Block
+from .codebook import install_codebooks
+from .structure import Structure
+
+# Fields that a pruned config has and the stock config of its family has not, or has with another value.
+_FIELDS_OF_PRUNED_CONFIG = (
+    "architectures",
+    "auto_map",
+    "codebooks",
+    "layer_sources",
+    "model_type",
+    "structure",
+    "transformers_version",
+)
+
+
+class Family(ABC):
+    """Where the blocks of an architecture are, and which classes hold a pruned model of it.
+
+    To add one: a module in this folder with a subclass, its config and its model classes, and an entry in `FAMILIES`.
+    """
+
+    model_type: str
+    config_class: type[PreTrainedConfig]
+    pruned_config_class: type[PreTrainedConfig]
+    pruned_classes: ClassVar[Mapping[type[PreTrainedModel], type[PreTrainedModel]]]
+
+    def __init__(self) -> None:
+        self.pruned_config_class.family = self
+
+    @abstractmethod
+    def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
+        """Return the stacks of layers of `model`, by name."""
+
+    @abstractmethod
+    def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
+        """Return the blocks of the layer called `name` ("encoder.3")."""
+
+    @abstractmethod
+    def full_structure(self, config: PreTrainedConfig) -> Structure:
+        """Return the structure of the stock network that `config` describes."""
+
+    @abstractmethod
+    def stock_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig | None:
+        """Return the stock config that can hold `structure`, or None if no stock class can."""
+
+    @abstractmethod
+    def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
+        """Return the config of the pruned class that holds `structure`."""
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """The class that each Auto class loads from the code next to the weights, as `config.json` names it."""
+        classes: dict[str, type] = {"AutoConfig": self.pruned_config_class}
+        classes |= {str(pruned._auto_class): pruned for pruned in self.pruned_classes.values()}
+        return {auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in classes.items()}
+
+    def structure(self, config: PreTrainedConfig) -> Structure:
+        """Return the structure of the network, pruned or not, that `config` describes."""
+        if isinstance(config, self.pruned_config_class):
+            return Structure.from_dict(config.structure)
+        full, layer_sources = self.full_structure(config), getattr(config, "layer_sources", {})
+        return Structure(
+            {
+                stack: tuple(
+                    replace(layer, source=source)
+                    for layer, source in zip(layers, layer_sources.get(stack, range(len(layers))), strict=True)
+                )
+                for stack, layers in full.stacks.items()
+            }
+        )
+
+    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        """Return every layer of `model` by its name."""
+        return {
+            f"{stack}.{index}": layer
+            for stack, layers in self.stacks(model).items()
+            for index, layer in enumerate(layers)
+        }
+
+    def blocks(self, model: PreTrainedModel) -> dict[str, Block]:
+        """Return every block of `model` by its name, in the order of the layers."""
+        return {
+            block.name: block for name, layer in self.layers(model).items() for block in self.layer_blocks(name, layer)
+        }
+
+    def config_for(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
+        """Return the config that holds `structure`: a stock config where possible, a pruned config otherwise.
+
+        A stock config gets one more field, `layer_sources`, if its layers are not the first ones of the unpruned
+        network.
+        """
+        stock = self.stock_config(config, structure)
+        if stock is None:
+            return self.pruned_config(config, structure)
+        layer_sources = {stack: [layer.source for layer in layers] for stack, layers in structure.stacks.items()}
+        if any(sources != list(range(len(sources))) for sources in layer_sources.values()):
+            stock.layer_sources = layer_sources
+        return stock
+
+    def class_for(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
+        """Return the class with the task head of `model_class` that is built from `config`.
+
+        Raises TypeError if the family has no such task head.
+        """
+        stock = next((s for s, p in self.pruned_classes.items() if model_class in (s, p)), None)
+        if stock is None:
+            supported = ", ".join(cls.__name__ for cls in self.pruned_classes)
+            raise TypeError(f"{model_class.__name__} cannot be pruned: use one of {supported}")
+        return self.pruned_classes[stock] if isinstance(config, self.pruned_config_class) else stock
+
+    def shape(self, model: PreTrainedModel, structure: Structure) -> None:
+        """Narrow a newly built `model`, which has as many layers as `structure`, to its widths, in place."""
+        for stack, layers in self.stacks(model).items():
+            for index, (layer, kept) in enumerate(zip(layers, structure.stacks[stack], strict=True)):
+                for block in self.layer_blocks(f"{stack}.{index}", layer):
+                    short_name = block.name.rpartition(".")[2]
+                    if short_name in kept.heads:
+                        block.narrow(kept.heads[short_name])
+                    else:
+                        block.narrow(range(kept.neurons[short_name]))
+
+    def remaining_weights(
+        self,
+        model: PreTrainedModel,
+        layers: Collection[str],
+        units: Mapping[str, Sequence[int]],
+        config: PreTrainedConfig,
+    ) -> dict[str, torch.Tensor]:
+        """Return the state dict of a model, built from `config`, that keeps a part of `model`.
+
+        | argument | meaning |
+        | --- | --- |
+        | layers | names of the kept layers |
+        | units | for each block the positions of the kept units |
+        """
+        narrowed = copy.deepcopy(model)
+        for name, block in self.blocks(narrowed).items():
+            if block.layer in layers:
+                block.narrow(units[name])
+        for stack, modules in self.stacks(narrowed).items():
+            kept = [module for index, module in enumerate(modules) if f"{stack}.{index}" in layers]
+            _replace(narrowed, modules, nn.ModuleList(kept))
+        return narrowed.state_dict()
+
+
+class PrunedConfig:
+    """Mixin of the pruned config of a family, in front of its stock config. The subclass declares two JSON fields.
+
+    | field | meaning |
+    | --- | --- |
+    | structure | `Structure.to_dict()` of the model |
+    | codebooks | the modules whose weights are stored as codebooks, as `install_codebooks` takes them |
+    """
+
+    family: ClassVar[Family]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, with the map by which every Auto class finds the code next to the weights."""
+        return {**super().to_dict(), "auto_map": self.family.auto_map}  # type: ignore[misc]
+
+
+class PrunedModel(PreTrainedModel):
+    """Mixin in front of a stock model class: builds it with the structure and the codebooks of its config."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        config.family.shape(self, config.family.structure(config))
+        install_codebooks(self.base_model, config.codebooks or {})
+
+
+def stock_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the fields of `config` that the stock config of its family takes."""
+    return {key: value for key, value in config.to_dict().items() if key not in _FIELDS_OF_PRUNED_CONFIG}
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for module in model.modules():
+        for name, child in module.named_children():
+            if child is old:
+                setattr(module, name, new)
+                return
