@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import export
 from hf_efficient.measurement.comparison import measure
+from hf_efficient.measurement.runtimes import check_runtime
+from hf_efficient.measurement.target_costs import TARGET_COSTS
 from hf_efficient.pruning.batches import Batch
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.connection_criteria import CONNECTION_SAMPLES, squared_gradients
@@ -27,7 +28,17 @@ from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantization.int8 import quantize_int8
 from hf_efficient.quantization.validation import check_quantization
 
-__all__ = ["check_quantization", "describe_quantization", "export", "measure", "prune", "quantize", "select_units"]
+__all__ = [
+    "build_target_search",
+    "check_pruning",
+    "check_quantization",
+    "describe_quantization",
+    "export",
+    "measure",
+    "prune",
+    "quantize",
+    "select_units",
+]
 
 
 def quantize(
@@ -35,18 +46,22 @@ def quantize(
     config: QuantizationConfig | None = None,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
 ) -> PreTrainedModel:
-    """Return a quantized copy of `model` that `save_pretrained` writes and `from_pretrained` loads as it is.
+    """Return a quantized copy of `model`; `save_pretrained` writes it and `from_pretrained` loads it.
 
-    The Linears of the layers are quantized, and the embedding tables unless told otherwise; pooler and task head stay
-    in float, for they are small and what they lose shows at once.
+    The Linears of the layers and the embedding tables are quantized. Pooler and task head stay in float: they are
+    small, and errors in them change predictions directly.
 
-    `calibration` holds batches, (batch, tokens), by which a codebook weighs entries: by their squared gradients, the
-    diagonal of the Fisher information. 8-bit schemes find their ranges without.
+    | argument | meaning |
+    | --- | --- |
+    | config | scheme and modules; None: the default, int8_dynamic |
+    | calibration | for codebooks: batches (batch, tokens), whose squared gradients weigh the errors of weights |
 
-    Raises ValueError: the model is quantized already, or nothing of it would be. Raises TypeError: codebooks for an
-    architecture whose family is unknown.
+    Squared gradients are the diagonal of the Fisher information. Int8 schemes need no calibration.
+
+    Raises UserError if the model is quantized already, no module of it would be quantized, or calibration batches are
+    given to an int8 scheme; UnsupportedModelError if codebooks are requested for an architecture of an unknown family.
     """
-    config = config or QuantizationConfig()
+    config = QuantizationConfig() if config is None else config
     check_quantization(model, config)
     if calibration is not None and config.scheme != "codebook":
         raise UserError(f"scheme={config.scheme!r} needs no calibration data: leave `calibration` out")
@@ -59,17 +74,43 @@ def quantize(
 
 
 def describe_quantization(model: PreTrainedModel, quantized: PreTrainedModel, config: QuantizationConfig) -> str:
-    """Return, for a report, what was done to `model`, and what codebooks cost and lose."""
-    found = compare_with_uniform(model, quantized)
-    if found is None:
+    """Return one line on how `model` was quantized, for a report: with codebooks, also their size and error."""
+    comparison = compare_with_uniform(model, quantized)
+    if comparison is None:
         return config.describe()
     return (
-        f"{config.describe()}; codebooks hold {found['bits_per_weight']:.2f} bits a weight, with a squared error of "
-        f"{found['error']:.2%} (rounded evenly in as much room: {found['uniform_error']:.2%})"
+        f"{config.describe()}; the codebooks take {comparison['bits_per_weight']:.2f} bits per weight with a relative "
+        f"squared error of {comparison['error']:.2%} (uniform quantization of the same size: "
+        f"{comparison['uniform_error']:.2%})"
     )
 
 
-logger = logging.get_logger(__name__)
+def check_pruning(model: PreTrainedModel, config: PruningConfig) -> None:
+    """Check that `model` can be pruned as `config` requests, before any work is done.
+
+    Raises UserError if `config` requests nothing, a stack that `model` does not have or a runtime that is unknown or
+    not installed, or if `model` is quantized; UnsupportedModelError if its architecture or task head is not supported.
+    """
+    check_prunable(model, config)
+    check_runtime(config.latency_runtime)
+
+
+def build_target_search(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    reference: PreTrainedModel | None = None,
+    cost_file: Path | None = None,
+) -> TargetSearch:
+    """Return the search for the target of `config`, with its cost measured; arguments as for `prune`."""
+    cost = None
+    if config.target is not None:
+        cost = TARGET_COSTS[config.target[0]](
+            batch_size=config.latency_batch_size,
+            sequence_length=config.latency_sequence_length,
+            new_tokens=config.latency_new_tokens,
+            runtime=config.latency_runtime,
+        )
+    return TargetSearch(model, config, cost, reference, cost_file)
 
 
 def select_units(
@@ -79,9 +120,10 @@ def select_units(
     reference: PreTrainedModel | None = None,
     loss: Loss | None = None,
 ) -> Selection:
-    """Return which layers and units of `model` stay; arguments as for `prune`."""
-    shapes = TargetSearch(model, config, reference)
-    return shapes.kept(score_units(model, config, batches, loss or task_or_sampled_loss(reference)))
+    """Return the layers and units of `model` that pruning would keep; arguments as for `prune`."""
+    search = build_target_search(model, config, reference)
+    loss = task_or_sampled_loss(reference) if loss is None else loss
+    return search.select_until_met(score_units(model, config, batches, loss))
 
 
 def prune(
@@ -91,38 +133,39 @@ def prune(
     reference: PreTrainedModel | None = None,
     loss: Loss | None = None,
     scores: Scores | None = None,
-    costs: Path | None = None,
+    cost_file: Path | None = None,
 ) -> PreTrainedModel:
-    """Return a smaller copy of `model`, without training it; `model` itself stays as it is.
+    """Return a smaller copy of `model`, which is not trained; `model` itself is not changed.
 
     | argument | meaning |
     | --- | --- |
-    | dataloader | batches as tensors by name, which criterion and recovery look at; magnitude and random need none |
+    | dataloader | batches as tensors by name, for criterion and reconstruction; magnitude and random need none |
     | reference | the model that the target is a ratio of; None: `model` |
-    | loss | sum of the losses of a batch's examples, (); None: the task's, or by the answers of `reference` |
-    | scores | found already; None: by the criterion of `config` |
-    | costs | a file that keeps measured costs, and gives them back for the same models and settings |
+    | loss | sum of the losses of a batch's examples, shape (); None: `task_or_sampled_loss(reference)` |
+    | scores | scores of the units; None: computed by the criterion of `config` |
+    | cost_file | measured costs are written to it, and read from it for the same models and settings |
 
-    A target is kept: the student's cost is measured (latency in turn with the reference's), and while it misses the
-    choice is made again. What is left is fitted to what it wrote before (`recovery`), where there is data. Single
-    connections go last.
+    The cost of the student is measured, latencies alternately with those of the reference, and the selection is
+    repeated until the target is met. With batches, the outputs of the blocks are then reconstructed (`recovery`).
+    Single connections are removed last.
 
-    Raises ValueError: the config asks for nothing, or its target cannot be reached; the message says what can.
-    Raises TypeError: the architecture is unknown.
+    Raises UserError if `config` requests nothing or its target cannot be reached; the message says which can.
+    Raises UnsupportedModelError if the architecture is not supported.
     """
-    check_prunable(model, config)
-    loss = loss or task_or_sampled_loss(reference)
+    check_pruning(model, config)
+    loss = task_or_sampled_loss(reference) if loss is None else loss
     batches = take_examples(dataloader, config.scoring_samples, model.device)
     student = model
     if config.removes_units:
-        scores = scores or score_units(model, config, batches, loss)
-        selection = TargetSearch(model, config, reference, costs).kept(scores)
+        scores = score_units(model, config, batches, loss) if scores is None else scores
+        selection = build_target_search(model, config, reference, cost_file).select_until_met(scores)
         student = remove_units(model, selection)
         if config.recovery and batches:
-            reconstruct_outputs(
-                student, model, selection, take_examples(batches, RECONSTRUCTION_SAMPLES, model.device)
-            )
+            calibration_batches = take_examples(batches, RECONSTRUCTION_SAMPLES, model.device)
+            reconstruct_outputs(student, model, selection, calibration_batches)
     if config.removes_connections:
-        few = take_examples(batches, CONNECTION_SAMPLES, model.device)
-        student = sparsify(student, few, criterion=config.criterion, loss=loss, **config.connections())
+        connection_batches = take_examples(batches, CONNECTION_SAMPLES, model.device)
+        student = sparsify(
+            student, connection_batches, criterion=config.criterion, loss=loss, **config.connection_settings()
+        )
     return student

@@ -1,117 +1,123 @@
-"""Costs that a pruning target is a ratio of: latency, operations, parameters."""
+"""Costs that a pruning target is a ratio of: latency, floating point operations, parameters."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from hf_efficient.measurement.comparison import generation_call, model_inputs
 from hf_efficient.measurement.cost import count_flops, count_parameters
 from hf_efficient.measurement.latency import time_interleaved
 from hf_efficient.measurement.runtimes import build_runner
-from hf_efficient.pruning.config import PruningConfig
 
-logger = logging.get_logger(__name__)
+# Returns the call of a model that is timed.
+Workload: TypeAlias = Callable[[PreTrainedModel], Callable[[], object]]
 
-# What is timed of a model, for a config.
-Workload: TypeAlias = Callable[[PreTrainedModel, PruningConfig], Callable[[], object]]
 TABLE_TIMING_SECONDS = 0.4
 CHECK_TIMING_SECONDS = 4.0
+# Latencies are noisy: a student that only just reaches the target today would miss it tomorrow.
+LATENCY_AIM_FACTOR = 1.07
+LATENCY_MIN_FACTOR = 1.05
+LATENCY_MAX_FACTOR = 1.1
 
 
 @dataclass(frozen=True)
 class TargetCost:
     """A cost that a target is a ratio of.
 
-    `of` is the cost of a model, `ratio` that of a reference divided by that of a student. A choice aims at `aim` times
-    the ratio that was asked for, and is good between `least` and `most` times it: a noisy cost leaves room for noise.
-    `counted` costs depend on the shape alone.
+    | field | meaning |
+    | --- | --- |
+    | measure | returns the cost of a model |
+    | ratio | returns the cost of the first model, the reference, divided by that of the second, the student |
+    | aim_factor | the search aims at this multiple of the requested ratio |
+    | min_factor, max_factor | the search ends with a ratio between these multiples of the requested one |
+    | is_deterministic | the cost depends on the shape of the model alone, not on the machine |
     """
 
-    of: Callable[[PreTrainedModel, PruningConfig], float]
-    ratio: Callable[[PreTrainedModel, PreTrainedModel, PruningConfig], float]
-    aim: float = 1.0
-    least: float = 1.0
-    most: float = math.inf
-    counted: bool = True
+    measure: Callable[[PreTrainedModel], float]
+    ratio: Callable[[PreTrainedModel, PreTrainedModel], float]
+    aim_factor: float = 1.0
+    min_factor: float = 1.0
+    max_factor: float = math.inf
+    is_deterministic: bool = True
 
 
-def _latency_inputs(model: PreTrainedModel, config: PruningConfig) -> dict[str, torch.Tensor]:
-    return model_inputs(model, config.latency_batch_size, config.latency_sequence_length)
+class TargetCostBuilder(Protocol):
+    """Builds the cost of a target for the inputs and the runtime that it is measured with."""
+
+    def __call__(self, batch_size: int, sequence_length: int, new_tokens: int, runtime: str) -> TargetCost:
+        """Return the cost; a builder ignores the arguments that its cost does not depend on."""
+        ...
 
 
-def _flops(model: PreTrainedModel, config: PruningConfig) -> float:
-    inputs = _latency_inputs(model, config)
-    del inputs["attention_mask"]  # the meta device holds no values to look at
-    return float(count_flops(model, inputs) or math.nan)
+def forward_latency_cost(batch_size: int, sequence_length: int, new_tokens: int, runtime: str) -> TargetCost:
+    """Return the median latency in milliseconds of a forward pass in `runtime`."""
+    return _latency_cost(lambda model: build_runner(runtime, model, model_inputs(model, batch_size, sequence_length)))
 
 
-def _parameters(model: PreTrainedModel, config: PruningConfig) -> float:
-    return float(count_parameters(model))
+def generation_latency_cost(batch_size: int, sequence_length: int, new_tokens: int, runtime: str) -> TargetCost:
+    """Return the median latency in milliseconds of generating `new_tokens` tokens in torch, greedily."""
+    return _latency_cost(
+        lambda model: generation_call(model, model_inputs(model, batch_size, sequence_length), new_tokens)
+    )
 
 
-def _forward_call(model: PreTrainedModel, config: PruningConfig) -> Callable[[], object]:
-    return build_runner(config.latency_runtime, model, _latency_inputs(model, config))
+def flops_cost(batch_size: int, sequence_length: int, new_tokens: int, runtime: str) -> TargetCost:
+    """Return the floating point operations of a forward pass."""
+
+    def measure(model: PreTrainedModel) -> float:
+        inputs = model_inputs(model, batch_size, sequence_length)
+        del inputs["attention_mask"]  # its values would be read, and the meta device has none
+        return float(count_flops(model, inputs) or math.nan)
+
+    return _deterministic_cost(measure)
 
 
-def _generation_call(model: PreTrainedModel, config: PruningConfig) -> Callable[[], object]:
-    return generation_call(model, _latency_inputs(model, config), config.latency_new_tokens)
+def size_cost(batch_size: int, sequence_length: int, new_tokens: int, runtime: str) -> TargetCost:
+    """Return the number of parameters."""
+    return _deterministic_cost(lambda model: float(count_parameters(model)))
 
 
-def _latency_cost(work: Workload) -> TargetCost:
-    """Return the cost that is the time of `work` with a model."""
-
-    def time(model: PreTrainedModel, config: PruningConfig) -> float:
-        return _median_latencies_ms(work, {"model": model}, config, TABLE_TIMING_SECONDS)["model"]
-
-    def ratio(reference: PreTrainedModel, student: PreTrainedModel, config: PruningConfig) -> float:
-        medians = _median_latencies_ms(
-            work, {"reference": reference, "student": student}, config, CHECK_TIMING_SECONDS
-        )
-        return medians["reference"] / medians["student"]
-
-    return TargetCost(time, ratio, aim=1.07, least=1.05, most=1.1, counted=False)
-
-
-def _median_latencies_ms(
-    work: Workload, models: Mapping[str, PreTrainedModel], config: PruningConfig, seconds: float
-) -> dict[str, float]:
-    """Return the median time of `work` with each model in milliseconds, taken in turn for about `seconds` in all."""
-    calls = {name: work(model, config) for name, model in models.items()}
-    once = sum(median(times) for times in time_interleaved(calls, repeats=1, warmup=1).values()) / 1e3
-    repeats = min(100, max(5, round(seconds / once)))
-    return {name: median(times) for name, times in time_interleaved(calls, repeats, warmup=1).items()}
-
-
-def _ratio_of(
-    of: Callable[[PreTrainedModel, PruningConfig], float],
-) -> Callable[[PreTrainedModel, PreTrainedModel, PruningConfig], float]:
-    return lambda reference, student, config: of(reference, config) / of(student, config)
-
-
-TARGET_COSTS = {
-    "target_speedup": _latency_cost(_forward_call),
-    "target_generation_speedup": _latency_cost(_generation_call),
-    "target_flops": TargetCost(_flops, _ratio_of(_flops)),
-    "target_size": TargetCost(_parameters, _ratio_of(_parameters)),
+TARGET_COSTS: dict[str, TargetCostBuilder] = {
+    "target_speedup": forward_latency_cost,
+    "target_generation_speedup": generation_latency_cost,
+    "target_flops": flops_cost,
+    "target_size": size_cost,
 }
 
 
-def meta_copy(model: PreTrainedModel, cost: TargetCost, config: PruningConfig) -> PreTrainedModel:
-    """Return the model to take costs of: on the meta device, where nothing is computed, if they are only counted."""
-    if not cost.counted:
-        return model
-    probe = copy.deepcopy(model).to("meta")
-    try:
-        cost.of(probe, config)
-    except NotImplementedError:
-        return model  # what it computes depends on values: T5's classifier looks for the end token in its input
-    return probe
+def _latency_cost(workload: Workload) -> TargetCost:
+    def measure(model: PreTrainedModel) -> float:
+        return _median_latencies_ms(workload, {"model": model}, TABLE_TIMING_SECONDS)["model"]
+
+    def ratio(reference: PreTrainedModel, student: PreTrainedModel) -> float:
+        medians = _median_latencies_ms(workload, {"reference": reference, "student": student}, CHECK_TIMING_SECONDS)
+        return medians["reference"] / medians["student"]
+
+    return TargetCost(
+        measure,
+        ratio,
+        aim_factor=LATENCY_AIM_FACTOR,
+        min_factor=LATENCY_MIN_FACTOR,
+        max_factor=LATENCY_MAX_FACTOR,
+        is_deterministic=False,
+    )
+
+
+def _deterministic_cost(measure: Callable[[PreTrainedModel], float]) -> TargetCost:
+    return TargetCost(measure, lambda reference, student: measure(reference) / measure(student))
+
+
+def _median_latencies_ms(
+    workload: Workload, models: Mapping[str, PreTrainedModel], seconds: float
+) -> dict[str, float]:
+    """Return the median latency of `workload` with each model, timed alternately for about `seconds` in total."""
+    calls = {name: workload(model) for name, model in models.items()}
+    seconds_per_repeat = sum(median(times) for times in time_interleaved(calls, repeats=1, warmup=1).values()) / 1e3
+    repeats = min(100, max(5, round(seconds / seconds_per_repeat)))
+    return {name: median(times) for name, times in time_interleaved(calls, repeats, warmup=1).items()}

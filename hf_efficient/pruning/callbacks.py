@@ -158,13 +158,13 @@ class GradualSparsityCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the zeros that are there."""
-        self.zeros.read(kwargs["model"])
+        self.zeros.record_zeros(kwargs["model"])
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keeps what is zero at zero."""
-        self.zeros.apply()
+        self.zeros.restore_zeros()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -175,4 +175,4 @@ class GradualSparsityCallback(TrainerCallback):
         model = kwargs["model"]
         due = cubic_fraction(state.global_step, 0, state.max_steps, self.fraction)
         remove_connections(getattr(model, "module", model), self.rescore(), fraction=due, scope=self.scope)
-        self.zeros.read(model)
+        self.zeros.record_zeros(model)

@@ -197,11 +197,11 @@ class PruningConfig:
         return bool(self.weights) or self.n_m is not None
 
     @property
-    def active(self) -> bool:
+    def removes_anything(self) -> bool:
         """Whether heads, neurons, blocks, layers or connections are to go."""
         return self.removes_units or self.removes_connections
 
-    def share(self, name: str, stack: str) -> float:
+    def fraction_for(self, name: str, stack: str) -> float:
         """Return the fraction that the field `name` gives for a stack of layers, 0 where it gives none."""
         shares = _parse_fractions(name, getattr(self, name))
         return shares.get(stack, shares.get(ALL_STACKS, 0.0))
@@ -220,14 +220,14 @@ class PruningConfig:
         """Return what is asked for besides single connections."""
         return replace(self, weights=None, n_m=None)
 
-    def connections(self) -> dict[str, Any]:
+    def connection_settings(self) -> dict[str, Any]:
         """Return what is asked for of single connections, as `remove_connections` takes it."""
         scope = (
             None if self.n_m else "layer" if self.scope == "layer" else DEFAULT_SCOPES.get(self.criterion, "global")
         )
         return {"fraction": self.weights, "n_m": self.n_m, "scope": scope}
 
-    def step(self, number: int) -> PruningConfig:
+    def for_round(self, number: int) -> PruningConfig:
         """Return what round `number`, counted from 1, of `rounds` asks for: the same ratio in every round.
 
         Targets and fractions of connections count from the unpruned model, other fractions from what the round before
@@ -248,7 +248,7 @@ class PruningConfig:
             changes["weights"] = 1 - (1 - self.weights) ** power
         return replace(self, **changes, rounds=1)
 
-    def at(self, progress: float) -> PruningConfig:
+    def at_progress(self, progress: float) -> PruningConfig:
         """Return what a gradual schedule asks for when `progress`, in [0, 1], of the removal is done."""
         changes: dict[str, Any] = {
             name: _format_fractions({s: v * progress for s, v in _parse_fractions(name, getattr(self, name)).items()})

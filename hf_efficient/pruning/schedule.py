@@ -39,8 +39,8 @@ class Phase:
     """
 
     number: int
-    share: float
-    ramps: bool = False
+    epoch_fraction: float
+    closes_gates: bool = False
 
 
 def plan_phases(config: PruningConfig) -> list[Phase]:
@@ -53,7 +53,7 @@ def plan_phases(config: PruningConfig) -> list[Phase]:
     | rewind | train, then n times: prune, go back, train |
     """
     if config.ramp:
-        return [Phase(0, config.ramp, ramps=True), Phase(1, 1 - config.ramp)]
+        return [Phase(0, config.ramp, closes_gates=True), Phase(1, 1 - config.ramp)]
     first = 0 if config.rewind else 1
     runs = range(first, config.rounds + 1)
     return [Phase(number, 1 / len(runs)) for number in runs]

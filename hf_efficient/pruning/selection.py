@@ -1,4 +1,4 @@
-"""Values of pruning: scores, costs and the selection of what is kept; and removing the rest."""
+"""Values of pruning: scores, costs, and the selection of what a network keeps; removal of the rest."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ from transformers import PreTrainedModel
 
 from hf_efficient.models.surgery import extract_submodel
 
-
-def remove_units(model: PreTrainedModel, selection: Selection) -> PreTrainedModel:
-    """Return a smaller copy of `model` that keeps only `selection`; `model` itself stays as it is.
-
-    Raises TypeError: the family of `model` is unknown, or has no class for its task head.
-    """
-    return extract_submodel(model, selection.layers, selection.units)
-
-
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What stays of a network: the names of its layers, and for each block the positions of its units, ascending."""
+    """What a network keeps: the names of its layers, and for each block the positions of its units, ascending."""
 
     layers: tuple[str, ...]
     units: Mapping[str, tuple[int, ...]]
 
 
+def remove_units(model: PreTrainedModel, selection: Selection) -> PreTrainedModel:
+    """Return a smaller copy of `model` that keeps only `selection`; `model` itself is not changed.
+
+    Raises TypeError if the family of `model` is not supported, or has no class for its task head.
+    """
+    return extract_submodel(model, selection.layers, selection.units)
+
+
 @dataclass(frozen=True)
 class BlockInfo:
-    """What choosing needs to know of a block.
+    """What selecting needs to know about a block.
 
-    `kind` is "heads" or "neurons", `units` how many there are, `step` the granularity in which they are removed,
-    `shape_key` is equal for blocks that cost the same at the same width, and at least `least` units stay, which also
-    keeps the layer.
+    | field | meaning |
+    | --- | --- |
+    | name, layer | names of the block and of its layer |
+    | kind | "heads" or "neurons" |
+    | units | how many it has |
+    | step | units are removed in multiples of this |
+    | shape_key | equal for blocks that have equal costs at equal widths |
+    | min_units | how many are kept at least; if any, the layer is kept too |
     """
 
     name: str
@@ -46,25 +50,25 @@ class BlockInfo:
     units: int
     step: int = 1
     shape_key: str = ""
-    least: int = 0
+    min_units: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The numbers of units that may be kept, ascending, all among them."""
+        """The numbers of units that can be kept, ascending; all of them is always one."""
         return tuple(
-            sorted({width for width in range(0, self.units, self.step) if width >= self.least} | {self.units})
+            sorted({width for width in range(0, self.units, self.step) if width >= self.min_units} | {self.units})
         )
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """What a network costs, as a sum: `base`, an overhead for every layer, and for every block a cost by its width.
+    """The cost of a network as a sum: a base, an overhead of every layer, and a cost of every block by its width.
 
     | field | meaning |
     | --- | --- |
-    | base | cost with no layer at all |
-    | layer | cost of a layer that has no unit left, by the layer's name |
-    | widths, costs | support points of each block's cost, ascending in width; linear in between |
+    | base | cost without any layer |
+    | layer | cost of a layer without any units, by the name of the layer |
+    | widths, costs | supporting points of the cost of each block, ascending in width; linear in between |
     """
 
     base: float
@@ -73,56 +77,56 @@ class CostTable:
     costs: Mapping[str, Sequence[float]]
 
     def block(self, name: str, width: int | Sequence[int]) -> np.ndarray:
-        """Return the cost of the block at each width, shape of `width`."""
+        """Return the cost of the block at each width, in the shape of `width`."""
         return np.asarray(np.interp(width, self.widths[name], self.costs[name]))
 
     def total(self, selection: Selection) -> float:
-        """Return the cost of the network that `selection` leaves."""
+        """Return the cost of a network that keeps `selection`."""
         cost = self.base + sum(self.layer[layer] for layer in selection.layers)
-        for name, keep in selection.units.items():
+        for name, kept in selection.units.items():
             if name.rpartition(".")[0] in selection.layers:
-                cost += float(self.block(name, len(keep)))
+                cost += float(self.block(name, len(kept)))
         return cost
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How much the loss rises when a unit, or a whole layer, goes; only comparisons between them count.
+    """How much the loss increases when a unit, or a complete layer, is removed; only comparisons are meaningful.
 
     | field | shape |
     | --- | --- |
-    | units | one tensor (units,) a block |
-    | layers | one number a layer |
-    | together | (units, units) a block: the rise when some of its units go together is the sum over their pairs |
+    | units | one tensor (units,) per block |
+    | layers | one number per layer |
+    | pairwise | (units, units) per block: removing several units costs the sum over their pairs |
 
-    Without `together` the units of a block count as if each went alone.
+    Without `pairwise`, removing several units of a block costs the sum of their scores.
     """
 
     units: Mapping[str, torch.Tensor]
     layers: Mapping[str, float] = field(default_factory=dict)
-    together: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    pairwise: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Scores:
-        """Return the scores that `function` makes of every tensor of these: their mean over processes."""
+        """Return the scores with `function` applied to every tensor, such as an average over processes."""
         return Scores(
             units={name: function(scores) for name, scores in self.units.items()},
             layers={name: float(function(torch.tensor(score))) for name, score in self.layers.items()},
-            together={name: function(pairs) for name, pairs in self.together.items()},
+            pairwise={name: function(pairs) for name, pairs in self.pairwise.items()},
         )
 
     def removal_errors(self, block: str, widths: Sequence[int]) -> np.ndarray:
-        """Return, for each width, the score of what goes from `block` when its best `width` units stay."""
+        """Return, for each width, the score of the removed units when `block` keeps its best `width` units."""
         scores = self.units[block]
-        if block in self.together:
+        if block in self.pairwise:
             order = scores.argsort(stable=True)
-            rises = _nested_sums(self.together[block][order][:, order]).double().cpu().numpy()
+            errors = _nested_sums(self.pairwise[block][order][:, order]).double().cpu().numpy()
         else:
-            rises = np.concatenate([[0.0], np.cumsum(np.sort(scores.double().cpu().numpy()))])
-        return np.asarray(rises[len(scores) - np.asarray(widths)])
+            errors = np.concatenate([[0.0], np.cumsum(np.sort(scores.double().cpu().numpy()))])
+        return np.asarray(errors[len(scores) - np.asarray(widths)])
 
 
 def _nested_sums(pairs: torch.Tensor) -> torch.Tensor:
-    """Return the sums of the leading squares of `pairs` (units, units), which never fall, (units + 1,)."""
+    """Return the sums of the leading squares of `pairs` (units, units), made non-decreasing, (units + 1,)."""
     squares = pairs.cumsum(0).cumsum(1).diagonal()
     return torch.nn.functional.pad(squares, (1, 0)).cummax(0).values
 

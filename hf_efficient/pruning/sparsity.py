@@ -170,14 +170,14 @@ class KeepZerosCallback(TrainerCallback):
     def __init__(self) -> None:
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def read(self, model: nn.Module) -> None:
+    def record_zeros(self, model: nn.Module) -> None:
         """Take what is zero in `model` now as what is to stay zero: again, after more connections were removed."""
         whole: Any = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
         weights = (linear.weight for linear in block_linears(whole).values())
         self._kept = [(weight, weight.detach() == 0) for weight in weights]
 
     @torch.no_grad()
-    def apply(self) -> None:
+    def restore_zeros(self) -> None:
         """Set to zero what is to stay zero."""
         for weight, zeros in self._kept:
             weight.masked_fill_(zeros, 0)
@@ -186,13 +186,13 @@ class KeepZerosCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Read the zeros of the model."""
-        self.read(kwargs["model"])
+        self.record_zeros(kwargs["model"])
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set them to zero again."""
-        self.apply()
+        self.restore_zeros()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,20 +1,19 @@
-"""Search for the shape that meets a target, with costs that are measured."""
+"""Search for the selection that reaches a target, whose cost is measured."""
 
 from __future__ import annotations
 
+import copy
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_efficient.errors import UserError
-from hf_efficient.measurement.target_costs import TARGET_COSTS, meta_copy
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.scoring import BudgetSelector, select_fractions
 from hf_efficient.pruning.selection import CostTable, Scores, Selection, remove_units
@@ -23,112 +22,170 @@ logger = logging.get_logger(__name__)
 
 MAX_ATTEMPTS = 8
 MAX_OVERSHOOT = 1.1
+# The table interpolates linearly, and rounding could put the smallest shape just above its own cost.
+FLOOR_FACTOR = 1.001
+
+
+class Cost(Protocol):
+    """A cost of models that a target is a ratio of, as `hf_efficient.measurement.target_costs.TargetCost`.
+
+    The search aims at `aim_factor` times the requested ratio, and ends with a ratio between `min_factor` and
+    `max_factor` times it. A deterministic cost depends on the shape of a model alone.
+    """
+
+    def measure(self, model: PreTrainedModel, /) -> float:
+        """Return the cost of `model`."""
+        ...
+
+    def ratio(self, reference: PreTrainedModel, student: PreTrainedModel, /) -> float:
+        """Return the cost of `reference` divided by that of `student`."""
+        ...
+
+    @property
+    def aim_factor(self) -> float: ...  # noqa: D102
+    @property
+    def min_factor(self) -> float: ...  # noqa: D102
+    @property
+    def max_factor(self) -> float: ...  # noqa: D102
+    @property
+    def is_deterministic(self) -> bool: ...  # noqa: D102
 
 
 class TargetSearch:
-    """The shapes that a model can be given under a target, with costs that are measured once.
+    """Selects what `model` keeps under the target, or by the fractions, of `config`.
 
-    `reference` is the model that the target is a ratio of; None: `model`. What was measured is kept in the file
-    `costs`, if there is one, and taken from there for the same models and settings: an interrupted run goes on with
-    the same numbers.
+    | argument | meaning |
+    | --- | --- |
+    | cost | the cost that the target of `config` is a ratio of; None where `config` has no target |
+    | reference | the model that the target is a ratio of; None: `model` |
+    | cost_file | measured costs are written to it, and read from it for the same models and settings |
+
+    Costs of narrower shapes are measured once, when the search is built. With a `cost_file`, a resumed run selects by
+    the same costs as the interrupted one.
     """
+
+    cost: Cost
+    reference_cost: float
+    selector: BudgetSelector
 
     def __init__(
         self,
         model: PreTrainedModel,
         config: PruningConfig,
+        cost: Cost | None,
         reference: PreTrainedModel | None = None,
-        costs: Path | None = None,
+        cost_file: Path | None = None,
     ) -> None:
         self.model, self.config = model, config
         self.reference = model if reference is None else reference
         if config.target is None:
             return
-        self.cost = TARGET_COSTS[config.target[0]]
-        key = _cost_cache_key(model, self.reference, config)
-        known = _load_cost_table(costs, key)
-        if known is not None:
-            self.whole, table = known
-            self.choice = BudgetSelector(model, config, lambda _: math.nan, table)
-            return
-        probe = meta_copy(model, self.cost, config)
+        if cost is None:
+            raise ValueError(f"{config.target[0]} needs a cost: use hf_efficient.functions.build_target_search")
+        self.cost = cost
+        cache_key = _cost_cache_key(model, self.reference, config)
+        cached = _load_cost_table(cost_file, cache_key)
+        if cached is None:
+            self.selector = self._measure_selector()
+            self.reference_cost = cost.measure(self.reference)
+            if cost_file is not None and not cost.is_deterministic:
+                _save_cost_table(cost_file, cache_key, self.reference_cost, self.selector.table)
+        else:
+            self.reference_cost, table = cached
+            self.selector = BudgetSelector(model, config, table)
+
+    def _measure_selector(self) -> BudgetSelector:
+        measured_model = _meta_copy(self.model, self.cost) if self.cost.is_deterministic else self.model
         with logging.tqdm(desc="costs of narrower shapes", unit=" shapes") as progress:
 
             def cost_of(selection: Selection) -> float:
                 progress.update()
-                return self.cost.of(remove_units(probe, selection), config)
+                return self.cost.measure(remove_units(measured_model, selection))
 
-            self.choice = BudgetSelector(model, config, cost_of)
-        self.whole = self.cost.of(self.reference, config)
-        if costs is not None and not self.cost.counted:
-            _save_cost_table(costs, key, self.whole, self.choice.table)
+            return BudgetSelector.from_costs(self.model, self.config, cost_of)
 
-    def expected(self, config: PruningConfig, scores: Scores) -> Selection:
-        """Return what stays if the table of costs is believed, for the target or the fractions of `config`."""
+    def select_from_table(self, config: PruningConfig, scores: Scores) -> Selection:
+        """Return the selection for the target or the fractions of `config`, by the cost table alone."""
         if config.target is None:
             return select_fractions(self.model, config, scores)
-        return self.choice.within(max(self.whole / config.target[1], 1.001 * self.choice.smallest(scores)), scores)
+        budget = self.reference_cost / config.target[1]
+        return self.selector.select(max(budget, FLOOR_FACTOR * self.selector.min_cost(scores)), scores)
 
-    def kept(self, scores: Scores) -> Selection:
-        """Return what stays so that the target is kept: while the measured ratio misses, the choice is made again.
+    def select_until_met(self, scores: Scores) -> Selection:
+        """Return the selection that meets the target: while the measured ratio misses it, the budget is corrected.
 
-        Raises ValueError: the target cannot be reached; the message says what can.
+        Raises UserError if the target cannot be reached; the message names the ratio that can.
         """
         if self.config.target is None:
             return select_fractions(self.model, self.config, scores)
-        (name, goal), cost = self.config.target, self.cost
+        (name, target_ratio), cost = self.config.target, self.cost
+        aimed_ratio = target_ratio * cost.aim_factor
+        min_ratio, max_ratio = target_ratio * cost.min_factor, target_ratio * cost.max_factor
         best: tuple[float, Selection] | None = None
-        tried: list[Selection] = []
-        floor = 1.001 * self.choice.smallest(scores)
-        budget = self.whole / (goal * cost.aim)
+        attempted: list[Selection] = []
+        floor = FLOOR_FACTOR * self.selector.min_cost(scores)
+        budget = self.reference_cost / aimed_ratio
         for _ in range(MAX_ATTEMPTS):
-            selection = self.choice.within(max(budget, floor), scores)
-            if selection in tried:
+            selection = self.selector.select(max(budget, floor), scores)
+            if selection in attempted:
                 budget *= 0.99
                 continue
-            tried.append(selection)
-            ratio = self._ratio(selection)
-            logger.info(f"{name}: asked {goal:.3f}, choice {len(tried)} gives {ratio:.3f}")
-            if ratio >= goal and (best is None or abs(ratio - goal * cost.aim) < abs(best[0] - goal * cost.aim)):
+            attempted.append(selection)
+            ratio = self._measure_ratio(selection)
+            logger.info(f"{name}: requested {target_ratio:.3f}, attempt {len(attempted)} reaches {ratio:.3f}")
+            if ratio >= target_ratio and (best is None or abs(ratio - aimed_ratio) < abs(best[0] - aimed_ratio)):
                 best = ratio, selection
-            if goal * cost.least <= ratio <= goal * cost.most or (ratio < goal and budget <= floor):
+            if min_ratio <= ratio <= max_ratio or (ratio < target_ratio and budget <= floor):
                 break
-            budget *= ratio / (goal * cost.aim)
+            budget *= ratio / aimed_ratio
         if best is None:
-            reached = self._ratio(self.choice.within(floor, scores))
+            reachable_ratio = self._measure_ratio(self.selector.select(floor, scores))
             raise UserError(
-                f"{name}={goal:g} cannot be reached: the smallest shape of this model that still attends gives "
-                f"{reached:.2f}; ask for less, or start from a smaller model"
+                f"{name}={target_ratio:g} cannot be reached: the smallest shape of this model that keeps an attention "
+                f"head reaches {reachable_ratio:.2f}; give a lower target, or start from a smaller model"
             )
-        if best[0] > goal * MAX_OVERSHOOT:
-            logger.warning(f"{name}={goal:g} was asked for; the nearest shape that keeps it gives {best[0]:.2f}")
+        if best[0] > target_ratio * MAX_OVERSHOOT:
+            logger.warning(f"{name}={target_ratio:g} was requested; the nearest shape that meets it has {best[0]:.2f}")
         return best[1]
 
-    def _ratio(self, selection: Selection) -> float:
-        return self.cost.ratio(self.reference, remove_units(self.model, selection), self.config)
+    def _measure_ratio(self, selection: Selection) -> float:
+        return self.cost.ratio(self.reference, remove_units(self.model, selection))
+
+
+def _meta_copy(model: PreTrainedModel, cost: Cost) -> PreTrainedModel:
+    """Return a copy of `model` on the meta device, where nothing is computed, or `model` if it cannot run there."""
+    meta_model = copy.deepcopy(model).to("meta")
+    try:
+        cost.measure(meta_model)
+    except NotImplementedError:
+        return model  # its forward pass reads values: T5's classifier looks for the end token in its input
+    return meta_model
 
 
 def _cost_cache_key(model: PreTrainedModel, reference: PreTrainedModel, config: PruningConfig) -> dict[str, Any]:
-    """Return what measured costs depend on: shapes, the target's name, and how and where it is measured."""
-    settings = {name: value for name, value in asdict(config).items() if name.startswith("latency_")}
+    """Return what measured costs depend on: shapes, the target's name, and how and where they are measured."""
+    latency_settings = {name: value for name, value in asdict(config).items() if name.startswith("latency_")}
     shapes = [
         {"class": type(each).__name__, "parameters": {name: [*p.shape] for name, p in each.named_parameters()}}
         for each in (model, reference)
     ]
-    place = {"device": str(model.device), "threads": torch.get_num_threads()}
-    return {"target": (config.target or ("",))[0], **settings, **place, "models": shapes}
+    machine = {"device": str(model.device), "threads": torch.get_num_threads()}
+    return {"target": (config.target or ("",))[0], **latency_settings, **machine, "models": shapes}
 
 
-def _load_cost_table(file: Path | None, key: Mapping[str, Any]) -> tuple[float, CostTable] | None:
-    """Return the whole cost and the table that `file` holds for `key`, None where it holds none."""
+def _load_cost_table(file: Path | None, cache_key: Mapping[str, Any]) -> tuple[float, CostTable] | None:
+    """Return the reference cost and the table that `file` holds for `cache_key`, None if it holds others or none."""
     if file is None or not file.exists():
         return None
-    held = json.loads(file.read_text(encoding="utf-8"))
-    return (held["whole"], CostTable(**held["table"])) if held["of"] == key else None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content.get("key") != cache_key:
+        return None
+    return content["reference_cost"], CostTable(**content["table"])
 
 
-def _save_cost_table(file: Path, key: Mapping[str, Any], whole: float, table: CostTable) -> None:
-    beside = file.with_name(file.name + ".partial")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps({"of": key, "whole": whole, "table": asdict(table)}), encoding="utf-8")
-    beside.replace(file)
+def _save_cost_table(file: Path, cache_key: Mapping[str, Any], reference_cost: float, table: CostTable) -> None:
+    temporary_file = file.with_name(file.name + ".partial")
+    temporary_file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"key": cache_key, "reference_cost": reference_cost, "table": asdict(table)}
+    temporary_file.write_text(json.dumps(content), encoding="utf-8")
+    temporary_file.replace(file)

@@ -92,7 +92,7 @@ def fisher(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exampl
     """Scores units and layers by the Fisher information of their gates, the mean over examples of g squared, halved.
 
     It estimates how much the loss rises, to second order, when the gate closes. The Fisher matrix of a block's gates
-    tells, in `together`, what closing several of them costs, which the diagonal alone makes too little of.
+    tells, in `pairwise`, what closing several of them costs, which the diagonal alone makes too little of.
     Source: Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers", eq. 7 and section 4.2; layers
     likewise.
     """
@@ -110,7 +110,7 @@ def fisher(model: PreTrainedModel, batches: Iterable[Batch], loss: Loss = exampl
     return Scores(
         units={name: matrix.diagonal().clone() for name, matrix in matrices.items()},
         layers={name: float(total) / (2 * examples) for name, total in layers.items()},
-        together=matrices,
+        pairwise=matrices,
     )
 
 

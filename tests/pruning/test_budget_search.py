@@ -39,7 +39,7 @@ def with_rises(draw, facts, scores):
     for name, units in scores.units.items():
         steps = torch.tensor([0.0, *(draw.choice([0.0, draw.random(), 3 * draw.random()]) for _ in units)])
         together[name] = pairs(units, steps.cumsum(0))
-    return facts, replace(scores, together=together)
+    return facts, replace(scores, pairwise=together)
 
 
 def pairs(units, rises):
@@ -55,7 +55,7 @@ def with_signs(draw, facts, scores):
 
 def with_a_floor(draw, facts, scores):
     """Some blocks must keep some of their units."""
-    return [replace(block, least=min(block.units, draw.choice([0, 0, 1, 2]))) for block in facts], scores
+    return [replace(block, min_units=min(block.units, draw.choice([0, 0, 1, 2]))) for block in facts], scores
 
 
 PARTICULAR = {
@@ -100,7 +100,7 @@ def every_shape(facts, scores, uniform):
         widths = [
             dict(zip([b.name for b in blocks], w, strict=True)) for w in itertools.product(*(b.widths for b in blocks))
         ]
-        may_go = layer in scores.layers and not any(block.least for block in blocks)
+        may_go = layer in scores.layers and not any(block.min_units for block in blocks)
         ways.append([*widths, *([None] if may_go else [])])
     for shape in itertools.product(*ways):
         left = [widths for widths in shape if widths is not None]
@@ -127,7 +127,7 @@ def cost_and_error(shape, scores, table):
             cost += table.costs[name][width]
             units = scores.units[name]
             gone = units.argsort(stable=True)[: len(units) - width]
-            error += float(scores.together[name][gone][:, gone].sum() if scores.together else units[gone].sum())
+            error += float(scores.pairwise[name][gone][:, gone].sum() if scores.pairwise else units[gone].sum())
     return cost, error
 
 
@@ -160,7 +160,7 @@ def test_choice_is_the_best_of_all(seed, kind, uniform):
     assert any(selection.units[b.name] for b in facts if b.kind == "heads" and b.layer in selection.layers)
     for block in facts:
         kept = selection.units[block.name]
-        assert len(kept) >= block.least
+        assert len(kept) >= block.min_units
         assert kept == top_units(scores.units[block.name], len(kept))
 
 
@@ -194,7 +194,7 @@ def test_error_of_a_width_is_what_goes():
 def test_error_of_a_width_is_that_of_what_goes_together():
     # The lowest alone 1; with the next, whose own is 2, twice 3 for the pair; the last one takes some of it back.
     matrix = torch.tensor([[3.0, 0.0, -1.25], [0.0, 1.0, 3.0], [-1.25, 3.0, 2.0]])
-    scores = Scores({"a": torch.tensor([3.0, 1.0, 2.0])}, together={"a": matrix})
+    scores = Scores({"a": torch.tensor([3.0, 1.0, 2.0])}, pairwise={"a": matrix})
     assert scores.removal_errors("a", [0, 1, 2, 3]).tolist() == [9.5, 9.0, 1.0, 0.0]
 
 
@@ -208,7 +208,7 @@ def test_a_function_maps_every_tensor_of_scores():
     doubled = scores.map(lambda values: 2 * values)
     assert doubled.units["a"].tolist() == [2, 4]
     assert doubled.layers == {"l": 6.0}
-    assert doubled.together["a"].tolist() == [[2, 1], [1, 4]]
+    assert doubled.pairwise["a"].tolist() == [[2, 1], [1, 4]]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_function_maps_every_tensor_of_scores():
     ],
 )
 def test_widths_are_multiples_of_the_step_and_all(units, step, least, widths):
-    assert BlockInfo("b", "l", "neurons", units=units, step=step, least=least).widths == widths
+    assert BlockInfo("b", "l", "neurons", units=units, step=step, min_units=least).widths == widths
 
 
 def test_head_is_kept_even_where_giving_it_up_costs_least():
@@ -336,7 +336,7 @@ def test_noise_does_not_make_a_wider_block_cheaper():
 
 
 def test_what_must_stay_keeps_its_layer_however_little_it_matters():
-    facts = [replace(block, least=1 if block.name == "encoder.1.feed_forward" else 0) for block in network(layers=3)]
+    facts = [replace(block, min_units=1 if block.name == "encoder.1.feed_forward" else 0) for block in network(layers=3)]
     scores = Scores({block.name: torch.ones(block.units) for block in facts}, {f"encoder.{i}": 0.0 for i in range(3)})
     table = measure_costs(facts, lambda s: 5.0 * len(s.layers) + sum(len(keep) for keep in s.units.values()))
     assert min_cost(facts, scores, table) == 5 + 1 + 1
@@ -353,9 +353,9 @@ def test_units_that_go_together_are_told_from_units_that_go_alone():
     first = "encoder.0.feed_forward"
     together[first] = pairs(units[first], torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0]))
     table = measure_costs(facts, lambda s: float(sum(len(keep) for keep in s.units.values())))
-    selection = select_within_budget(facts, Scores(units, together=together), table, budget=2 + 4 + HALF)
+    selection = select_within_budget(facts, Scores(units, pairwise=together), table, budget=2 + 4 + HALF)
     assert [len(selection.units[f"encoder.{i}.feed_forward"]) for i in range(2)] == [4, 0]
-    selection = select_within_budget(facts, Scores(units, together=together), table, budget=2 + 3 + HALF)
+    selection = select_within_budget(facts, Scores(units, pairwise=together), table, budget=2 + 3 + HALF)
     assert [len(selection.units[f"encoder.{i}.feed_forward"]) for i in range(2)] == [3, 0]
 
 
@@ -364,7 +364,7 @@ def test_units_that_go_together_are_told_from_units_that_go_alone():
 
 def uneven(least=0):
     """Blocks of 4 heads and of 39 neurons, and one that is empty already."""
-    facts = [replace(block, least=least) for block in network(layers=2, heads=4, neurons=39)]
+    facts = [replace(block, min_units=least) for block in network(layers=2, heads=4, neurons=39)]
     return [*facts, BlockInfo("encoder.2.attention", "encoder.2", "heads", 0, 1, "encoder.attention")]
 
 

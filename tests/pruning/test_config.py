@@ -119,7 +119,7 @@ def test_criterion_for_connections_alone_does_not_score_units(monkeypatch):
 def test_config_says_whether_and_what_it_asks_for(changes, units, connections, target):
     config = PruningConfig(**changes)
     assert (config.removes_units, config.removes_connections, config.target) == (units, connections, target)
-    assert config.active == (units or connections)
+    assert config.removes_anything == (units or connections)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_config_says_whether_and_what_it_asks_for(changes, units, connections, t
 @pytest.mark.parametrize("name", [*FRACTIONS, "keep_at_least"])
 def test_fractions_differ_by_stack(name, value, encoder, decoder):
     config = PruningConfig(**{name: value})
-    assert [config.share(name, stack) for stack in ("encoder", "decoder")] == [encoder, decoder]
+    assert [config.fraction_for(name, stack) for stack in ("encoder", "decoder")] == [encoder, decoder]
 
 
 @pytest.mark.parametrize("name", [*FRACTIONS, "keep_at_least"])
@@ -156,33 +156,33 @@ def test_stack_that_the_model_does_not_have_is_refused(name):
 @pytest.mark.parametrize("target", TARGETS)
 def test_rounds_reach_the_target_by_equal_ratios(target):
     config = PruningConfig(**{target: 8.0}, rounds=3)
-    steps = [config.step(number) for number in (1, 2, 3)]
+    steps = [config.for_round(number) for number in (1, 2, 3)]
     assert [step.target for step in steps] == [(target, pytest.approx(ratio)) for ratio in (2, 4, 8)]
     assert [step.rounds for step in steps] == [1, 1, 1]
 
 
 def test_rounds_of_fractions_multiply_to_the_whole():
     config = PruningConfig(heads=0.5, layers="0.36", blocks="encoder=0.19,decoder=0.36", rounds=2, neurons=0.0)
-    steps = [config.step(number) for number in (1, 2)]
+    steps = [config.for_round(number) for number in (1, 2)]
     assert (1 - steps[0].heads) * (1 - steps[1].heads) == pytest.approx(0.5)
     assert [1 - step.layers for step in steps] == pytest.approx([0.8, 0.8])
     for step in steps:
-        assert [step.share("blocks", stack) for stack in ("encoder", "decoder")] == pytest.approx([0.1, 0.2])
+        assert [step.fraction_for("blocks", stack) for stack in ("encoder", "decoder")] == pytest.approx([0.1, 0.2])
     assert {step.neurons for step in steps} == {0.0}
 
 
 def test_rounds_of_connections_count_from_the_whole():
     config = PruningConfig(weights=0.875, rounds=3)
-    assert [config.step(number).weights for number in (1, 2, 3)] == pytest.approx([0.5, 0.75, 0.875])
-    assert PruningConfig(n_m="2:4", rounds=2).step(1).n_m == "2:4"
+    assert [config.for_round(number).weights for number in (1, 2, 3)] == pytest.approx([0.5, 0.75, 0.875])
+    assert PruningConfig(n_m="2:4", rounds=2).for_round(1).n_m == "2:4"
 
 
 def test_one_round_is_the_config_itself():
     for changes in ({"target_flops": 3.0}, {"heads": 0.5, "weights": 0.25}, {"layers": BY_STACK}):
-        step, config = PruningConfig(**changes).step(1), PruningConfig(**changes)
+        step, config = PruningConfig(**changes).for_round(1), PruningConfig(**changes)
         assert step.target == config.target
         for name in FRACTIONS:
-            shares = [[each.share(name, stack) for stack in ("encoder", "decoder")] for each in (step, config)]
+            shares = [[each.fraction_for(name, stack) for stack in ("encoder", "decoder")] for each in (step, config)]
             assert shares[0] == pytest.approx(shares[1])
         assert step.weights == (None if config.weights is None else pytest.approx(config.weights))
 
@@ -190,17 +190,17 @@ def test_one_round_is_the_config_itself():
 @pytest.mark.parametrize("target", TARGETS)
 def test_ramp_removes_evenly(target):
     config = PruningConfig(**{target: 4.0}, ramp=0.5)
-    left = [1 / config.at(progress).target[1] for progress in (0, 0.5, 1)]
+    left = [1 / config.at_progress(progress).target[1] for progress in (0, 0.5, 1)]
     assert left == pytest.approx([1, 1 - 0.5 * 0.75, 0.25])
 
 
 def test_ramp_of_fractions_is_in_proportion():
     config = PruningConfig(heads=0.5, layers=BY_STACK, weights=0.8, ramp=0.3)
-    half = config.at(0.5)
+    half = config.at_progress(0.5)
     assert (half.heads, half.weights) == (0.25, 0.4)
-    assert [half.share("layers", stack) for stack in ("encoder", "decoder")] == [0.125, 0.25]
-    assert not config.at(0.0).active
-    assert config.at(1.0) == config
+    assert [half.fraction_for("layers", stack) for stack in ("encoder", "decoder")] == [0.125, 0.25]
+    assert not config.at_progress(0.0).removes_anything
+    assert config.at_progress(1.0) == config
 
 
 def test_units_and_connections_come_apart():
@@ -219,7 +219,7 @@ def test_units_and_connections_come_apart():
     ],
 )
 def test_connections_are_asked_for_as_sparsity_takes_them(changes, expected):
-    assert PruningConfig(**changes).connections() == expected
+    assert PruningConfig(**changes).connection_settings() == expected
 
 
 # ---- as text ----
@@ -253,7 +253,7 @@ def test_config_survives_flags(config):
 def test_a_number_as_a_flag_asks_for_the_same():
     flags = ["--heads", "0.5", "--keep_at_least", "0.125"]
     (parsed,) = HfArgumentParser(PruningConfig).parse_args_into_dataclasses(flags)
-    assert (parsed.share("heads", "encoder"), parsed.share("keep_at_least", "encoder")) == (0.5, 0.125)
+    assert (parsed.fraction_for("heads", "encoder"), parsed.fraction_for("keep_at_least", "encoder")) == (0.5, 0.125)
 
 
 def test_every_field_has_a_help():

@@ -56,7 +56,7 @@ def test_bad_config_is_told_what_to_do(fields, message):
     ],
 )
 def test_config_says_whether_and_what_it_asks_for(config, active, target):
-    assert (config.active, config.target) == (active, target)
+    assert (config.removes_anything, config.target) == (active, target)
 
 
 def test_config_survives_json():
@@ -71,14 +71,14 @@ def test_every_field_has_a_help():
 @pytest.mark.parametrize("target", ["target_speedup", "target_flops", "target_size"])
 def test_rounds_reach_the_target_by_equal_ratios(target):
     config = PruningConfig(**{target: 8.0}, rounds=3)
-    steps = [config.step(number) for number in (1, 2, 3)]
+    steps = [config.for_round(number) for number in (1, 2, 3)]
     assert [step.target for step in steps] == [(target, pytest.approx(ratio)) for ratio in (2, 4, 8)]
     assert [step.rounds for step in steps] == [1, 1, 1]
 
 
 def test_rounds_of_fractions_multiply_to_the_whole():
     config = PruningConfig(heads=0.5, layers=0.36, rounds=2, neurons=0.0)
-    steps = [config.step(number) for number in (1, 2)]
+    steps = [config.for_round(number) for number in (1, 2)]
     assert (1 - steps[0].heads) * (1 - steps[1].heads) == pytest.approx(0.5)
     assert [1 - step.layers for step in steps] == pytest.approx([0.8, 0.8])
     assert {step.neurons for step in steps} == {0.0}
@@ -189,8 +189,8 @@ def test_choice_under_budgets_asks_for_costs_once(make_model):
         return float(sum(len(units) for units in selection.units.values()))
 
     scores = Scores(ranked_scores(model).units, {})
-    choice = BudgetSelector(model, PruningConfig(multiple_of=1), cost_of)
+    selector = BudgetSelector(model, PruningConfig(multiple_of=1), cost_of)
     before = len(asked)
-    widths = [sum(len(units) for units in choice.within(budget, scores).units.values()) for budget in (20, 50, 100)]
+    widths = [sum(len(units) for units in selector.select(budget, scores).units.values()) for budget in (20, 50, 100)]
     assert widths == [20, 50, 100]
     assert len(asked) == before < 20

@@ -250,11 +250,11 @@ def test_wrapped_models_are_unwrapped_and_zeros_can_be_read_again(make_model):
     model, keeper = make_model(), KeepZerosCallback()
     for fraction in (0.25, 0.5):
         remove_connections(model, magnitude(model), fraction=fraction)
-        keeper.read(DataParallel(model))
+        keeper.record_zeros(DataParallel(model))
         with torch.no_grad():
             for parameter in model.parameters():
                 nn.init.ones_(parameter)
-        keeper.apply()
+        keeper.restore_zeros()
         assert zero_fraction(model) == fraction
 
 

@@ -131,7 +131,7 @@ def test_gradients_of_gates_are_those_of_every_example_alone(make_model, make_ba
 def test_fisher_of_units_that_go_together_is_that_of_their_sum(make_model, make_batch):
     model, batch = make_model(), make_batch(labelled=True)
     scores = fisher(model, [batch])
-    assert scores.together.keys() == scores.units.keys()
+    assert scores.pairwise.keys() == scores.units.keys()
     risen = 0
     for name, gradients in gradients_by_hand(model, batch)[0].items():
         lowest = scores.units[name].argsort(stable=True)
@@ -147,7 +147,7 @@ def test_fisher_of_units_that_go_together_is_that_of_their_sum(make_model, make_
 
 def test_only_fisher_knows_of_units_that_go_together(make_model, make_batch):
     model, batch = make_model(), make_batch(labelled=True)
-    assert [name for name, criterion in CRITERIA.items() if criterion(model, [batch], example_loss).together] == [
+    assert [name for name, criterion in CRITERIA.items() if criterion(model, [batch], example_loss).pairwise] == [
         "fisher"
     ]
 

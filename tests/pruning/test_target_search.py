@@ -1,0 +1,205 @@
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from hf_efficient import PruningConfig
+from hf_efficient.models import family_of
+from hf_efficient.pruning.criteria import CRITERIA
+from hf_efficient.pruning.selection import remove_units
+from hf_efficient.pruning.target_search import TargetSearch
+
+MAX_FACTOR = 1.1
+
+
+@dataclass
+class FakeCost:
+    """A cost computed from the shape of a model, with the tolerance of a latency; records what is measured."""
+
+    measure_model: Any
+    aim_factor: float = 1.07
+    min_factor: float = 1.05
+    max_factor: float = MAX_FACTOR
+    is_deterministic: bool = False
+    measurements: list = field(default_factory=list)
+    ratios: list = field(default_factory=list)
+
+    def measure(self, model):
+        self.measurements.append(self.measure_model(model))
+        return self.measurements[-1]
+
+    def ratio(self, reference, student):
+        self.ratios.append(self.measure_model(reference) / self.measure_model(student))
+        return self.ratios[-1]
+
+
+def count_units(model):
+    """Returns the numbers of heads, and of neurons divided by eight, of a model."""
+    heads = neurons = 0.0
+    for name, block in family_of(model).blocks(model).items():
+        if name.endswith("attention"):
+            heads += block.units
+        else:
+            neurons += block.units / 8
+    return heads, neurons
+
+
+def superadditive(model):
+    """A latency that the cost table, in which heads and neurons are separate, underestimates."""
+    heads, neurons = count_units(model)
+    return 1 + heads + neurons + 0.4 * (heads * neurons) ** 0.5
+
+
+def subadditive(model):
+    """A latency that the cost table overestimates."""
+    heads, neurons = count_units(model)
+    return 1 + heads + neurons - 0.4 * (heads * neurons) ** 0.5
+
+
+def additive(model):
+    heads, neurons = count_units(model)
+    return 1 + heads + neurons
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def scores(model):
+    return CRITERIA["magnitude"](model, [], None)
+
+
+@pytest.fixture
+def search(model, scores):
+    """Searches by a fake cost, and returns the ratio of the result and the cost."""
+
+    def run(latency, target):
+        cost = FakeCost(latency)
+        config = PruningConfig(target_speedup=target, multiple_of=1)
+        selection = TargetSearch(model, config, cost).select_until_met(scores)
+        return cost.ratio(model, remove_units(model, selection)), cost
+
+    return run
+
+
+@pytest.mark.parametrize("target", [1.5, 3.0])
+def test_selection_is_corrected_until_the_target_is_met(search, target):
+    ratio, cost = search(superadditive, target)
+    *measured, _ = cost.ratios
+    assert measured[0] < target
+    assert len(measured) > 1
+    assert target <= ratio <= target * MAX_FACTOR
+
+
+@pytest.mark.parametrize("target", [1.5, 3.0])
+def test_selection_is_corrected_while_it_removes_too_much(search, target):
+    ratio, cost = search(subadditive, target)
+    *measured, _ = cost.ratios
+    assert target <= ratio <= target * MAX_FACTOR
+    assert ratio == min((each for each in measured if each >= target), key=lambda each: abs(each - target * 1.07))
+
+
+def test_first_selection_is_taken_where_costs_add_up(search):
+    ratio, cost = search(additive, 2.0)
+    *measured, _ = cost.ratios
+    assert measured == [ratio]
+    assert 2 <= ratio <= 2 * MAX_FACTOR
+
+
+def test_unreachable_target_names_the_ratio_that_can_be_reached(search):
+    # 1 + 12 heads + 24 eights of neurons, of which one head is kept.
+    message = re.escape("target_speedup=20 cannot be reached: ") + ".* reaches 18.50; give a lower target"
+    with pytest.raises(ValueError, match=message):
+        search(additive, 20.0)
+
+
+def test_warns_when_the_nearest_shape_exceeds_the_target(model, scores, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("hf_efficient.pruning.target_search.logger.warning", warnings.append)
+    config = PruningConfig(target_speedup=2.0, multiple_of=64, portable=True)  # only complete layers can be removed
+    TargetSearch(model, config, FakeCost(additive)).select_until_met(scores)
+    assert warnings == ["target_speedup=2 was requested; the nearest shape that meets it has 2.85"]
+
+
+def test_fractions_need_no_cost(model, scores):
+    search = TargetSearch(model, PruningConfig(layers=0.3), None)
+    selection = search.select_until_met(scores)
+    assert len(selection.layers) == 2
+    assert search.select_from_table(PruningConfig(layers=0.3), scores) == selection
+
+
+def test_target_needs_a_cost(model):
+    with pytest.raises(ValueError, match=r"target_size needs a cost: use .*build_target_search"):
+        TargetSearch(model, PruningConfig(target_size=2.0), None)
+
+
+def test_selection_from_the_table_measures_nothing(model, scores):
+    cost = FakeCost(additive)
+    search = TargetSearch(model, PruningConfig(target_speedup=4.0, multiple_of=1), cost)
+    measured = len(cost.measurements)
+    ratios = [
+        additive(model)
+        / additive(remove_units(model, search.select_from_table(PruningConfig(target_speedup=each), scores)))
+        for each in (1.0, 2.0, 1000.0)
+    ]
+    assert ratios == [pytest.approx(1, rel=0.01), pytest.approx(2, rel=0.03), pytest.approx(18.5)]
+    assert (len(cost.measurements), cost.ratios) == (measured, [])
+
+
+def test_deterministic_cost_is_measured_on_the_meta_device(model):
+    devices = set()
+
+    def measure(model):
+        devices.add(model.device.type)
+        return additive(model)
+
+    TargetSearch(model, PruningConfig(target_flops=2.0), FakeCost(measure, is_deterministic=True))
+    assert devices == {"meta", "cpu"}  # the reference is measured as it is
+
+    def measure_values(model):
+        if model.device.type == "meta":
+            raise NotImplementedError
+        return additive(model)
+
+    search = TargetSearch(model, PruningConfig(target_flops=2.0), FakeCost(measure_values, is_deterministic=True))
+    assert search.reference_cost == additive(model)
+
+
+# ---- measured costs in a file ----
+
+
+def test_costs_are_read_from_the_file_of_an_interrupted_run(model, scores, tmp_path):
+    file, config = tmp_path / "new" / "costs.json", PruningConfig(target_speedup=2.0, multiple_of=1)
+    first = TargetSearch(model, config, FakeCost(additive), cost_file=file)
+    second_cost = FakeCost(superadditive)
+    second = TargetSearch(model, config, second_cost, cost_file=file)
+    assert second_cost.measurements == []
+    assert second.reference_cost == first.reference_cost == additive(model)
+    assert second.select_from_table(config, scores) == first.select_from_table(config, scores)
+    assert [path.name for path in file.parent.iterdir()] == ["costs.json"]
+
+
+@pytest.mark.parametrize("change", ["settings", "target", "reference", "format"])
+def test_costs_are_measured_again_for_other_models_and_settings(make_model, model, tmp_path, change):
+    file = tmp_path / "costs.json"
+    TargetSearch(model, PruningConfig(target_speedup=2.0), FakeCost(additive), cost_file=file)
+    fields = {"settings": {"target_speedup": 2.0, "latency_batch_size": 2}, "target": {"target_generation_speedup": 2}}
+    reference = make_model(num_hidden_layers=4) if change == "reference" else None
+    if change == "format":
+        file.write_text(json.dumps({"of": {}, "whole": 1.0}))
+    cost = FakeCost(additive)
+    TargetSearch(model, PruningConfig(**fields.get(change, {"target_speedup": 2.0})), cost, reference, file)
+    assert cost.measurements
+    again = FakeCost(additive)
+    TargetSearch(model, PruningConfig(**fields.get(change, {"target_speedup": 2.0})), again, reference, file)
+    assert again.measurements == []
+
+
+def test_deterministic_costs_are_not_written(model, tmp_path):
+    cost = FakeCost(additive, is_deterministic=True)
+    TargetSearch(model, PruningConfig(target_size=2.0), cost, cost_file=tmp_path / "costs.json")
+    assert list(tmp_path.iterdir()) == []
