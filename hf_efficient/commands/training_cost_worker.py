@@ -30,7 +30,7 @@ from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.measurement.memory import ProcessMemory
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.training_costs import Setting, TrainingCost
-from hf_efficient.tasks import get_task
+from hf_efficient.tasks.inference import get_task
 from hf_efficient.tasks.random_batch import Inputs, random_batch
 from hf_efficient.trainer.trainer import EfficientTrainer
 

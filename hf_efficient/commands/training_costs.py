@@ -25,9 +25,9 @@ from hf_efficient.errors import UserError
 from hf_efficient.measurement.comparison import model_inputs
 from hf_efficient.measurement.cost import count_parameters
 from hf_efficient.measurement.environment import describe_environment
-from hf_efficient.measurement.process_memory import MALLOC_SETTINGS
+from hf_efficient.measurement.memory import MALLOC_SETTINGS
 from hf_efficient.measurement.training_costs import Setting, TrainingCost, TrainingCosts
-from hf_efficient.tasks import get_task, infer_task
+from hf_efficient.tasks.inference import get_task, infer_task
 from hf_efficient.tasks.random_batch import task_head
 
 WORKER_MODULE = "hf_efficient.commands.training_cost_worker"
@@ -85,7 +85,7 @@ def measure_training_costs(
         environment=describe_environment(),
     )
     if folder is not None:
-        costs = costs.resumed(folder)
+        costs = costs.merge_saved(folder)
     missing = [setting for setting in settings if setting not in costs.measured()]
     for setting in logging.tqdm(missing, desc="settings"):
         job = TrainingRunSpec(
@@ -94,7 +94,7 @@ def measure_training_costs(
         costs = costs.with_row(run_in_worker(job))
         if folder is not None:
             costs.save(folder)
-    return costs.only(settings)
+    return costs.select(settings)
 
 
 def run_in_worker(job: TrainingRunSpec) -> TrainingCost:

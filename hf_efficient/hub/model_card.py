@@ -83,7 +83,7 @@ def build_model_card(
         title=title,
         summary=told.get(final.role) or _summary(report),
         table=report.markdown(),
-        circumstances=report.circumstances(),
+        circumstances=report.conditions(),
         evaluation=_evaluation_note(report),
         picture=PICTURE_NAME if (folder / PICTURE_NAME).exists() else None,
         stages=[*(report.stages or ["Fine-tuned, not compressed."]), *_training_cost_lines(report)],

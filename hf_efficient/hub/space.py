@@ -136,7 +136,7 @@ def _page(report: CompressionReport, title: str, models: Sequence[dict[str, str]
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(), undefined=StrictUndefined
     )
-    header, body = report.cells()
+    header, body = report.table_cells()
     return templates.get_template(PAGE).render(
         title=title,
         models=models,
@@ -145,7 +145,7 @@ def _page(report: CompressionReport, title: str, models: Sequence[dict[str, str]
         header=header,
         body=body,
         dataset=report.dataset,
-        circumstances=report.circumstances(),
+        circumstances=report.conditions(),
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
     )
 

@@ -21,14 +21,13 @@ from hf_efficient.measurement.cost import (
 )
 from hf_efficient.measurement.energy import EnergyCounter
 from hf_efficient.measurement.latency import (
-    GenerationLatency,
     sample_inputs,
     summarize_latency,
     synchronize,
     time_interleaved,
 )
 from hf_efficient.measurement.memory import peak_bytes
-from hf_efficient.measurement.report import ModelRow, with_ratios
+from hf_efficient.measurement.report_rows import GenerationLatency, ModelRow, with_ratios
 from hf_efficient.measurement.runtimes import TITLES, build_runner, check_runtime
 
 MIN_ZERO_DIFFERENCE = 0.01

@@ -1,4 +1,4 @@
-"""Energy that a counter of this machine read: none is guessed from a table of processors."""
+"""Energy that a counter of this machine measured; never an estimate."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 JOULES_PER_KWH = 3.6e6
 COUNTRY = "CODECARBON_COUNTRY_ISO_CODE"
-# How carbon emissions are weighed where nobody said where the machine stands; the result is then thrown away.
-_ANYWHERE = "USA"
+# codecarbon needs a country to compute emissions; without the variable above those are discarded.
+_DEFAULT_COUNTRY = "USA"
 
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules that processor and accelerator took, as far as they have counters, and the CO2 of making them in grams.
+    """Joules of the processor and the accelerator, as far as they have counters, and the CO2 of that energy in grams.
 
-    The counters are the machine's: what else runs on it at the time is in them. `co2_grams` is None where the variable
-    CODECARBON_COUNTRY_ISO_CODE does not say in which country the machine is.
+    Counters measure the machine, so other processes that ran at the same time are included. `co2_grams` is None unless
+    the environment variable CODECARBON_COUNTRY_ISO_CODE names the country that the machine is in.
     """
 
     joules: float
@@ -30,35 +31,35 @@ class Energy:
 
 
 class EnergyCounter:
-    """Counts the energy of what is done on `device` inside `with`; `energy` is None where nothing was counted.
+    """Context manager that measures the energy used on `device`; `energy` is None if it could not be measured.
 
-    Needs the package codecarbon (the extra `energy`), and a counter of what computes: RAPL for a processor, NVML for
-    an accelerator. codecarbon would estimate from a table without one, and that is no measurement.
+    Needs the package codecarbon (the extra `energy`) and a counter of the device: RAPL for a processor, NVML for an
+    accelerator. Without a counter codecarbon would estimate from a table of processors, which is not a measurement.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.energy: Energy | None = None
         self._tracker: Any = None
-        self._processor = self._accelerator = False
+        self._reads_processor = self._reads_accelerator = False
 
     @property
     def counts(self) -> bool:
-        """Whether what computes has a counter that can be read here."""
+        """Whether the device has a counter that can be read here."""
         if find_spec("codecarbon") is None:
             return False
         from codecarbon.core import cpu, gpu
 
         logging.getLogger("codecarbon").setLevel(logging.ERROR)
-        self._processor = bool(cpu.is_rapl_available())
-        self._accelerator = self.device.type == "cuda" and bool(gpu.is_gpu_details_available())
-        return self._processor if self.device.type == "cpu" else self._accelerator
+        self._reads_processor = bool(cpu.is_rapl_available())
+        self._reads_accelerator = self.device.type == "cuda" and bool(gpu.is_gpu_details_available())
+        return self._reads_processor if self.device.type == "cpu" else self._reads_accelerator
 
     def __enter__(self) -> EnergyCounter:
         if self.counts:
             from codecarbon import OfflineEmissionsTracker
 
-            country = os.environ.get(COUNTRY, _ANYWHERE)
+            country = os.environ.get(COUNTRY, _DEFAULT_COUNTRY)
             self._tracker = OfflineEmissionsTracker(
                 country_iso_code=country, save_to_file=False, log_level="error", allow_multiple_runs=True
             )
@@ -71,9 +72,10 @@ class EnergyCounter:
         if self._tracker is None:
             return
         self._tracker.stop()
-        found, self._tracker = self._tracker.final_emissions_data, None
-        counted = (found.cpu_energy if self._processor else 0.0) + (found.gpu_energy if self._accelerator else 0.0)
-        if kind is not None or not counted:
+        data, self._tracker = self._tracker.final_emissions_data, None
+        energy_kwh = data.cpu_energy if self._reads_processor else 0.0
+        energy_kwh += data.gpu_energy if self._reads_accelerator else 0.0
+        if kind is not None or not energy_kwh:
             return
-        grams = found.emissions * 1e3 / found.energy_consumed * counted if os.environ.get(COUNTRY) else None
-        self.energy = Energy(counted * JOULES_PER_KWH, grams)
+        co2_grams = data.emissions * 1e3 / data.energy_consumed * energy_kwh if os.environ.get(COUNTRY) else None
+        self.energy = Energy(energy_kwh * JOULES_PER_KWH, co2_grams)

@@ -1,46 +1,20 @@
-"""How fast models run here: latencies taken in turn, and the machine that they were taken on."""
+"""Timing of models, call by call."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True)
-class Latency:
-    """Median and 90th percentile of one forward pass in milliseconds, and the circumstances."""
-
-    p50: float
-    p90: float
-    batch_size: int
-    sequence_length: int
-    threads: int
-    runtime: str
-
-
-@dataclass(frozen=True)
-class GenerationLatency:
-    """Medians in milliseconds of writing greedily: until the first token is there, and for each one after it."""
-
-    first_token: float
-    next_token: float
-    new_tokens: int
-    batch_size: int
-    sequence_length: int
-
-    def seconds_for(self, tokens: int) -> float:
-        """Return how long it takes to write so many tokens."""
-        return (self.first_token + (tokens - 1) * self.next_token) / 1e3
+from hf_efficient.measurement.report_rows import Latency
 
 
 def sample_inputs(
     vocab_size: int, batch_size: int, sequence_length: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Return token ids drawn with a fixed seed, and a full mask, both (batch_size, sequence_length)."""
+    """Return random token ids from a fixed seed, and a full mask, both (batch_size, sequence_length)."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab_size, (batch_size, sequence_length), generator=generator)
     return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
@@ -49,10 +23,10 @@ def sample_inputs(
 def time_interleaved(
     calls: Mapping[str, Callable[[], object]], repeats: int = 60, warmup: int = 3, turn: int = 20
 ) -> dict[str, list[float]]:
-    """Return, for each of `calls`, `repeats` durations in milliseconds, taken in turns of `turn` calls.
+    """Return `repeats` durations in milliseconds for each of `calls`, measured alternately, `turn` calls at a time.
 
-    Taking turns lets a slow moment of a shared machine fall on all of them, so that ratios of medians hold. A turn
-    begins with `warmup` calls that do not count: what the others left in the caches is nobody's cost.
+    When a shared machine slows down for a moment, that affects all calls alike, so ratios of medians stay reliable.
+    Each turn starts with `warmup` calls that are not counted, because the other calls have replaced what was cached.
     """
     durations: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
@@ -69,7 +43,7 @@ def time_interleaved(
 
 
 def summarize_latency(durations: list[float], batch_size: int, sequence_length: int, runtime: str) -> Latency:
-    """Return the latency that `durations` (milliseconds) amount to."""
+    """Return the median and the 90th percentile of `durations` (milliseconds)."""
     ordered = sorted(durations)
     return Latency(
         p50=statistics.median(ordered),
@@ -82,6 +56,6 @@ def summarize_latency(durations: list[float], batch_size: int, sequence_length: 
 
 
 def synchronize() -> None:
-    """Waits until what was asked of an accelerator is done."""
+    """Wait until a CUDA device has finished all work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -146,7 +146,7 @@ class TrainingCosts:
         others = [other for other in self.settings if other.setting != row.setting]
         return replace(self, settings=(*others, row))
 
-    def only(self, settings: Iterable[Setting]) -> TrainingCosts:
+    def select(self, settings: Iterable[Setting]) -> TrainingCosts:
         """Return the costs of these settings alone, in their order."""
         rows = {row.setting: row for row in self.settings}
         return replace(self, settings=tuple(rows[setting] for setting in settings if setting in rows))
@@ -177,7 +177,7 @@ class TrainingCosts:
         found = (self.fastest(budget, distillation) for distillation in asked)
         return tuple(row for row in found if row is not None)
 
-    def advice(self, budget: int | None = None) -> list[str]:
+    def recommendations(self, budget: int | None = None) -> list[str]:
         """Return in words which settings to take, a sentence for training with a teacher and one for without."""
         told = []
         for distillation in dict.fromkeys(row.setting.distillation for row in self.settings):
@@ -225,7 +225,7 @@ class TrainingCosts:
         """Read `training_costs.json` from `folder`."""
         return cls.from_json((Path(folder) / COSTS_NAME).read_text(encoding="utf-8"))
 
-    def resumed(self, folder: str | os.PathLike[str]) -> TrainingCosts:
+    def merge_saved(self, folder: str | os.PathLike[str]) -> TrainingCosts:
         """Return the costs with the rows that an earlier run left in `folder`, if there was one.
 
         Raises ValueError: what lies there was measured otherwise, or is of another model.
@@ -243,7 +243,7 @@ class TrainingCosts:
             )
         return there
 
-    def circumstances(self) -> str:
+    def conditions(self) -> str:
         """Return in words how and where it was measured."""
         where = self.environment
         device = where.get("accelerator") or f"{where.get('processor')}, {where.get('threads')} threads"
@@ -254,7 +254,7 @@ class TrainingCosts:
             "activations. Activations: what one micro-batch adds to all else."
         )
 
-    def cells(self, chosen: Collection[Setting] = ()) -> list[list[str]]:
+    def table_cells(self, chosen: Collection[Setting] = ()) -> list[list[str]]:
         """Return a row of texts under `HEADER` for each setting; those in `chosen` are marked."""
         return [
             [
@@ -277,10 +277,10 @@ class TrainingCosts:
         """Return the table for the screen."""
         from rich.table import Table
 
-        table = Table(title=f"{self.model} · {self.architecture}", caption=self.circumstances())
+        table = Table(title=f"{self.model} · {self.architecture}", caption=self.conditions())
         for name in HEADER:
             table.add_column(name, justify="right" if name in HEADER[5:10] else "left")
-        for row in self.cells({row.setting for row in self.recommended(budget)}):
+        for row in self.table_cells({row.setting for row in self.recommended(budget)}):
             table.add_row(*row)
         return table
 

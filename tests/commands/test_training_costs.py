@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import torch
 from reviews import save_model, tiny_config
 from transformers import AutoConfig, BertForSequenceClassification, set_seed
 
@@ -13,7 +12,7 @@ from hf_efficient.commands.training_cost_worker import TrainingRunSpec, measure_
 from hf_efficient.commands.training_costs import measure_training_costs, run_in_worker
 from hf_efficient.measurement.training_costs import Setting, TrainingCost, TrainingCosts
 from hf_efficient.tasks import TASKS
-from hf_efficient.tasks.random_batch import LABEL_FACTORIES, random_batch
+from hf_efficient.tasks.random_batch import LABEL_FACTORIES
 
 NARROW = ["--precision", "fp32", "--attention", "sdpa", "--distil", "off", "--train_steps", "2"]
 MEGABYTE = 10**6
@@ -48,7 +47,7 @@ def test_settings_are_measured_and_the_fastest_that_fits_is_named(wide, tmp_path
     assert (tmp_path / "training_costs.png").stat().st_size > 10_000
 
     # What is there is not measured again, and the smallest is named when nothing fits.
-    monkeypatch.setattr(training_measured, "run_job", lambda job: pytest.fail("it was there already"))
+    monkeypatch.setattr(training_measured, "run_in_worker", lambda job: pytest.fail("it was there already"))
     assert main([*command, "--checkpointing", "on", "--memory_budget", "1MB"]) == 0
     assert "None fits 1 MB; the smallest there is: with checkpointing" in " ".join(capsys.readouterr().out.split())
     assert TrainingCosts.load(tmp_path) == costs
@@ -61,7 +60,7 @@ def test_a_setting_that_fails_is_a_row_and_the_others_go_on(wide, tmp_path, monk
             return TrainingCost(job.setting, 32, 1000, 500, 250, 10.0, 3200.0)
         return run_in_worker(dataclasses.replace(job, task="no task"))
 
-    monkeypatch.setattr(training_measured, "run_job", run)
+    monkeypatch.setattr(training_measured, "run_in_worker", run)
     settings = (Setting(checkpointing=True), Setting())
     costs = measure_training_costs(str(wide), settings, folder=tmp_path)
     failed, measured = costs.settings
@@ -73,45 +72,26 @@ def test_a_setting_that_fails_is_a_row_and_the_others_go_on(wide, tmp_path, monk
 
 
 def test_a_killed_process_is_out_of_memory():
-    assert training_measured._reason(-9, "half a line") == "ended by SIGKILL: out of memory?"
-    assert training_measured._reason(1, "Traceback\n  File\nRuntimeError: no memory\n\n") == "RuntimeError: no memory"
+    assert training_measured._failure_reason(-9, "half a line") == "ended by SIGKILL: out of memory?"
+    assert training_measured._failure_reason(1, "Traceback\n  File\nRuntimeError: no memory\n\n") == "RuntimeError: no memory"
     left = "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\nand more of it\n[W] a warning at the end\n"
-    assert training_measured._reason(1, left) == "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
-    assert training_measured._reason(3, "") == "ended with status 3"
+    assert training_measured._failure_reason(1, left) == "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
+    assert training_measured._failure_reason(3, "") == "ended with status 3"
 
 
 @pytest.mark.parametrize("head", LABEL_FACTORIES)
 def test_every_head_is_trained_on_random_data(make_model, head, tmp_path):
     make_model(f"{'T5' if head == 'ConditionalGeneration' else 'Bert'}For{head}").save_pretrained(tmp_path)
-    task = next(task.name for task in reversed(TASKS.values()) if task.head == f"For{head}")
+    task = next(task.name for task in reversed(list(TASKS.values())) if task.head == f"For{head}")
     setting = Setting(checkpointing=True, accumulation=2, precision="bf16", attention="eager", distillation=True)
     row = measure_training_run(TrainingRunSpec(setting, str(tmp_path), task, 4, 8, 1, 2))
     assert (row.setting, row.micro_batch_size, row.failure) == (setting, 2, None)
     assert row.samples_per_second == pytest.approx(4e3 / row.step_ms)
 
 
-@pytest.mark.parametrize(
-    ("changes", "shape", "dtype"),
-    [
-        ({"num_labels": 3}, (4,), torch.int64),
-        ({"num_labels": 1}, (4,), torch.float32),
-        ({"num_labels": 3, "problem_type": "multi_label_classification"}, (4, 3), torch.float32),
-    ],
-)
-def test_labels_are_of_the_kind_that_the_classifier_learns(make_model, changes, shape, dtype):
-    batch = random_batch(make_model(**changes), 4, 9)
-    assert batch["input_ids"].shape == (4, 9)
-    assert (batch["labels"].shape, batch["labels"].dtype) == (shape, dtype)
-
-
-def test_there_are_no_labels_for_a_model_without_a_head(make_model):
-    with pytest.raises(ValueError, match="BertModel has no head that random labels are known for: give --task"):
-        random_batch(make_model("BertModel"), 4, 9)
-
-
 def test_a_text_is_no_longer_than_the_model_reads(wide, monkeypatch):
     seen = []
-    monkeypatch.setattr(training_measured, "run_job", lambda job: seen.append(job) or TrainingCost(job.setting, 32))
+    monkeypatch.setattr(training_measured, "run_in_worker", lambda job: seen.append(job) or TrainingCost(job.setting, 32))
     costs = measure_training_costs(str(wide), [Setting()], sequence_length=4096)
     assert costs.sequence_length == seen[0].sequence_length == 128
 

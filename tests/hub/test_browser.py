@@ -91,7 +91,7 @@ def test_the_page_says_that_there_is_no_network_then_answers_as_python_does_and_
     assert "me/reviewer-small-ONNX, 8-bit" in page.inner_text("#student")
     assert "me/reviewer, 32-bit float" in page.inner_text("#teacher")
     report = CompressionReport.load(pushed.student)
-    header, body = report.cells()
+    header, body = report.table_cells()
     rows = page.eval_on_selector_all("tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))")
     assert rows == [header, *body]
     loaded = len(browser.requests)

@@ -7,8 +7,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from hf_efficient import CompressionReport, DistillationConfig
 from hf_efficient.hub import model_card as hub
-from hf_efficient.measurement.latency import GenerationLatency, Latency
-from hf_efficient.measurement.report import ModelRow, TrainingResources, with_ratios
+from hf_efficient.measurement.report import TrainingResources
+from hf_efficient.measurement.report_rows import GenerationLatency, Latency, ModelRow, with_ratios
 from hf_efficient.pruning.selection import remove_units
 
 
@@ -52,7 +52,7 @@ def test_the_card_says_what_the_report_says(folder, report):
         "4.0 times smaller than its teacher, 2.50 times as fast, with 99.0% of its accuracy",
         "| latency | 50.0 ms | 20.0 ms |",
         "| energy of 1,000 predictions | not measured | not measured |",
-        "batch 8 x 64 tokens, models in turn, on abacus, 2 threads",
+        "batch 8 x 64 tokens, models timed alternately, on abacus, 2 threads",
         "* trained for 7 steps",
         "AutoModelForSequenceClassification.from_pretrained(name).eval()",
         "pip install transformers torch\n",

@@ -12,7 +12,7 @@ from test_model_card import row
 from hf_efficient import CompressionReport
 from hf_efficient.hub.config import TRANSFORMERS_JS_URL, PushConfig, SpaceConfig
 from hf_efficient.hub.space import PageSources, WebModel, check_space_folder, render_space, resolve_web_model
-from hf_efficient.measurement.report import with_ratios
+from hf_efficient.measurement.report_rows import with_ratios
 
 STUDENT, TEACHER = WebModel("me/small-films", "q8"), WebModel("you/films")
 EVIL = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -64,7 +64,7 @@ def write(tmp_path, report):
 
 
 def test_the_table_of_the_page_is_that_of_the_report(write, report):
-    header, body = report.cells()
+    header, body = report.table_cells()
     assert write().cells == [header, *body]
 
 

@@ -6,8 +6,8 @@ from hf_efficient import measure, quantize
 from hf_efficient.measurement import comparison
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.cost import compressed_bytes, count_flops, count_parameters, saved_bytes
-from hf_efficient.measurement.latency import GenerationLatency
-from hf_efficient.measurement.report import CompressionReport, Ratios
+from hf_efficient.measurement.report_rows import GenerationLatency, Ratios
+from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.connection_criteria import block_linears
 from hf_efficient.pruning.selection import remove_units
 from hf_efficient.pruning.sparsity import sparsify
@@ -18,11 +18,11 @@ def durations(monkeypatch):
     """Lets the models named take that many milliseconds, three times each."""
 
     def fake(**milliseconds):
-        def time_in_turn(calls, repeats):
+        def time_interleaved(calls, repeats):
             assert [call() is not None for call in calls.values()] == [True] * len(milliseconds)
             return {name: milliseconds[name] for name in calls}
 
-        monkeypatch.setattr(comparison, "time_in_turn", time_in_turn)
+        monkeypatch.setattr(comparison, "time_interleaved", time_interleaved)
 
     return fake
 
@@ -79,7 +79,7 @@ def test_rows_are_timed_in_the_runtimes_named(make_model, make_batch, durations,
         prepared.append((runtime, model, inputs.keys()))
         return lambda: runtime
 
-    monkeypatch.setattr(comparison, "prepare", prepare)
+    monkeypatch.setattr(comparison, "build_runner", prepare)
     durations(**{"teacher": [4.0], "in onnx": [2.0], "in openvino": [1.0]})
     model, batch = make_model(), make_batch()
     models = dict.fromkeys(("teacher", "in onnx", "in openvino"), model)
@@ -210,7 +210,7 @@ def test_what_writes_is_timed_token_by_token(monkeypatch):
             asked.append((name, call()))
         return {name: took[name] for name in calls}
 
-    monkeypatch.setattr("hf_efficient.measurement.comparison.time_in_turn", in_turn)
+    monkeypatch.setattr("hf_efficient.measurement.comparison.time_interleaved", in_turn)
     inputs = model_inputs(models["teacher"].eval(), 3, 7)
     rows = compare(models, inputs)
     assert rows[0].generation_ms == GenerationLatency(8.0, 2.0, 20, 3, 7)
@@ -221,7 +221,7 @@ def test_what_writes_is_timed_token_by_token(monkeypatch):
     report = CompressionReport(models=rows)
     assert CompressionReport.from_json(report.to_json()).models == rows
     _, *lines = report.markdown().splitlines()
-    assert "| first token | 8.0 ms | 4.0 ms |" in lines
+    assert "| first token | 8.00 ms | 4.00 ms |" in lines
     assert "| next token | 2.00 ms | 1.00 ms |" in lines
     assert "| generation speed-up | 1.00x | 2.00x |" in lines
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hf_efficient.measurement.environment import describe_environment
-from hf_efficient.measurement.latency import Latency, sample_inputs, summarize_latency, time_interleaved
+from hf_efficient.measurement.latency import sample_inputs, summarize_latency, time_interleaved
+from hf_efficient.measurement.report_rows import Latency
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@ import os
 import pytest
 import torch
 
+from hf_efficient.measurement import memory
 from hf_efficient.measurement.comparison import measure
-from hf_efficient.measurement.memory import peak_bytes, suppress_stderr
+from hf_efficient.measurement.memory import ProcessMemory, peak_bytes, suppress_stderr
 
 MEGABYTE = 1000 * 1000
 CPU = torch.device("cpu")
@@ -43,3 +44,32 @@ def test_native_remarks_are_silenced_and_heard_again(capfd):
         os.write(2, b"a remark")
     os.write(2, b"an error")
     assert capfd.readouterr().err == "an error"
+
+
+FLOATS = 2**24  # 64 MiB: more than an allocator keeps once it is free
+
+
+def test_memory_is_seen_though_it_is_gone_again():
+    process_memory = ProcessMemory(torch.device("cpu"))
+    if not process_memory.can_reset:
+        pytest.skip("the kernel keeps the high-water mark")
+    torch.ones(FLOATS)
+    grown = process_memory.growth()
+    assert grown == pytest.approx(4 * FLOATS, rel=0.05)
+    assert process_memory.peak() == process_memory.held + grown
+    process_memory.start()
+    assert process_memory.growth() < 2**20
+
+
+def test_where_the_peak_cannot_be_reset_that_of_the_process_counts(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path)  # a folder cannot be written
+    process_memory = ProcessMemory(torch.device("cpu"))
+    assert not process_memory.can_reset
+    assert process_memory.peak() >= 0.99 * process_memory.held > 0  # Linux counts pages in lots
+    monkeypatch.setattr(memory, "PROCESS_STATUS", tmp_path / "none")
+    assert ProcessMemory(torch.device("cpu")).growth() == 0
+
+
+def test_what_nothing_tells_is_not_known():
+    process_memory = ProcessMemory(torch.device("meta"))
+    assert (process_memory.held, process_memory.peak(), process_memory.growth()) == (None, None, None)

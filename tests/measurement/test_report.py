@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from hf_efficient import CompressionReport
-from hf_efficient.measurement.latency import Latency
-from hf_efficient.measurement.report import SPARSITY_NOTE, ModelRow, Ratios, with_ratios
+from hf_efficient.measurement.report_rows import Latency, ModelRow, Ratios, with_ratios
+from hf_efficient.measurement.report_table import SPARSITY_NOTE
 
 STRUCTURE = {
     "encoder": [
@@ -134,7 +134,7 @@ def test_row_is_found_by_its_role(report):
 
 def test_table_shows_the_numbers(report):
     text = report.markdown()
-    for shown in ("large", "small", "0.9000", "0.8100", "32.0", "2.50x", "5.50x", "80.0 MB", "440.0 MB", "90.0%"):
+    for shown in ("large", "small", "0.9000", "0.8100", "32.0", "2.50x", "5.50x", "80.0 MB", "440 MB", "90.0%"):
         assert shown in text
     assert text.count("|") % len(text.splitlines()) == 0
 
@@ -154,11 +154,11 @@ def test_table_on_screen_has_a_cell_for_each_in_markdown(report):
     assert "reviews" in table.title
 
 
-def test_circumstances_say_how_latency_was_measured(report):
-    sentence = report.circumstances()
+def test_conditions_say_how_latency_was_measured(report):
+    sentence = report.conditions()
     for shown in ("batch 1 x 128 tokens", "a processor, 2 threads"):
         assert shown in sentence
-    assert CompressionReport(models=(UNMEASURED,)).circumstances() == "Latency was not measured."
+    assert CompressionReport(models=(UNMEASURED,)).conditions() == "Latency was not measured."
 
 
 def test_zeros_are_shown_where_they_were_put(report):
@@ -173,15 +173,15 @@ def test_zeros_are_shown_where_they_were_put(report):
     )
     lines = sparse.markdown().splitlines()
     assert "| density | 100.0% | 45.0% | not measured |" in lines
-    assert "| compressed on disk | 400.0 MB | 40.0 MB | not measured |" in lines
-    assert sparse.circumstances() == f"{report.circumstances()} {SPARSITY_NOTE}"
+    assert "| compressed on disk | 400 MB | 40.0 MB | not measured |" in lines
+    assert sparse.conditions() == f"{report.conditions()} {SPARSITY_NOTE}"
     assert "neither faster nor smaller in memory" in SPARSITY_NOTE
     assert CompressionReport.from_json(sparse.to_json()) == sparse
 
 
 def test_reports_without_zeros_do_not_mention_them(report):
     for word in ("density", "compressed on disk", "zero"):
-        assert word not in report.markdown() + report.circumstances()
+        assert word not in report.markdown() + report.conditions()
 
 
 def test_density_is_the_fraction_that_is_not_zero():

@@ -1,10 +1,7 @@
 import json
 
 import pytest
-import torch
 
-from hf_efficient.measurement import process_memory
-from hf_efficient.measurement.process_memory import ProcessMemory
 from hf_efficient.measurement.training_costs import (
     HEADER,
     Setting,
@@ -107,7 +104,7 @@ def test_what_has_no_known_peak_fits_no_budget(costs):
 
 def test_training_with_a_teacher_is_recommended_apart(costs):
     assert [row.setting for row in costs.recommended()] == [FAST, TAUGHT]
-    first, second = costs.advice(10**9)
+    first, second = costs.recommendations(10**9)
     assert first == (
         "Fastest that fits 1.00 GB: with checkpointing, accumulation 4, fp32, sdpa attention, without distillation "
         "(800 MB, 50.00 samples/s)."
@@ -117,9 +114,9 @@ def test_training_with_a_teacher_is_recommended_apart(costs):
 
 
 def test_nothing_measured_says_so(costs):
-    alone = costs.only([FAILED])
+    alone = costs.select([FAILED])
     assert alone.recommended(10**9) == ()
-    assert alone.advice(10**9) == ["Nothing to recommend without distillation: no setting could be measured."]
+    assert alone.recommendations(10**9) == ["Nothing to recommend without distillation: no setting could be measured."]
 
 
 def test_json_keeps_everything(costs, tmp_path):
@@ -136,11 +133,11 @@ def test_json_keeps_everything(costs, tmp_path):
 
 
 def test_an_interrupted_run_goes_on(costs, tmp_path):
-    new = costs.only([])
-    assert new.resumed(tmp_path) == new
+    new = costs.select([])
+    assert new.merge_saved(tmp_path) == new
     costs.save(tmp_path)
-    assert new.resumed(tmp_path).settings == ROWS
-    assert new.resumed(tmp_path).measured() == {FAST, BETWEEN, SMALL, TAUGHT}  # what failed is tried again
+    assert new.merge_saved(tmp_path).settings == ROWS
+    assert new.merge_saved(tmp_path).measured() == {FAST, BETWEEN, SMALL, TAUGHT}  # what failed is tried again
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 16}, {"model": "other"}, {"environment": {"threads": 8}}])
@@ -148,18 +145,18 @@ def test_costs_of_something_else_are_not_gone_on_with(costs, tmp_path, change):
     costs.save(tmp_path)
     other = TrainingCosts(**{**vars(costs), **change, "settings": ()})
     with pytest.raises(ValueError, match=f"is of another {next(iter(change))}: give another --output_dir"):
-        other.resumed(tmp_path)
+        other.merge_saved(tmp_path)
     assert TrainingCosts.load(tmp_path) == costs
 
 
 def test_a_setting_is_measured_once(costs):
     again = cost(FAST, 1, 1.0)
     assert [row.setting for row in costs.with_row(again).settings] == [BETWEEN, SMALL, TAUGHT, FAILED, FAST]
-    assert costs.with_row(again).only([FAST, SMALL]).settings == (again, ROWS[2])
+    assert costs.with_row(again).select([FAST, SMALL]).settings == (again, ROWS[2])
 
 
 def test_the_table_tells_what_failed_and_what_to_take(costs):
-    cells = costs.cells({SMALL})
+    cells = costs.table_cells({SMALL})
     assert {len(row) for row in cells} == {len(HEADER)}
     assert cells[2] == (
         ["on", "4 x 2", "fp32", "sdpa", "off", "800 MB", "400 MB", "200 MB", "160 ms", "50.00", "recommended"]
@@ -171,35 +168,6 @@ def test_the_table_tells_what_failed_and_what_to_take(costs):
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[4:], ()])
 @pytest.mark.parametrize("budget", [None, 10**9])
 def test_the_picture_is_drawn_whatever_was_measured(costs, tmp_path, rows, budget):
-    path = plot_costs(costs.only([row.setting for row in rows]), tmp_path, budget)
+    path = plot_costs(costs.select([row.setting for row in rows]), tmp_path, budget)
     assert [each.name for each in tmp_path.iterdir()] == ["training_costs.png"]
     assert path.read_bytes().startswith(b"\x89PNG")
-
-
-FLOATS = 2**24  # 64 MiB: more than an allocator keeps once it is free
-
-
-def test_memory_is_seen_though_it_is_gone_again():
-    watch = ProcessMemory(torch.device("cpu"))
-    if not watch.starts_anew:
-        pytest.skip("the kernel keeps the high-water mark")
-    torch.ones(FLOATS)
-    grown = watch.growth()
-    assert grown == pytest.approx(4 * FLOATS, rel=0.05)
-    assert watch.peak() == watch.held + grown
-    watch.start()
-    assert watch.growth() < 2**20
-
-
-def test_where_the_peak_cannot_be_reset_that_of_the_process_counts(monkeypatch, tmp_path):
-    monkeypatch.setattr(process_memory, "CLEAR", tmp_path)  # a folder cannot be written
-    watch = ProcessMemory(torch.device("cpu"))
-    assert not watch.starts_anew
-    assert watch.peak() >= 0.99 * watch.held > 0  # Linux counts pages in lots
-    monkeypatch.setattr(process_memory, "STATUS", tmp_path / "none")
-    assert ProcessMemory(torch.device("cpu")).growth() == 0
-
-
-def test_what_nothing_tells_is_not_known():
-    watch = ProcessMemory(torch.device("meta"))
-    assert (watch.held, watch.peak(), watch.growth()) == (None, None, None)

@@ -1,0 +1,127 @@
+"""The table of a compression report, and the conditions that its numbers were measured in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hf_efficient.measurement.formatting import (
+    NOT_MEASURED,
+    format_bytes,
+    format_count,
+    format_duration_ms,
+    format_flops,
+    format_joules,
+    format_metric,
+    format_number,
+    format_percent,
+    format_ratio,
+)
+from hf_efficient.measurement.report_rows import ModelRow
+
+ENERGY_PREDICTIONS = 1000
+SPARSITY_NOTE = (
+    "Density is the fraction of the weights that is not zero. Connections were removed by setting them to zero: that "
+    "makes the compressed file (zlib, level 6) smaller, and the model neither faster nor smaller in memory."
+)
+GENERATION_NOTE = (
+    "Generation: greedy, with a cache; the first token is timed separately, and the speed-up is that of the complete "
+    "text."
+)
+INT8_NOTE = (
+    "8-bit weights of torchao save disk space and memory when they are run without compilation; torch.compile, or an "
+    "export to ONNX Runtime or OpenVINO, makes them fast."
+)
+
+Cell = Callable[[ModelRow], str]
+
+
+def build_cells(models: Sequence[ModelRow], metric: str | None) -> tuple[list[str], list[list[str]]]:
+    """Return the header with a column for each of `models`, and a row of texts for each measurement.
+
+    `metric` names the metric that models are compared by. Rows on sparsity and on text generation appear only where
+    they apply to one of the models.
+    """
+    metrics = list(dict.fromkeys(name for model in models for name in model.metrics))
+    generation: list[tuple[str, Cell]] = [
+        ("first token", lambda m: format_duration_ms(m.generation_ms.first_token if m.generation_ms else None)),
+        ("next token", lambda m: format_duration_ms(m.generation_ms.next_token if m.generation_ms else None)),
+        ("generation speed-up", lambda m: format_ratio(m.ratios.generation)),
+    ]
+    sparsity: list[tuple[str, Cell]] = [
+        ("density", lambda m: format_percent(m.density)),
+        ("compressed on disk", lambda m: format_bytes(m.compressed_bytes_on_disk)),
+    ]
+    measurements: list[tuple[str, Cell]] = [
+        *((name, lambda m, name=name: format_metric(m.metrics.get(name))) for name in metrics),
+        (f"{metric or 'metric'} kept", lambda m: format_percent(m.ratios.metric_retained)),
+        ("latency", lambda m: format_duration_ms(m.median_latency_ms)),
+        ("90th percentile", lambda m: format_duration_ms(m.latency_ms.p90 if m.latency_ms else None)),
+        ("speed-up", lambda m: format_ratio(m.ratios.speedup)),
+        ("runtime", lambda m: m.latency_ms.runtime if m.latency_ms else NOT_MEASURED),
+        *(generation if generates_text(models) else ()),
+        ("samples/s", lambda m: format_number(m.samples_per_second)),
+        ("size on disk", lambda m: format_bytes(m.bytes_on_disk)),
+        ("times smaller", lambda m: format_ratio(m.ratios.size)),
+        ("parameters", lambda m: format_count(m.parameters)),
+        *(sparsity if has_sparse_models(models) else ()),
+        ("operations", lambda m: format_flops(m.flops)),
+        ("peak memory", lambda m: format_bytes(m.peak_memory_bytes)),
+        (f"energy of {ENERGY_PREDICTIONS:,} predictions", lambda m: format_joules(_energy_joules(m))),
+    ]
+    body = [[name, *(cell(model) for model in models)] for name, cell in measurements]
+    return ["", *(model.name for model in models)], body
+
+
+def has_sparse_models(models: Sequence[ModelRow]) -> bool:
+    """Return whether one of `models` has zeros in place of removed connections, so that files were compressed."""
+    return any(model.compressed_bytes_on_disk is not None for model in models)
+
+
+def generates_text(models: Sequence[ModelRow]) -> bool:
+    """Return whether one of `models` generates text, so that generation was timed."""
+    return any(model.generation_ms is not None for model in models)
+
+
+def describe_conditions(
+    models: Sequence[ModelRow], environment: Mapping[str, Any], attention: str | None = None
+) -> str:
+    """Return sentences on how and where latency was measured, and notes on sparsity, generation and int8.
+
+    `environment` is what `describe_environment` returned, `attention` the implementation of attention in transformers.
+    """
+    uses_int8 = any(model.role == "quantized" and _runs_in_int8(model) for model in models)
+    sentences = [
+        _describe_latency(models, environment, attention),
+        GENERATION_NOTE if generates_text(models) else "",
+        SPARSITY_NOTE if has_sparse_models(models) else "",
+        INT8_NOTE if uses_int8 else "",
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _describe_latency(models: Sequence[ModelRow], environment: Mapping[str, Any], attention: str | None) -> str:
+    latencies = [model.latency_ms for model in models if model.latency_ms is not None]
+    if not latencies:
+        return "Latency was not measured."
+    first = latencies[0]
+    machine = [environment.get("accelerator") or environment.get("processor")]
+    if not environment.get("accelerator"):
+        machine.append(f"{first.threads} thread{'s' if first.threads > 1 else ''}")
+    machine.append(f"{attention} attention" if attention else None)
+    parts = [
+        f"Latency: median of one forward pass at batch {first.batch_size} x {first.sequence_length} tokens",
+        "models timed alternately" if len(latencies) > 1 else "",
+        "on " + ", ".join(part for part in machine if part),
+    ]
+    speedup = "; speed-up relative to the teacher" if any(model.ratios.speedup for model in models) else ""
+    return ", ".join(part for part in parts if part) + speedup + "."
+
+
+def _runs_in_int8(model: ModelRow) -> bool:
+    return model.latency_ms is not None and model.latency_ms.runtime.endswith("int8")
+
+
+def _energy_joules(model: ModelRow) -> float | None:
+    energy = model.energy_joules_per_sample
+    return None if energy is None else ENERGY_PREDICTIONS * energy
