@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import BertForSequenceClassification, TrainingArguments, set_seed
 
 from hf_efficient.commands import demo_dataset
-from hf_efficient.commands.compress import compress
+from hf_efficient.commands.job import compress
 from hf_efficient.commands.config import JobConfig, ModelConfig
 from hf_efficient.data.config import DataConfig
 from hf_efficient.distillation.config import DistillationConfig
@@ -132,6 +132,7 @@ def _job_config(
     return JobConfig(
         model=ModelConfig(str(model), overwrite_output_dir=True),
         data=DataConfig(
+            dataset_title="python-docstrings",
             train_file=str(data["train"]),
             validation_file=str(data["validation"]),
             max_length=demo_dataset.TEACHER_MAX_LENGTH,

@@ -1,5 +1,6 @@
 """Datasets, from files or from the Hub.
 
-Owns: the one reader of files, the names of columns, the normalisation of labels.
-Takes: a `DataConfig`. Gives: a `DatasetDict` with "train" and "evaluation".
+Owns: reading files and Hub datasets, finding the columns of texts and labels, mapping labels to a model's ids.
+Takes: a `DataConfig`.
+Gives: a `DatasetDict` with the splits "train" and "evaluation", `Columns`, and label ids.
 """

@@ -5,64 +5,112 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers.utils import logging
-
 from hf_efficient.errors import UserError
 
-logger = logging.get_logger(__name__)
-# Fields that say where rows come from and how many are taken; the others say how a row becomes tokens.
+# Suffixes of data files, and the builder of `datasets` that reads each.
+FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 FILE_FIELDS = ("train_file", "validation_file", "test_file")
-SOURCE_FIELDS = ("dataset_name", "dataset_config_name", *FILE_FIELDS, "max_train_samples", "max_eval_samples")
+# Fields that select the rows and name them; the others say how rows are encoded.
+SOURCE_FIELDS = (
+    "dataset_name",
+    "dataset_config_name",
+    "dataset_title",
+    *FILE_FIELDS,
+    "max_train_samples",
+    "max_eval_samples",
+)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the data is, and which of its columns are which."""
+    """Where the data is and which of its columns are which.
 
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub."})
+    Raises UserError if a number is not positive, or if a Hub dataset and files are given together.
+    """
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, such as nyu-mll/glue."})
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Its configuration, such as sst2 of glue."}
+        default=None, metadata={"help": "Configuration of the Hub dataset, such as sst2."}
     )
-    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl or parquet."})
-    validation_file: str | None = field(default=None, metadata={"help": "The rows that the report is measured on."})
-    test_file: str | None = field(default=None, metadata={"help": "If given, the report is measured on it instead."})
-    text_column: str | None = field(default=None, metadata={"help": "Column of the text; found by its usual names."})
+    dataset_title: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the dataset in the report and the card. Default: its name on the Hub, or the name of the "
+            "data file."
+        },
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "Training data: a csv, tsv, json, jsonl or parquet file."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Data to evaluate on, in the same formats."})
+    test_file: str | None = field(
+        default=None, metadata={"help": "Data to evaluate on instead of the validation file, in the same formats."}
+    )
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column of the text. Default: the first column with a common name."}
+    )
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of the second text of a pair."})
     label_column: str | None = field(
-        default=None, metadata={"help": "Column of the labels; found by its usual names."}
+        default=None, metadata={"help": "Column of the labels. Default: the first column with a common name."}
     )
-    summary_column: str | None = field(default=None, metadata={"help": "Column of the summary to be written."})
-    source_lang: str | None = field(default=None, metadata={"help": "Language to translate from: en."})
-    target_lang: str | None = field(default=None, metadata={"help": "Language to translate into: de."})
+    summary_column: str | None = field(default=None, metadata={"help": "Column of the target summaries."})
+    source_lang: str | None = field(default=None, metadata={"help": "Language to translate from, such as en."})
+    target_lang: str | None = field(default=None, metadata={"help": "Language to translate into, such as de."})
     source_prefix: str | None = field(
-        default=None, metadata={"help": "What stands before each text, such as 'translate English to German: '."}
+        default=None,
+        metadata={"help": "Prefix added to every source text, such as 'translate English to German: '."},
     )
     max_target_length: int = field(
-        default=128, metadata={"help": "Longer texts to be written are cut to this many tokens."}
+        default=128, metadata={"help": "Maximum length of target texts in tokens; longer ones are truncated."}
     )
-    max_length: int = field(default=128, metadata={"help": "Longer texts are cut to this many tokens."})
+    max_length: int = field(
+        default=128, metadata={"help": "Maximum length of input texts in tokens; longer ones are truncated."}
+    )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Use this many training rows, drawn by seed."}
+        default=None, metadata={"help": "Use at most this many training rows, sampled with the seed."}
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use the first so many evaluation rows."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Use at most this many evaluation rows, the first ones."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_length", "max_target_length", "max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
-        files = [name for name in FILE_FIELDS if getattr(self, name)]
-        if self.dataset_name and files:
-            raise UserError(f"dataset_name and {', '.join(files)} cannot be given together: choose one source")
+        if self.dataset_name and self.files:
+            fields = ", ".join(f"{split}_file" for split in self.files)
+            raise UserError(f"dataset_name and {fields} cannot be given together: choose one source")
 
     @property
-    def named(self) -> bool:
-        """Whether there is any data."""
-        return bool(self.dataset_name or self.train_file or self.validation_file or self.test_file)
+    def files(self) -> dict[str, Path]:
+        """The files that are given, by split: "train", "validation", "test"."""
+        paths = {name.removesuffix("_file"): getattr(self, name) for name in FILE_FIELDS}
+        return {split: Path(path) for split, path in paths.items() if path}
 
     @property
-    def label(self) -> str:
-        """What to call the data in a report, without the path of this machine."""
+    def is_given(self) -> bool:
+        """Whether a dataset is given, by name or by files."""
+        return bool(self.dataset_name or self.files)
+
+    @property
+    def title(self) -> str:
+        """The name of the dataset in reports, without folders of the local machine."""
+        if self.dataset_title:
+            return self.dataset_title
         if self.dataset_name:
-            return "/".join(name for name in (self.dataset_name, self.dataset_config_name) if name)
-        return Path(self.train_file or self.validation_file or self.test_file or "data").resolve().parent.name
+            name = Path(self.dataset_name).resolve().name if Path(self.dataset_name).exists() else self.dataset_name
+            return "/".join(part for part in (name, self.dataset_config_name) if part)
+        return next((path.name for path in self.files.values()), "data")
+
+    def check_files(self) -> None:
+        """Raise UserError if a file does not exist, is empty, or has a suffix that is not in `FILE_FORMATS`."""
+        for split, path in self.files.items():
+            if not path.is_file():
+                raise UserError(f"{split}_file={str(path)!r} does not exist: give the path of a file")
+            if path.suffix not in FILE_FORMATS:
+                raise UserError(
+                    f"{split}_file={path.name!r} has an unknown suffix: give one of {', '.join(FILE_FORMATS)}"
+                )
+            if not path.stat().st_size:
+                raise UserError(f"{split}_file={path.name!r} is empty: give a file with rows")

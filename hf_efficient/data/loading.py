@@ -1,38 +1,41 @@
-"""Data sets: from files or from the Hub to splits of rows."""
+"""Reading a dataset from files or from the Hub."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from datasets import DatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
-from hf_efficient.data.config import DataConfig
+from hf_efficient.data.config import FILE_FORMATS, DataConfig
 from hf_efficient.errors import UserError
 
 logger = logging.get_logger(__name__)
 
-FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 VALIDATION_FRACTION = 0.1
+# What `load_dataset` raises for a missing, unreadable or unreachable dataset.
+LOADING_ERRORS = (DatasetsError, ValueError, OSError)
 
 
 def load_splits(config: DataConfig, seed: int) -> DatasetDict:
-    """Return "train" and "evaluation"; the latter is the test split, else validation, else a tenth of train held out.
+    """Return the splits "train" and "evaluation".
 
-    Raises ValueError: no data was named, there is no training data, or a file is missing, empty or of an unknown kind.
+    "evaluation" is the test file if given, else the validation data, else the test split, else a tenth of the training
+    rows, which are held out.
+
+    Raises UserError if there is no training data, or if the dataset or a file is missing, empty or cannot be read.
     """
-    if config.dataset_name:
-        splits = load_dataset(config.dataset_name, config.dataset_config_name)
-    else:
-        splits = _load_files(config)
+    splits = _load_hub_dataset(config) if config.dataset_name else _load_files(config)
     if "train" not in splits:
         raise UserError(f"there is no training data, only {', '.join(splits)}: give --train_file")
     train = splits["train"]
     evaluation = next((splits[name] for name in _evaluation_split_names(config) if name in splits), None)
     if evaluation is None:
+        if len(train) < 2:
+            raise UserError(
+                f"the training data has {len(train)} row, which leaves none to evaluate on: give --validation_file"
+            )
         logger.warning(
-            f"no validation data was given: {VALIDATION_FRACTION:.0%} of the training rows are held out for the report"
+            f"no validation data given: {VALIDATION_FRACTION:.0%} of the training rows are held out for evaluation"
         )
         train, evaluation = train.train_test_split(test_size=VALIDATION_FRACTION, seed=seed).values()
     if config.max_train_samples is not None and config.max_train_samples < len(train):
@@ -40,34 +43,43 @@ def load_splits(config: DataConfig, seed: int) -> DatasetDict:
     if config.max_eval_samples is not None:
         evaluation = evaluation.select(range(min(config.max_eval_samples, len(evaluation))))
     for name, split in (("training", train), ("evaluation", evaluation)):
-        if not len(split):
-            raise UserError(f"the {name} data holds no row")
+        if len(split) == 0:
+            raise UserError(f"the {name} data has no rows")
     return DatasetDict(train=train, evaluation=evaluation)
 
 
 def _evaluation_split_names(config: DataConfig) -> tuple[str, ...]:
-    # Test splits of data sets on the Hub are often without labels; one that the user names is meant.
+    # The test splits of Hub datasets often have no labels; a test file of the user has them.
     return ("test", "validation") if config.test_file else ("validation", "validation_matched", "test")
 
 
+def _load_hub_dataset(config: DataConfig) -> DatasetDict:
+    name = "/".join(part for part in (config.dataset_name, config.dataset_config_name) if part)
+    try:
+        return load_dataset(config.dataset_name, config.dataset_config_name)
+    except LOADING_ERRORS as error:
+        raise UserError(
+            f"dataset {name!r} cannot be loaded: {_reason(error)}. Check --dataset_name, --dataset_config_name and "
+            "the connection, or give --train_file"
+        ) from error
+
+
 def _load_files(config: DataConfig) -> DatasetDict:
-    files = {"train": config.train_file, "validation": config.validation_file, "test": config.test_file}
-    named = {split: Path(file) for split, file in files.items() if file}
-    if not named:
-        raise UserError("no data was named: give --dataset_name, or --train_file and --validation_file")
-    loaded = {}
-    for split, path in named.items():
-        if not path.is_file():
-            raise UserError(f"{split}_file={str(path)!r} does not exist")
-        if path.suffix not in FILE_FORMATS:
-            raise UserError(f"{split}_file={path.name!r} is of an unknown kind: give one of {', '.join(FILE_FORMATS)}")
-        if not path.stat().st_size:
-            raise UserError(f"{split}_file={path.name!r} is empty")
+    if not config.is_given:
+        raise UserError("no data given: give --dataset_name, or --train_file and --validation_file")
+    config.check_files()
+    splits = {}
+    for split, path in config.files.items():
         options = {"sep": "\t"} if path.suffix == ".tsv" else {}
         try:
-            loaded[split] = load_dataset(
+            splits[split] = load_dataset(
                 FILE_FORMATS[path.suffix], data_files={split: str(path)}, split=split, **options
             )
-        except (ValueError, DatasetGenerationError) as error:
-            raise UserError(f"{split}_file={path.name!r} holds no row that can be read: {error}") from error
-    return DatasetDict(loaded)
+        except LOADING_ERRORS as error:
+            raise UserError(f"{split}_file={path.name!r} has no rows that can be read: {_reason(error)}") from error
+    return DatasetDict(splits)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong; `datasets` keeps the reason of "an error occurred" in the cause."""
+    return str(error.__cause__ or error).strip().rstrip(".")

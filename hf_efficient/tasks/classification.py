@@ -1,4 +1,4 @@
-"""Texts, or pairs of them, that get a class, several classes, or a number."""
+"""Classification of texts or pairs of texts: one class, several classes, or a number."""
 
 from __future__ import annotations
 
@@ -10,56 +10,56 @@ from datasets import DatasetDict
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.labels import labels_are_lists, labels_are_numbers
 from hf_efficient.measurement.metrics import classification_metrics, multi_label_metrics, regression_metrics
-from hf_efficient.tasks.task import LABEL_COLUMNS, Batch, Metrics, RowEncoder, Task, get_logits
+from hf_efficient.tasks.task import LABEL_COLUMNS, Batch, ComputeMetrics, RowEncoder, Task, get_logits
 
 
-def encode_text(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Return tokens of one text or a pair, and the number of its label."""
-    encoded = encoding.tokens(*(batch[name] for name in encoding.columns.texts))
-    labels = encoding.labels(batch)
+def encode_text(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
+    """Return the tokens of a text or a pair of texts, and the id of its label."""
+    encoded = encoder.tokenize(*(batch[name] for name in encoder.columns.texts))
+    labels = encoder.get_labels(batch)
     if labels is not None:
-        encoded["labels"] = [encoding.number(value) for value in labels]
+        encoded["labels"] = [encoder.label_id(value) for value in labels]
     return encoded
 
 
-def encode_multi_label(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Return tokens, and for each class 1 where a row has it, else 0."""
-    encoded = encoding.tokens(*(batch[name] for name in encoding.columns.texts))
-    labels, count = encoding.labels(batch), encoding.classes
+def encode_multi_label(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
+    """Return the tokens of a text or a pair of texts, and its labels as a vector of 0 and 1 over the classes."""
+    encoded = encoder.tokenize(*(batch[name] for name in encoder.columns.texts))
+    labels = encoder.get_labels(batch)
     if labels is not None:
-        chosen = [{encoding.number(value) for value in values} for values in labels]
-        encoded["labels"] = [[float(index in few) for index in range(count)] for few in chosen]
+        ids_of_rows = [{encoder.label_id(value) for value in values} for values in labels]
+        encoded["labels"] = [[float(index in ids) for index in range(encoder.num_labels)] for ids in ids_of_rows]
     return encoded
 
 
-def classification_compute_metrics(*_: Any) -> Metrics:
-    """Return accuracy and macro F1 of predictions."""
+def classification_compute_metrics(*_: Any) -> ComputeMetrics:
+    """Return the function that computes accuracy and macro F1."""
     return lambda prediction: classification_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 
-def multi_label_compute_metrics(*_: Any) -> Metrics:
-    """Return micro and macro F1, and the share of rows with just the right classes."""
+def multi_label_compute_metrics(*_: Any) -> ComputeMetrics:
+    """Return the function that computes micro and macro F1, and accuracy over complete label sets."""
     return lambda prediction: multi_label_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 
-def regression_compute_metrics(*_: Any) -> Metrics:
-    """Return Pearson's and Spearman's correlation."""
+def regression_compute_metrics(*_: Any) -> ComputeMetrics:
+    """Return the function that computes the Pearson and Spearman correlations."""
     return lambda prediction: regression_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 
-def _label(splits: DatasetDict, data: DataConfig) -> str | None:
+def _label_column(splits: DatasetDict, data: DataConfig) -> str | None:
     names = splits["evaluation"].column_names
     return data.label_column or next((name for name in LABEL_COLUMNS if name in names), None)
 
 
-def _numbers(splits: DatasetDict, data: DataConfig) -> bool:
-    label = _label(splits, data)
-    return label is not None and labels_are_numbers(splits, label) and not labels_are_lists(splits, label)
+def _has_number_labels(splits: DatasetDict, data: DataConfig) -> bool:
+    column = _label_column(splits, data)
+    return column is not None and labels_are_numbers(splits, column) and not labels_are_lists(splits, column)
 
 
-def _several(splits: DatasetDict, data: DataConfig) -> bool:
-    label = _label(splits, data)
-    return label is not None and labels_are_lists(splits, label)
+def _has_lists_of_labels(splits: DatasetDict, data: DataConfig) -> bool:
+    column = _label_column(splits, data)
+    return column is not None and labels_are_lists(splits, column)
 
 
 CLASSIFICATION = Task(
@@ -76,7 +76,7 @@ MULTI_LABEL = Task(
     "f1",
     encode_multi_label,
     multi_label_compute_metrics,
-    recognize=_several,
+    matches=_has_lists_of_labels,
     problem_type="multi_label_classification",
 )
 REGRESSION = Task(
@@ -85,7 +85,7 @@ REGRESSION = Task(
     "spearman",
     encode_text,
     regression_compute_metrics,
-    recognize=_numbers,
+    matches=_has_number_labels,
     problem_type="regression",
-    classes=False,
+    has_classes=False,
 )

@@ -1,4 +1,4 @@
-"""Masked language modelling: text whose labels are its own hidden tokens."""
+"""Masked language modelling: predicting masked tokens of a text."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenCl
 
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.metrics import masked_lm_metrics
-from hf_efficient.tasks.task import TEXT_COLUMNS, Batch, Metrics, RowEncoder, Task, get_logits
+from hf_efficient.tasks.task import TEXT_COLUMNS, Batch, ComputeMetrics, RowEncoder, Task, get_logits
 
 MASKING_PROBABILITY = 0.15
 
 
 class MaskingCollator:
-    """Hides 15% of the tokens of each example, anew in every epoch; examples with labels keep the ones they have.
+    """Mask 15% of the tokens of each example, anew in every epoch; examples that have labels are only padded.
 
     Source: Devlin et al. 2019, "BERT", section 3.1 (task 1).
 
-    Raises ValueError: the tokenizer has no mask token.
+    Raises UserError if the tokenizer has no mask token.
     """
 
     mlm = True
@@ -34,22 +34,22 @@ class MaskingCollator:
         self._pad = DataCollatorForTokenClassification(tokenizer)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the batch, with labels of -100 where nothing was hidden."""
+        """Return the batch; labels are -100 except for masked tokens."""
         return dict((self._pad if "labels" in examples[0] else self._mask)(examples))
 
 
 def mask_once(data: Dataset, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
-    """Return `data` with tokens hidden for good, so that all models guess at the same ones."""
+    """Return `data` with masked tokens and labels, so that every model predicts the same tokens."""
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKING_PROBABILITY, seed=seed)
 
-    def hide(example: dict[str, Any]) -> dict[str, Any]:
+    def mask(example: dict[str, Any]) -> dict[str, Any]:
         return {name: value[0].tolist() for name, value in collator([example]).items()}
 
-    return data.map(hide, desc="hiding tokens")
+    return data.map(mask, desc="masking tokens")
 
 
 def masked_token_scores(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Return, for each token, minus the log probability of its label and whether it is the likeliest.
+    """Return for each token the cross-entropy of its label, and whether the label has the highest logit.
 
     | argument | shape |
     | --- | --- |
@@ -58,17 +58,17 @@ def masked_token_scores(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     | returns | (rows, tokens, 2) |
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
-    lost = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
-    return torch.stack([lost, (logits.argmax(-1) == labels).float()], dim=-1)
+    loss = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+    return torch.stack([loss, (logits.argmax(-1) == labels).float()], dim=-1)
 
 
-def encode_masked_lm(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Return tokens of texts."""
-    return encoding.tokens(*(batch[name] for name in encoding.columns.texts))
+def encode_masked_lm(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
+    """Return the tokens of texts."""
+    return encoder.tokenize(*(batch[name] for name in encoder.columns.texts))
 
 
-def masked_lm_compute_metrics(*_: Any) -> Metrics:
-    """Return accuracy and perplexity of guesses."""
+def masked_lm_compute_metrics(*_: Any) -> ComputeMetrics:
+    """Return the function that computes accuracy and perplexity over masked tokens."""
     return lambda prediction: masked_lm_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
 
 
@@ -81,6 +81,6 @@ MASKED_LM = Task(
     text_columns=tuple(columns for columns in TEXT_COLUMNS if len(columns) == 1),
     collator=MaskingCollator,
     reduce_logits=masked_token_scores,
-    labelled=False,
-    classes=False,
+    has_labels=False,
+    has_classes=False,
 )

@@ -1,4 +1,4 @@
-"""One of several texts that goes on best."""
+"""Multiple choice: which of several texts continues a given one."""
 
 from __future__ import annotations
 
@@ -16,41 +16,45 @@ CHOICE_COLUMNS = (
     ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3"),
     ("premise", "choice1", "choice2"),
 )
+CHOICE_PREFIXES = ("ending", "choice")
 
 
-def encode_choices(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Return, for each row, tokens of every choice beside what comes before it, (choices, tokens)."""
-    names = encoding.columns.texts
-    choices = [name for name in names if name.startswith(("ending", "choice"))]
-    first, *begun = [name for name in names if name not in choices]
-    count = len(choices)
-    before = list(chain.from_iterable([text] * count for text in batch[first]))
-    after = [
-        " ".join(batch[name][row] for name in (*begun, choice))
-        for row in range(len(batch[first]))
-        for choice in choices
+def encode_choices(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
+    """Return the tokens of each choice paired with the context of its row, (rows, choices, tokens).
+
+    The first text column is the context; further columns that are not choices are put in front of each choice.
+    """
+    names = encoder.columns.texts
+    choice_names = [name for name in names if name.startswith(CHOICE_PREFIXES)]
+    context_name, *prefix_names = [name for name in names if name not in choice_names]
+    num_choices = len(choice_names)
+    contexts = list(chain.from_iterable([text] * num_choices for text in batch[context_name]))
+    choices = [
+        " ".join(batch[name][row] for name in (*prefix_names, choice))
+        for row in range(len(batch[context_name]))
+        for choice in choice_names
     ]
-    flat = encoding.tokens(before, after)
-    places = range(0, len(before), count)
-    encoded = {name: [values[start : start + count] for start in places] for name, values in flat.items()}
-    labels = encoding.labels(batch)
+    flat = encoder.tokenize(contexts, choices)
+    starts = range(0, len(contexts), num_choices)
+    encoded = {name: [values[start : start + num_choices] for start in starts] for name, values in flat.items()}
+    labels = encoder.get_labels(batch)
     if labels is not None:
         encoded["labels"] = [int(value) for value in labels]
     return encoded
 
 
-def _matches(splits: DatasetDict, data: DataConfig) -> bool:
+def _has_choice_columns(splits: DatasetDict, data: DataConfig) -> bool:
     return any(set(names) <= set(splits["train"].column_names) for names in CHOICE_COLUMNS)
 
 
-CHOICES = Task(
+MULTIPLE_CHOICE = Task(
     "multiple-choice",
     "multiple-choice",
     "accuracy",
     encode_choices,
     classification_compute_metrics,
-    recognize=_matches,
+    matches=_has_choice_columns,
     text_columns=CHOICE_COLUMNS,
     collator=DataCollatorForMultipleChoice,
-    classes=False,
+    has_classes=False,
 )

@@ -1,4 +1,4 @@
-"""Questions whose answer is a span of a text, which may be longer than a model reads at once."""
+"""Extractive question answering: the answer is a span of a context that may be longer than the model's input."""
 
 from __future__ import annotations
 
@@ -11,108 +11,115 @@ from transformers import EvalPrediction, PreTrainedConfig
 
 from hf_efficient.data.config import DataConfig
 from hf_efficient.measurement.metrics import question_answering_metrics
-from hf_efficient.tasks.task import EXAMPLE, PLACES, Batch, Metrics, RowEncoder, Task
+from hf_efficient.tasks.task import EXAMPLE_INDEX, OFFSETS, Batch, ComputeMetrics, RowEncoder, Task
 
-STRIDE = 0.25  # of the longest input: how much neighbouring windows share
-LIKELY = 20
-LONGEST_ANSWER = 30
-OUTSIDE = -1
+STRIDE = 0.25  # overlap of neighbouring windows, as a fraction of the maximum length
+NUM_BEST_TOKENS = 20
+MAX_ANSWER_TOKENS = 30
+NO_OFFSET = -1  # of tokens outside of the context
 
 
-def encode_windows(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Return overlapping windows of each text beside its question, and where the answer stands in each.
+def encode_windows(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
+    """Return overlapping windows of each context, each paired with its question, and the answer's tokens.
 
-    A window without the whole answer points at its first token, as one of a question without an answer does. Also
-    which row of the batch a window is of, and where its tokens stand in the text.
+    A window without the complete answer has the positions 0, as a question without an answer has. `EXAMPLE_INDEX` is
+    the row of each window, `OFFSETS` the characters of its tokens in the context.
     """
-    question, context = encoding.columns.texts
-    longest = encoding.data.max_length
-    encoded = encoding.tokenizer(
+    question, context = encoder.columns.texts
+    max_length = encoder.data.max_length
+    encoded = encoder.tokenizer(
         [text.lstrip() for text in batch[question]],
         batch[context],
         truncation="only_second",
-        max_length=longest,
-        stride=int(STRIDE * longest),
+        max_length=max_length,
+        stride=int(STRIDE * max_length),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
-        return_token_type_ids=encoding.token_types,
+        return_token_type_ids=encoder.return_token_type_ids,
     )
     rows = encoded.pop("overflow_to_sample_mapping")
-    answers = encoding.labels(batch)
-    starts, ends, places = [], [], []
+    answers = encoder.get_labels(batch)
+    starts, ends, context_offsets = [], [], []
     for window, row in enumerate(rows):
-        of_text = [part == 1 for part in encoded.sequence_ids(window)]
-        tokens = zip(encoded[PLACES][window], of_text, strict=True)
-        offsets = [list(place) if inside else [OUTSIDE, OUTSIDE] for place, inside in tokens]
-        places.append(offsets)
-        answer = {"text": []} if answers is None else answers[row]
-        start, end = _where(answer, offsets)
+        offsets = [
+            list(offset) if sequence == 1 else [NO_OFFSET, NO_OFFSET]
+            for offset, sequence in zip(encoded[OFFSETS][window], encoded.sequence_ids(window), strict=True)
+        ]
+        context_offsets.append(offsets)
+        start, end = _answer_tokens({"text": []} if answers is None else answers[row], offsets)
         starts.append(start)
         ends.append(end)
-    found = {**encoded, PLACES: places, EXAMPLE: [batch[EXAMPLE][row] for row in rows]}
-    return found if answers is None else {**found, "start_positions": starts, "end_positions": ends}
+    inputs = {**encoded, OFFSETS: context_offsets, EXAMPLE_INDEX: [batch[EXAMPLE_INDEX][row] for row in rows]}
+    return inputs if answers is None else {**inputs, "start_positions": starts, "end_positions": ends}
 
 
-def _where(answer: Any, offsets: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Return the first and the last token of the answer, both 0 where it is not wholly there."""
+def _answer_tokens(answer: Any, offsets: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Return the first and the last token of the answer; both 0 if the window does not contain all of it."""
     if not answer["text"]:
         return 0, 0
-    begin = answer["answer_start"][0]
-    stop = begin + len(answer["text"][0])
-    first = next((i for i, (start, end) in enumerate(offsets) if start != OUTSIDE and start <= begin < end), None)
-    last = next((i for i, (start, end) in enumerate(offsets) if start != OUTSIDE and start < stop <= end), None)
+    answer_start = answer["answer_start"][0]
+    answer_end = answer_start + len(answer["text"][0])
+    in_context = [(token, *offset) for token, offset in enumerate(offsets) if offset[0] != NO_OFFSET]
+    first = next((token for token, start, end in in_context if start <= answer_start < end), None)
+    last = next((token for token, start, end in in_context if start < answer_end <= end), None)
     return (0, 0) if first is None or last is None else (first, last)
 
 
 def question_answering_compute_metrics(
-    rows: Dataset, encoded: Dataset, encoding: RowEncoder, config: PreTrainedConfig
-) -> Metrics:
-    """Return exact match and F1 of the likeliest span of all windows of a text against the answers of its row."""
-    texts = list(rows[encoding.columns.texts[1]])
-    answers = [value["text"] for value in rows[str(encoding.columns.label)]]
-    examples, places = list(encoded[EXAMPLE]), list(encoded[PLACES])
-    may_be_none = any(not known for known in answers)
+    rows: Dataset, encoded: Dataset, encoder: RowEncoder, config: PreTrainedConfig
+) -> ComputeMetrics:
+    """Return the function that computes exact match and F1 of the best span over all windows of a context.
 
-    def judge(prediction: EvalPrediction) -> dict[str, float]:
-        best = [("", -np.inf)] * len(texts)
-        nothing = [np.inf] * len(texts)
+    If some questions have no answer, the prediction is empty where position 0 scores higher than the best span.
+    """
+    contexts = list(rows[encoder.columns.texts[1]])
+    answers = [value["text"] for value in rows[str(encoder.columns.label)]]
+    row_of_window, offsets = list(encoded[EXAMPLE_INDEX]), list(encoded[OFFSETS])
+    has_unanswerable = any(not texts for texts in answers)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        best = [("", -np.inf)] * len(contexts)
+        no_answer_scores = [np.inf] * len(contexts)
         for window, (starts, ends) in enumerate(zip(*prediction.predictions[:2], strict=True)):
-            row = examples[window]
-            nothing[row] = min(nothing[row], float(starts[0] + ends[0]))
-            found = best_span(starts, ends, places[window])
-            if found is not None and found[2] > best[row][1]:
-                best[row] = (texts[row][found[0] : found[1]], found[2])
-        said = [
-            "" if may_be_none and none > score else text for (text, score), none in zip(best, nothing, strict=True)
+            row = row_of_window[window]
+            no_answer_scores[row] = min(no_answer_scores[row], float(starts[0] + ends[0]))
+            span = best_span(starts, ends, offsets[window])
+            if span is not None and span[2] > best[row][1]:
+                best[row] = (contexts[row][span[0] : span[1]], span[2])
+        texts = [
+            "" if has_unanswerable and no_answer_score > score else text
+            for (text, score), no_answer_score in zip(best, no_answer_scores, strict=True)
         ]
-        return question_answering_metrics(said, answers)
+        return question_answering_metrics(texts, answers)
 
-    return judge
+    return compute_metrics
 
 
-def best_span(starts: np.ndarray, ends: np.ndarray, places: Sequence[Sequence[int]]) -> tuple[int, int, float] | None:
-    """Return where the likeliest answer of one window begins and ends in the text, and its score; None: nowhere.
+def best_span(starts: np.ndarray, ends: np.ndarray, offsets: Sequence[Sequence[int]]) -> tuple[int, int, float] | None:
+    """Return the first and last character of a window's best answer, and its score; None if there is no valid span.
 
     | argument | shape |
     | --- | --- |
-    | starts, ends | (padded tokens,), the logits |
-    | places | (tokens, 2), the characters of each token; -1 outside of the text |
+    | starts, ends | (padded tokens,), logits |
+    | offsets | (tokens, 2), the characters of each token; -1 outside of the context |
     """
-    count = len(places)
-    firsts, lasts = ([int(i) for i in np.argsort(scores[:count])[: -LIKELY - 1 : -1]] for scores in (starts, ends))
+    count = len(offsets)
+    firsts, lasts = (
+        [int(token) for token in np.argsort(logits[:count])[: -NUM_BEST_TOKENS - 1 : -1]] for logits in (starts, ends)
+    )
     spans = [
         (float(starts[first] + ends[last]), first, last)
         for first in firsts
         for last in lasts
-        if OUTSIDE not in (places[first][0], places[last][0]) and first <= last < first + LONGEST_ANSWER
+        if NO_OFFSET not in (offsets[first][0], offsets[last][0]) and first <= last < first + MAX_ANSWER_TOKENS
     ]
     if not spans:
         return None
     score, first, last = max(spans)
-    return places[first][0], places[last][1], score
+    return offsets[first][0], offsets[last][1], score
 
 
-def _matches(splits: DatasetDict, data: DataConfig) -> bool:
+def _has_answer_columns(splits: DatasetDict, data: DataConfig) -> bool:
     return {"question", "context", "answers"} <= set(splits["train"].column_names)
 
 
@@ -122,8 +129,8 @@ QUESTION_ANSWERING = Task(
     "f1",
     encode_windows,
     question_answering_compute_metrics,
-    recognize=_matches,
+    matches=_has_answer_columns,
     text_columns=(("question", "context"),),
     label_columns=("answers", "answer"),
-    classes=False,
+    has_classes=False,
 )

@@ -1,4 +1,4 @@
-"""Texts that are written anew: translations and summaries."""
+"""Tasks whose predictions are generated text: translation and summarization."""
 
 from __future__ import annotations
 
@@ -8,72 +8,75 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
 
+from hf_efficient.data.columns import Columns
 from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.metrics import summary_metrics, translation_metrics
-from hf_efficient.tasks.task import IGNORED, Batch, Columns, Metrics, RowEncoder, Task
+from hf_efficient.tasks.task import IGNORE_INDEX, Batch, ComputeMetrics, RowEncoder, Task
 
-PAIRS = "translation"
-SUMMARY_COLUMNS = (("document",), ("article",), ("dialogue",), ("text",), ("content",), ("source",))
-SUMMARY_LABELS = ("summary", "highlights", "abstract", "target", "labels")
+# A column of dicts with a text for each language.
+TRANSLATION_COLUMN = "translation"
+DOCUMENT_COLUMNS = (("document",), ("article",), ("dialogue",), ("text",), ("content",), ("source",))
+SUMMARY_COLUMNS = ("summary", "highlights", "abstract", "target", "labels")
 
 
-def encode_seq2seq(batch: Batch, encoding: RowEncoder) -> dict[str, Any]:
-    """Return tokens of what is read, behind the prefix, and of what is to be written."""
-    data, (source,) = encoding.data, encoding.columns.texts
-    texts, targets = batch[source], batch.get(str(encoding.columns.label))
-    if source == PAIRS:
-        texts, targets = ([pair[name] for pair in texts] for name in (data.source_lang, data.target_lang))
+def encode_seq2seq(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
+    """Return the tokens of the source texts, each after the prefix, and the tokens of the targets as labels."""
+    data, (source_column,) = encoder.data, encoder.columns.texts
+    sources, targets = batch[source_column], batch.get(str(encoder.columns.label))
+    if source_column == TRANSLATION_COLUMN:
+        sources, targets = ([pair[name] for pair in sources] for name in (data.source_lang, data.target_lang))
     prefix = data.source_prefix or ""
-    encoded = encoding.tokens([prefix + text for text in texts])
+    encoded = encoder.tokenize([prefix + text for text in sources])
     if targets is not None:
-        length = data.max_target_length
-        encoded["labels"] = encoding.tokenizer(text_target=targets, truncation=True, max_length=length)["input_ids"]
+        labels = encoder.tokenizer(text_target=targets, truncation=True, max_length=data.max_target_length)
+        encoded["labels"] = labels["input_ids"]
     return encoded
 
 
 def translation_compute_metrics(
-    rows: Dataset, encoded: Dataset, encoding: RowEncoder, config: PreTrainedConfig
-) -> Metrics:
-    """Return sacreBLEU and chrF of what was generated."""
-    return lambda prediction: translation_metrics(*decode_predictions(prediction, encoding.tokenizer))
+    rows: Dataset, encoded: Dataset, encoder: RowEncoder, config: PreTrainedConfig
+) -> ComputeMetrics:
+    """Return the function that computes sacreBLEU and chrF of generated texts."""
+    return lambda prediction: translation_metrics(*decode_predictions(prediction, encoder.tokenizer))
 
 
 def summarization_compute_metrics(
-    rows: Dataset, encoded: Dataset, encoding: RowEncoder, config: PreTrainedConfig
-) -> Metrics:
-    """Return ROUGE of what was generated."""
-    return lambda prediction: summary_metrics(*decode_predictions(prediction, encoding.tokenizer))
+    rows: Dataset, encoded: Dataset, encoder: RowEncoder, config: PreTrainedConfig
+) -> ComputeMetrics:
+    """Return the function that computes ROUGE of generated texts."""
+    return lambda prediction: summary_metrics(*decode_predictions(prediction, encoder.tokenizer))
 
 
 def decode_predictions(prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:
-    """Return the texts that were generated and those that were asked for."""
-    padding = tokenizer.pad_token_id
-    generated = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    """Return the generated texts and the target texts."""
+    predictions = prediction.predictions
+    generated = predictions[0] if isinstance(predictions, tuple) else predictions
     texts = []
     for ids in (generated, prediction.label_ids):
-        known = np.where(np.asarray(ids) == IGNORED, padding, ids)
-        texts.append([text.strip() for text in tokenizer.batch_decode(known, skip_special_tokens=True)])
+        decodable = np.where(np.asarray(ids) == IGNORE_INDEX, tokenizer.pad_token_id, ids)
+        texts.append([text.strip() for text in tokenizer.batch_decode(decodable, skip_special_tokens=True)])
     return texts[0], texts[1]
 
 
-def _languages(splits: DatasetDict, data: DataConfig) -> Columns | None:
-    """Return the columns of the two languages. Raises ValueError: they are not named, or not there."""
+def _find_language_columns(splits: DatasetDict, data: DataConfig) -> Columns:
+    """Return the columns of the two languages. Raises UserError if one is not given or does not exist."""
     columns = splits["train"].column_names
-    known = list(splits["train"][0][PAIRS]) if PAIRS in columns else columns
+    has_pairs = TRANSLATION_COLUMN in columns
+    languages = list(splits["train"][0][TRANSLATION_COLUMN]) if has_pairs else columns
     for flag in ("source_lang", "target_lang"):
-        if getattr(data, flag) not in known:
+        if getattr(data, flag) not in languages:
             raise UserError(
-                f"{flag}={getattr(data, flag)!r} is no language of the data, which has {', '.join(known)}: give "
-                "--source_lang and --target_lang"
+                f"{flag}={getattr(data, flag)!r} is not a language of the data ({', '.join(languages)}): "
+                "give --source_lang and --target_lang"
             )
-    if PAIRS in columns:
-        return Columns((PAIRS,), PAIRS)
+    if has_pairs:
+        return Columns((TRANSLATION_COLUMN,), TRANSLATION_COLUMN)
     return Columns((str(data.source_lang),), data.target_lang)
 
 
-def _matches(splits: DatasetDict, data: DataConfig) -> bool:
-    return PAIRS in splits["train"].column_names or bool(data.source_lang and data.target_lang)
+def _has_languages(splits: DatasetDict, data: DataConfig) -> bool:
+    return TRANSLATION_COLUMN in splits["train"].column_names or bool(data.source_lang and data.target_lang)
 
 
 TRANSLATION = Task(
@@ -82,11 +85,11 @@ TRANSLATION = Task(
     "sacrebleu",
     encode_seq2seq,
     translation_compute_metrics,
-    recognize=_matches,
-    find=_languages,
+    matches=_has_languages,
+    find_columns=_find_language_columns,
     collator=DataCollatorForSeq2Seq,
-    classes=False,
-    writes=True,
+    has_classes=False,
+    generates=True,
 )
 SUMMARIZATION = Task(
     "summarization",
@@ -94,9 +97,9 @@ SUMMARIZATION = Task(
     "rougeL",
     encode_seq2seq,
     summarization_compute_metrics,
-    text_columns=SUMMARY_COLUMNS,
-    label_columns=SUMMARY_LABELS,
+    text_columns=DOCUMENT_COLUMNS,
+    label_columns=SUMMARY_COLUMNS,
     collator=DataCollatorForSeq2Seq,
-    classes=False,
-    writes=True,
+    has_classes=False,
+    generates=True,
 )

@@ -1,4 +1,4 @@
-"""What a task is: which columns it reads, how they become tokens, and what its answers are worth."""
+"""What a task is: which columns it uses, how they become tokens, and how its predictions are evaluated."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from datasets import Dataset, DatasetDict
 from optimum.exporters.tasks import TasksManager
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
 
+from hf_efficient.data.columns import Columns, find_columns
 from hf_efficient.data.config import SOURCE_FIELDS, DataConfig
-from hf_efficient.errors import UserError
 
 Batch: TypeAlias = Mapping[str, list[Any]]
-Metrics: TypeAlias = Callable[[EvalPrediction], dict[str, float]]
+ComputeMetrics: TypeAlias = Callable[[EvalPrediction], dict[str, float]]
 
+# Common names of text columns; columns of one tuple are read together.
 TEXT_COLUMNS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -28,82 +29,80 @@ TEXT_COLUMNS = (
     ("review",),
 )
 LABEL_COLUMNS = ("label", "labels", "target", "score")
-# Columns of encoded rows that no model reads: the number of the row that each is of, and where its tokens stand.
-IGNORED = -100  # the label of what does not count
-EXAMPLE, PLACES = "example", "offset_mapping"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns that a task reads; `label` is None where there are no labels to learn from."""
-
-    texts: tuple[str, ...]
-    label: str | None
+IGNORE_INDEX = -100  # the label of tokens that the loss and the metrics ignore
+# Columns of tokenized rows that no model reads: the index of the raw row, and the characters of each token.
+EXAMPLE_INDEX, OFFSETS = "example", "offset_mapping"
 
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """How rows become tokens.
+    """Everything that a task needs to turn rows into token ids.
 
-    `numbers` holds the model's number of each label value, None where values are numbers already; `classes` is how
-    many it has. `token_types` asks for types of tokens; None: where the tokenizer's model reads them.
+    | field | meaning |
+    | --- | --- |
+    | label_to_id | the model's id of each label value; None if the values are ids already |
+    | return_token_type_ids | as for the tokenizer; None: if the tokenizer's model reads them |
+    | num_labels | number of classes of the model |
     """
 
     columns: Columns
     tokenizer: PreTrainedTokenizerBase
     data: DataConfig
-    numbers: Mapping[Any, int] | None = None
-    token_types: bool | None = None
-    classes: int = 0
+    label_to_id: Mapping[Any, int] | None = None
+    return_token_type_ids: bool | None = None
+    num_labels: int = 0
 
-    def tokens(self, *texts: Any, **settings: Any) -> dict[str, Any]:
-        """Return the ids of texts, cut to the longest that is allowed."""
-        settings = {"truncation": True, "max_length": self.data.max_length, **settings}
-        return dict(self.tokenizer(*texts, return_token_type_ids=self.token_types, **settings))
+    def tokenize(self, *texts: Any, **options: Any) -> dict[str, Any]:
+        """Return the token ids of texts, or of pairs of texts, truncated to `max_length`."""
+        options = {"truncation": True, "max_length": self.data.max_length, **options}
+        return dict(self.tokenizer(*texts, return_token_type_ids=self.return_token_type_ids, **options))
 
-    def labels(self, batch: Batch) -> list[Any] | None:
-        """Return the labels of a batch, None where there are none."""
+    def get_labels(self, batch: Batch) -> list[Any] | None:
+        """Return the labels of a batch; None if it has none."""
         return None if self.columns.label is None else batch.get(self.columns.label)
 
-    def number(self, value: Any) -> Any:
-        """Return what the model calls a label."""
-        return value if self.numbers is None else self.numbers[value]
+    def label_id(self, value: Any) -> Any:
+        """Return the model's id of a label value."""
+        return value if self.label_to_id is None else self.label_to_id[value]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of job: `name` is what Transformers calls it, `metric` the number that counts.
+    """One task, such as text classification.
 
     | field | meaning |
     | --- | --- |
+    | name | the value of `--task` |
     | pipeline | the name of the pipeline that runs such models |
-    | encode | from rows, with their numbers as `EXAMPLE`, to what a model reads; there may be more rows then |
-    | judge | from rows, their encoded form, the encoding and the model's config to `compute_metrics` of a `Trainer` |
-    | recognize | whether rows are for this task, by their columns; asked where neither flags nor model tell |
-    | find | the columns, where their names are not enough to tell |
-    | collator | makes the data collator of a tokenizer |
-    | problem_type | what Transformers calls the loss of a classifier |
-    | reduce_logits | makes of (logits, labels) what `judge` is given, where the logits are too many to keep |
-    | labelled | the data has a column of labels; otherwise labels are made of the text |
-    | classes | labels are classes of the model, with names |
-    | writes | answers are generated text |
+    | metric | the main metric of `build_compute_metrics` |
+    | encode | turns a batch of rows, with their indices in `EXAMPLE_INDEX`, into model inputs; may return more rows |
+    | build_compute_metrics | from raw rows, tokenized rows, encoder and model config to a `compute_metrics` function |
+    | matches | whether a dataset is for this task; used if neither the flags nor the model determine the task |
+    | find_columns | finds the columns of a task whose column names vary; None: by `text_columns` and `label_columns` |
+    | text_columns, label_columns | common names of the columns |
+    | collator | builds the data collator from a tokenizer |
+    | problem_type | `config.problem_type` of a classifier |
+    | reduce_logits | from (logits, labels) to smaller predictions, if all logits would not fit in memory |
+    | has_labels | the dataset has a column of labels; if not, labels are made from the text |
+    | has_classes | labels are named classes of the model |
+    | generates | predictions are generated text |
     """
 
     name: str
     pipeline: str
     metric: str
     encode: Callable[[Batch, RowEncoder], dict[str, Any]]
-    judge: Callable[[Dataset, Dataset, RowEncoder, PreTrainedConfig], Metrics]
-    recognize: Callable[[DatasetDict, DataConfig], bool] = lambda splits, data: False
-    find: Callable[[DatasetDict, DataConfig], Columns | None] = lambda splits, data: None
+    build_compute_metrics: Callable[[Dataset, Dataset, RowEncoder, PreTrainedConfig], ComputeMetrics]
+    matches: Callable[[DatasetDict, DataConfig], bool] = lambda splits, data: False
+    find_columns: Callable[[DatasetDict, DataConfig], Columns] | None = None
     text_columns: Sequence[tuple[str, ...]] = TEXT_COLUMNS
     label_columns: Sequence[str] = LABEL_COLUMNS
     collator: Callable[[PreTrainedTokenizerBase], Any] = DataCollatorWithPadding
     problem_type: str | None = None
     reduce_logits: Callable[[Any, Any], Any] | None = None
-    labelled: bool = True
-    classes: bool = True
-    writes: bool = False
+    has_labels: bool = True
+    has_classes: bool = True
+    generates: bool = False
 
     @property
     def auto_class(self) -> Any:
@@ -112,71 +111,44 @@ class Task:
 
     @property
     def head(self) -> str:
-        """How the names of classes with the task's head end, "ForSequenceClassification"."""
-        return "ForConditionalGeneration" if self.writes else str(self.auto_class.__name__).removeprefix("AutoModel")
+        """The suffix of model classes with the task's head, such as "ForSequenceClassification"."""
+        return "ForConditionalGeneration" if self.generates else self.auto_class.__name__.removeprefix("AutoModel")
 
-    def tokenize(self, splits: DatasetDict, encoding: RowEncoder) -> DatasetDict:
-        """Return the splits as token ids, not padded yet, with labels where there are any."""
-        # `datasets` would take other rows to evaluate on for other rows to train on, and ask the teacher again.
-        elsewhere: dict[str, Any] = dict.fromkeys(SOURCE_FIELDS)
-        encoding = replace(encoding, data=replace(encoding.data, **elsewhere))
+    def get_columns(self, splits: DatasetDict, data: DataConfig, needs_labels: bool = True) -> Columns:
+        """Return the columns that the task uses; without `needs_labels` the training data may have no labels.
 
-        def convert(batch: Batch, numbers: list[int]) -> dict[str, Any]:
-            return self.encode({**batch, EXAMPLE: numbers}, encoding)
+        Raises UserError if a column is missing.
+        """
+        if self.find_columns is not None:
+            return self.find_columns(splits, data)
+        label_columns = self.label_columns if self.has_labels else None
+        return find_columns(splits, data, self.text_columns, label_columns, needs_labels)
 
-        def apply(split: Dataset, name: str) -> Dataset:
-            settings = {"batched": True, "with_indices": True, "remove_columns": split.column_names}
-            return split.map(convert, desc=f"tokenizing {name}", **settings)
+    def tokenize(self, splits: DatasetDict, encoder: RowEncoder) -> DatasetDict:
+        """Return the splits as token ids without padding, with labels if there are any."""
+        # The cache of `datasets`, and that of the teacher's outputs, must not depend on where the rows come from.
+        no_source: dict[str, Any] = dict.fromkeys(SOURCE_FIELDS)
+        encoder = replace(encoder, data=replace(encoder.data, **no_source))
 
-        return DatasetDict({name: apply(split, name) for name, split in splits.items()})
+        def encode_batch(batch: Batch, indices: list[int]) -> dict[str, Any]:
+            return self.encode({**batch, EXAMPLE_INDEX: indices}, encoder)
+
+        def encode_split(split: Dataset, name: str) -> Dataset:
+            options = {"batched": True, "with_indices": True, "remove_columns": split.column_names}
+            return split.map(encode_batch, desc=f"tokenizing {name}", **options)
+
+        return DatasetDict({name: encode_split(split, name) for name, split in splits.items()})
 
 
 def get_logits(prediction: EvalPrediction) -> Any:
-    """Return the logits of a prediction, the first of what a model answers."""
+    """Return the logits of a prediction, which are the first of a model's outputs."""
     return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
 
 
-def find_columns(splits: DatasetDict, task: Task, config: DataConfig, needs_labels: bool = True) -> Columns:
-    """Return the columns that the flags name, or that have usual names.
-
-    Without `needs_labels` the training data may have none: only the evaluation data is read for them then.
-
-    Raises ValueError: a column is missing; the message lists those that are there and the flags that name one.
-    """
-    found = task.find(splits, config)
-    if found is not None:
-        return found
-    there = splits["train"].column_names
-    everywhere = [*there, *(() if needs_labels else splits["evaluation"].column_names)]
-    for flag in ("text_column", "text_pair_column", "label_column", "summary_column"):
-        column = getattr(config, flag)
-        if column is not None and column not in (everywhere if flag.startswith(("label", "summary")) else there):
-            raise UserError(f"{flag}={column!r} is no column of the data, which has {', '.join(there)}")
-    if config.text_column:
-        texts: tuple[str, ...] | None = tuple(c for c in (config.text_column, config.text_pair_column) if c)
-    else:
-        texts = next((names for names in task.text_columns if set(names) <= set(there)), None)
-    labelled = splits["train"] if needs_labels else splits["evaluation"]
-    label = (
-        config.label_column
-        or config.summary_column
-        or next((name for name in task.label_columns if name in labelled.column_names), None)
-    )
-    needs_labels = needs_labels and task.labelled
-    label = label if task.labelled else None
-    if texts is None or (label is None and needs_labels):
-        missing = "--text_column (and --text_pair_column)" if texts is None else "--label_column"
-        raise UserError(f"cannot tell which of the columns {', '.join(there)} is which: give {missing}")
-    absent = [c for c in (*texts, label) if c is not None and c not in splits["evaluation"].column_names]
-    if absent:
-        raise UserError(f"the evaluation data lacks the column {', '.join(absent)} of the training data")
-    return Columns(texts, label)
-
-
 def iterate_texts(rows: Dataset, task: Task, columns: Columns) -> Iterator[str]:
-    """Yield every text of the rows: what is read, and what is to be written."""
-    written = [columns.label] if task.writes and columns.label is not None else []
-    for name in dict.fromkeys((*columns.texts, *written)):
+    """Yield every text of the raw rows: the inputs, and for tasks that generate text the targets."""
+    targets = [columns.label] if task.generates and columns.label is not None else []
+    for name in dict.fromkeys((*columns.texts, *targets)):
         for value in rows[name]:
             if isinstance(value, dict):
                 yield from value.values()
@@ -185,5 +157,5 @@ def iterate_texts(rows: Dataset, task: Task, columns: Columns) -> Iterator[str]:
 
 
 def model_columns(rows: Dataset) -> Dataset:
-    """Return encoded rows with just what a model reads."""
-    return rows.remove_columns([name for name in (EXAMPLE, PLACES) if name in rows.column_names])
+    """Return tokenized rows with only the columns that a model reads."""
+    return rows.remove_columns([name for name in (EXAMPLE_INDEX, OFFSETS) if name in rows.column_names])

@@ -20,10 +20,12 @@ from transformers import (
 )
 
 from hf_efficient import EfficientTrainer
+from hf_efficient.data.columns import Columns
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.loading import load_splits
-from hf_efficient.tasks import TASKS, Columns, RowEncoder
+from hf_efficient.tasks import TASKS
 from hf_efficient.tasks.classification import classification_compute_metrics
+from hf_efficient.tasks.task import RowEncoder
 
 OUT = Path(__file__).parents[2] / "out"
 ASSETS = Path(os.environ.get("HF_EFFICIENT_ASSETS", ""))

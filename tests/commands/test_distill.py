@@ -2,12 +2,10 @@ import csv
 
 import pytest
 import torch
-from datasets import Dataset
 from reviews import BAD, GOOD, flags, save_model, tiny_config
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
@@ -15,8 +13,6 @@ from transformers import (
 
 from hf_efficient import CompressionReport
 from hf_efficient.cli import main, parse_job
-from hf_efficient.measurement.metrics import masked_lm_metrics
-from hf_efficient.tasks.masked_lm import MaskingCollator, mask_once, masked_token_scores
 
 
 def distill(workshop, **changes):
@@ -141,33 +137,3 @@ def test_a_made_student_is_distilled_by_compress_too(workshop):
     assert parse_job(flags(workshop, student_layers=1)).uses_distillation
     with pytest.raises(ValueError, match="learns from a teacher: leave out --distil False"):
         parse_job(flags(workshop, student_layers=1, distil=False))
-
-
-# ---- masked text ----
-
-
-def test_tokens_are_hidden_anew_unless_they_are_hidden_for_good(tmp_path):
-    save_model(tmp_path, BertForMaskedLM(tiny_config()))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    words = " ".join([*GOOD, *BAD] * 4)
-    data = Dataset.from_list([dict(tokenizer(words)), dict(tokenizer(words[:60]))])
-    collate, (first, second) = MaskingCollator(tokenizer), (mask_once(data, tokenizer, seed) for seed in (0, 0))
-    assert first[:] == second[:]
-    torch.manual_seed(0)
-    drawn = [collate([data[0]])["labels"] for _ in range(2)]
-    assert not torch.equal(*drawn)
-    batch = collate(list(first))
-    assert torch.equal(batch["labels"], collate(list(first))["labels"])
-    hidden = batch["labels"] != -100
-    assert 0 < int(hidden.sum()) < 20
-    assert torch.equal(batch["labels"][0][hidden[0]], torch.tensor(data[0]["input_ids"])[hidden[0]])
-
-
-def test_guesses_are_judged_by_their_probability():
-    logits = torch.tensor([[[0.0, 0.0], [0.0, 3.0], [9.0, 9.0]]]).log_softmax(-1)
-    labels = torch.tensor([[0, 1, -100]])
-    judged = masked_token_scores(logits, labels)
-    found = masked_lm_metrics(judged.numpy(), labels.numpy())
-    right = torch.tensor([0.0, 3.0]).softmax(-1)[1]
-    assert found["perplexity"] == pytest.approx(float((2 / right).sqrt()), rel=1e-6)
-    assert found["accuracy"] == 1.0

@@ -77,7 +77,7 @@ class Wire(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def _read(self) -> bytes:
-        if self.headers.get("Transfer-RowEncoder") != "chunked":
+        if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         chunks = []
         while size := int(self.rfile.readline().split(b";")[0], 16):

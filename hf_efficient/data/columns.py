@@ -1,0 +1,69 @@
+"""Which columns of a dataset hold the texts and the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from datasets import DatasetDict
+
+from hf_efficient.data.config import DataConfig
+from hf_efficient.errors import UserError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of texts and labels; `label` is None if there are no labels."""
+
+    texts: tuple[str, ...]
+    label: str | None
+
+
+def find_columns(
+    splits: DatasetDict,
+    config: DataConfig,
+    text_columns: Sequence[tuple[str, ...]],
+    label_columns: Sequence[str] | None,
+    needs_labels: bool = True,
+) -> Columns:
+    """Return the columns named by `config`, or else those with a common name.
+
+    | argument | meaning |
+    | --- | --- |
+    | text_columns | tuples of column names that are read together; the first tuple of existing columns is used |
+    | label_columns | names of label columns, the first existing one is used; None if the task has no label column |
+    | needs_labels | the training data must have labels; if not, only the evaluation data is searched for them |
+
+    Raises UserError if a column is missing; the message lists the existing columns and the flag to set.
+    """
+    train, evaluation = splits["train"].column_names, splits["evaluation"].column_names
+    labelled = train if needs_labels else evaluation
+    _check_named_columns(config, train, [*train, *labelled])
+    if config.text_column:
+        texts: tuple[str, ...] | None = tuple(name for name in (config.text_column, config.text_pair_column) if name)
+    else:
+        texts = next((names for names in text_columns if set(names) <= set(train)), None)
+    label = None
+    if label_columns is not None:
+        common_name = next((name for name in label_columns if name in labelled), None)
+        label = config.label_column or config.summary_column or common_name
+    if texts is None or (label is None and label_columns is not None and needs_labels):
+        flags = "--text_column (and --text_pair_column)" if texts is None else "--label_column"
+        kind = "text" if texts is None else "label"
+        raise UserError(f"cannot tell which of the columns {', '.join(train)} is the {kind} column: give {flags}")
+    missing = [name for name in (*texts, label) if name is not None and name not in evaluation]
+    if missing:
+        raise UserError(f"the evaluation data lacks the column {', '.join(missing)} of the training data")
+    return Columns(texts, label)
+
+
+def _check_named_columns(config: DataConfig, text_names: Sequence[str], label_names: Sequence[str]) -> None:
+    for flag, names in (
+        ("text_column", text_names),
+        ("text_pair_column", text_names),
+        ("label_column", label_names),
+        ("summary_column", label_names),
+    ):
+        column = getattr(config, flag)
+        if column is not None and column not in names:
+            raise UserError(f"{flag}={column!r} is not a column of the data, which has {', '.join(text_names)}")
