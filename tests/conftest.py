@@ -1,4 +1,4 @@
-"""Tiny random models, and the handful of things that most tests do with them."""
+"""Tiny random models of every family, inputs for them, and checks that many tests share."""
 
 import os
 
@@ -13,7 +13,7 @@ import datasets
 import pytest
 import torch
 from heads import BERT_HEADS, HEADS
-from reviews import reviewer, workshop  # noqa: F401 (fixtures)
+from reviews import job_dir, review_model_dir  # noqa: F401 (fixtures)
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -24,8 +24,8 @@ from hf_efficient.pruning.selection import Selection
 
 
 @pytest.fixture(autouse=True)
-def own_caches(tmp_path_factory, monkeypatch):
-    """Gives every test a place of its own for data sets and the teachers' answers to them."""
+def separate_dataset_cache(tmp_path_factory, monkeypatch):
+    """Give each test its own cache of datasets, so that none depends on what another test has cached."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
@@ -52,7 +52,7 @@ TINY_T5 = {
     "eos_token_id": 1,
     "decoder_start_token_id": 0,
 }
-# Three layers a stack, four heads an attention block, 64 neurons: SHAPES below count on it.
+# SHAPES below assume three layers in each stack, four heads in each attention block and 64 neurons.
 TINY_OF_FAMILY: dict[str, dict[str, object]] = {
     "bert": TINY,
     "roberta": TINY_ROBERTA,
@@ -69,11 +69,11 @@ TINY_OF_FAMILY: dict[str, dict[str, object]] = {
     },
     "electra": {**TINY, "embedding_size": 16},
     "t5": TINY_T5,
-    "mt5": TINY_T5,  # whose feed-forward blocks are gated
+    "mt5": TINY_T5,  # with gated feed-forward blocks
 }
-SEGMENTED = ("bert", "electra")
-ENDED = ("t5", "mt5")  # every text ends with the token that the classifier looks at
-# For each layer of the tiny model the positions of the heads and neurons that stay; a layer that is not named goes.
+FAMILIES_WITH_TOKEN_TYPES = ("bert", "electra")
+FAMILIES_WITH_EOS = ("t5", "mt5")  # their classifier reads the end-of-sequence token
+# For each kept layer, the positions of its kept heads and neurons.
 SHAPES: dict[str, dict[int, tuple[Sequence[int], Sequence[int]]]] = {
     "uneven widths": {0: ((1, 3), range(0, 64, 3)), 1: ((0,), range(5)), 2: (range(4), range(64))},
     "a block without heads": {0: (range(4), range(64)), 1: ((), range(7, 40)), 2: ((2,), range(64))},
@@ -98,37 +98,37 @@ def _no_progress_bars() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def heads() -> tuple[str, ...]:
-    """The names of all classes of the BERT family."""
+    """Return the names of all model classes of the BERT family."""
     return BERT_HEADS
 
 
 @pytest.fixture(params=BERT_HEADS)
 def head(request: pytest.FixtureRequest) -> str:
-    """The name of each class of the BERT family in turn."""
+    """Run the test for each model class of the BERT family, by name."""
     return request.param
 
 
 @pytest.fixture(params=HEADS)
 def any_head(request: pytest.FixtureRequest) -> str:
-    """The name of each stock class of each family in turn."""
+    """Run the test for each model class of each family, by name."""
     return request.param
 
 
 @pytest.fixture(params=SHAPES)
 def shape(request: pytest.FixtureRequest) -> str:
-    """The name of each shape in turn."""
+    """Run the test for each of SHAPES, by name."""
     return request.param
 
 
 @pytest.fixture(params=UNEVEN)
 def uneven_shape(request: pytest.FixtureRequest) -> str:
-    """The name of each shape in turn that no stock class holds."""
+    """Run the test for each of SHAPES that no stock class can hold, by name."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., PreTrainedModel]:
-    """Builds a tiny model by the name of its class, weights N(0, 0.3), so that no two units do the same."""
+    """Build a tiny model by the name of its class; random weights make every unit different from every other."""
 
     def make(head: str = "BertForSequenceClassification", seed: int = 0, **changes: object) -> PreTrainedModel:
         family, cls = HEADS[head]
@@ -148,7 +148,7 @@ def make_model() -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
-    """Builds padded inputs for a head, with the labels that it asks for if wanted."""
+    """Build padded inputs for a model class, on request with labels for its task head."""
 
     def make(head: str = "BertForSequenceClassification", labelled: bool = False, seed: int = 0) -> dict:
         family, task = HEADS[head][0].model_type, head.partition("For")[2]
@@ -158,11 +158,11 @@ def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
         lengths = torch.tensor([9, 6, 3]).view(3, *[1] * (len(shape) - 1))
         mask = (torch.arange(9) < lengths).long().expand(shape)
         ids = torch.randint(padding + 1, 100, shape, generator=generator)
-        if family in ENDED:
+        if family in FAMILIES_WITH_EOS:
             ids = ids.clamp(2).scatter(1, lengths - 1, 1)
         ids = torch.where(mask.bool(), ids, padding)
         batch = {"input_ids": ids, "attention_mask": mask.contiguous()}
-        if family in SEGMENTED:
+        if family in FAMILIES_WITH_TOKEN_TYPES:
             batch["token_type_ids"] = (torch.arange(9) >= 2).long().expand(shape) * mask
         if head in ("T5Model", "MT5Model") or (task == "ConditionalGeneration" and not labelled):
             batch["decoder_input_ids"] = torch.randint(2, 100, (3, 5), generator=generator)
@@ -186,57 +186,60 @@ def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="session")
 def outputs() -> Callable[[PreTrainedModel, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """Computes every tensor that a model answers with, by name.
+    """Compute all output tensors of a model, by name.
 
-    A copy computes: weights in a mapped file may be aligned otherwise, and take kernels that round otherwise.
+    A copy of the model is run: weights in a memory-mapped file can be aligned differently, and then round differently.
     """
 
     def compute(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            answer = copy.deepcopy(model)(**batch)
-        return {name: value for name, value in answer.items() if torch.is_tensor(value)}
+            result = copy.deepcopy(model)(**batch)
+        return {name: value for name, value in result.items() if torch.is_tensor(value)}
 
     return compute
 
 
 @pytest.fixture(scope="session")
 def assert_same() -> Callable[..., None]:
-    """Fails unless two models' outputs are the same tensors, up to `atol`."""
+    """Check that two models have the same outputs, up to `atol`."""
 
-    def check(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], atol: float) -> None:
-        assert found.keys() == expected.keys()
+    def check(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], atol: float) -> None:
+        assert actual.keys() == expected.keys()
         for name in expected:
-            torch.testing.assert_close(found[name], expected[name], atol=atol, rtol=atol)
+            torch.testing.assert_close(actual[name], expected[name], atol=atol, rtol=atol)
 
     return check
 
 
 @pytest.fixture(scope="session")
 def assert_same_weights() -> Callable[[PreTrainedModel, PreTrainedModel], None]:
-    """Fails unless two models hold the same weights, bit by bit, under the same names."""
+    """Check that two models have exactly the same weights, under the same names."""
 
-    def check(found: PreTrainedModel, expected: PreTrainedModel) -> None:
-        ours, theirs = found.state_dict(), expected.state_dict()
-        assert ours.keys() == theirs.keys()
-        assert not [name for name in theirs if not torch.equal(ours[name], theirs[name])]
+    def check(actual: PreTrainedModel, expected: PreTrainedModel) -> None:
+        actual_weights, expected_weights = actual.state_dict(), expected.state_dict()
+        assert actual_weights.keys() == expected_weights.keys()
+        different = [
+            name for name, weight in expected_weights.items() if not torch.equal(actual_weights[name], weight)
+        ]
+        assert different == []
 
     return check
 
 
 @pytest.fixture(scope="session")
 def select(make_model: Callable[..., PreTrainedModel]) -> Callable[..., Selection]:
-    """Returns the selection that gives a tiny model the shape of that name, in each of its stacks."""
+    """Return the selection that gives each stack of a tiny model the named shape."""
 
     @cache
-    def parts(head: str) -> tuple[list[str], dict[str, bool]]:
-        """The layers of the model, and for each of its blocks whether its units are heads."""
+    def layers_and_blocks(head: str) -> tuple[list[str], dict[str, bool]]:
+        """Return the names of the layers, and for each block whether its units are heads."""
         with torch.random.fork_rng(devices=[]):
             model = make_model(head)
         blocks = family_of(model).blocks(model)
         return list(family_of(model).layers(model)), {n: isinstance(b, AttentionBlock) for n, b in blocks.items()}
 
     def selection(shape: str, head: str = "BertModel") -> Selection:
-        layers, blocks = parts(head)
+        layers, blocks = layers_and_blocks(head)
         units: dict[str, tuple[int, ...]] = {}
         for name, has_heads in blocks.items():
             heads, neurons = SHAPES[shape].get(int(name.split(".")[1]), ((), ()))
@@ -248,7 +251,7 @@ def select(make_model: Callable[..., PreTrainedModel]) -> Callable[..., Selectio
 
 @pytest.fixture(scope="session")
 def gates_of() -> Callable[[PreTrainedModel, Selection], tuple[dict, dict]]:
-    """Returns the gates of units and layers that are 1 for what a selection keeps and 0 for the rest."""
+    """Return gates of units and layers: 1 for what a selection keeps, 0 for the rest."""
 
     def gates(model: PreTrainedModel, selection: Selection) -> tuple[dict, dict]:
         units = {}

@@ -1,4 +1,4 @@
-"""Every class of every family that can be pruned, by its name."""
+"""All pruned model classes of all families, by name."""
 
 from hf_efficient.models import FAMILIES
 

@@ -1,4 +1,4 @@
-"""Tiny reviews of films, a classifier that has learnt them, and the flags of a job on them."""
+"""A tiny dataset of film reviews, a classifier trained on it, and the flags of a command on both."""
 
 import csv
 import shutil
@@ -15,6 +15,7 @@ GOOD, BAD = ("good", "great", "lovely", "fine"), ("bad", "awful", "dull", "poor"
 
 
 def write_reviews(path: Path, count: int, labels=("negative", "positive"), shift: int = 0) -> Path:
+    """Write `count` reviews that differ from those of other values of `shift`."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sentence", "label"])
@@ -27,6 +28,7 @@ def write_reviews(path: Path, count: int, labels=("negative", "positive"), shift
 
 
 def save_model(folder: Path, model, texts=("the a an film number was", *GOOD, *BAD, "0 1 2 3 4 5 6")) -> Path:
+    """Save a model with a tokenizer of the words in `texts`."""
     model.save_pretrained(folder)
     train_tokenizer(texts, 200).save_pretrained(folder)
     return folder
@@ -47,9 +49,9 @@ def tiny_config(**changes) -> BertConfig:
 
 
 @pytest.fixture(scope="session")
-def reviewer(tmp_path_factory) -> Path:
-    """A folder with a tiny classifier that has learnt the reviews."""
-    folder = tmp_path_factory.mktemp("reviewer")
+def review_model_dir(tmp_path_factory) -> Path:
+    """Return a folder with a tiny classifier that is trained on the reviews."""
+    folder = tmp_path_factory.mktemp("review_model_dir")
     set_seed(0)
     save_model(folder, BertForSequenceClassification(tiny_config()))
     model, tokenizer = BertForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -66,20 +68,21 @@ def reviewer(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def workshop(tmp_path: Path, reviewer: Path) -> Path:
-    """A folder with `model` (a BERT classifier), `train.csv` and `dev.csv`."""
-    shutil.copytree(reviewer, tmp_path / "model")
+def job_dir(tmp_path: Path, review_model_dir: Path) -> Path:
+    """Return a folder with `model` (a BERT classifier), `train.csv` and `dev.csv`."""
+    shutil.copytree(review_model_dir, tmp_path / "model")
     write_reviews(tmp_path / "train.csv", 64)
     write_reviews(tmp_path / "dev.csv", 24, shift=64)
     return tmp_path
 
 
-def flags(workshop: Path, **changes: object) -> list[str]:
+def flags(job_dir: Path, **changes: object) -> list[str]:
+    """Return the flags of a command that trains the model in `job_dir`; None leaves a flag out."""
     values = {
-        "model_name_or_path": workshop / "model",
-        "train_file": workshop / "train.csv",
-        "validation_file": workshop / "dev.csv",
-        "output_dir": workshop / "out",
+        "model_name_or_path": job_dir / "model",
+        "train_file": job_dir / "train.csv",
+        "validation_file": job_dir / "dev.csv",
+        "output_dir": job_dir / "out",
         "num_train_epochs": 6,
         "learning_rate": 5e-3,
         "report_to": "none",

@@ -1,4 +1,4 @@
-"""Tiny trainers and data, for the tests of training."""
+"""Tiny trainers, models and data, for the tests of training."""
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from hf_efficient import EfficientTrainer
+from hf_efficient.trainer.run import CompressionRun
 
 LENGTHS = (5, 9, 3, 12, 7, 4, 11, 6)
 
@@ -88,6 +89,11 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def set_up_distillation(trainer):
+    """Does what `train` does before it trains under a teacher."""
+    CompressionRun(trainer, train=None).set_up_distillation()
+
+
 def livelier(model):
     for parameter in model.parameters():
         parameter.data.mul_(3)
@@ -103,7 +109,7 @@ def t5(seed=1, width=32, dropout=0.0):
 
 
 def written(count=32):
-    """Texts with texts as labels, of other lengths."""
+    """Return rows of token ids with shorter token ids as labels, as for translation."""
     return Dataset.from_list(
         [
             {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"], "labels": row["input_ids"][1::2]}
@@ -123,11 +129,11 @@ def pad(examples, filled=-100):
 
 
 class InterruptionError(Exception):
-    """What stops a training as a killed process would."""
+    """Stops a training at a step, as if its process was killed."""
 
 
 def stopping(trainer, at):
-    """Returns `trainer`, which will stop at the step `at` of all phases together, counted from 0, as if killed."""
+    """Return `trainer`, which raises InterruptionError at step `at`, counted from 0 over all phases."""
     training_step, steps = trainer.training_step, iter(range(10_000))
 
     def step(*args, **kwargs):
@@ -140,6 +146,6 @@ def stopping(trainer, at):
 
 
 def stop(trainer, at):
-    """Trains until the step `at`, and stops there."""
+    """Train until the interruption at step `at`."""
     with pytest.raises(InterruptionError):
         stopping(trainer, at).train()

@@ -33,10 +33,10 @@ with torch.no_grad():
 """
 
 
-def test_the_main_job_ends_in_a_folder_that_loads_elsewhere(workshop, capsys):
-    assert main(["compress", *flags(workshop, target_flops=2, scheme="int8_dynamic", rounds=2)]) == 0
+def test_the_main_job_ends_in_a_folder_that_loads_elsewhere(job_dir, capsys):
+    assert main(["compress", *flags(job_dir, target_flops=2, scheme="int8_dynamic", rounds=2)]) == 0
     screen = capsys.readouterr().out
-    out = workshop / "out"
+    out = job_dir / "out"
     report = CompressionReport.load(out)
     assert [row.role for row in report.models] == ["teacher", "student", "quantized"]
     assert report.metric == "accuracy"
@@ -53,13 +53,13 @@ def test_the_main_job_ends_in_a_folder_that_loads_elsewhere(workshop, capsys):
     assert f"{report.row('quantized').metrics['accuracy']:.4f}" in card
     assert "pip install transformers torch torchao" in card
     assert "trust_remote_code=True" in card
-    assert str(workshop) not in card + (out / "compression_report.json").read_text()
+    assert str(job_dir) not in card + (out / "compression_report.json").read_text()
 
     model = AutoModelForSequenceClassification.from_pretrained(out).eval()
     inputs = AutoTokenizer.from_pretrained(out)(["a good film", "an awful film"], padding=True, return_tensors="pt")
     here = model(**inputs).logits.tolist()
     done = subprocess.run(
-        [sys.executable, "-c", FRESH_PROCESS, str(out)], capture_output=True, text=True, check=True, cwd=workshop
+        [sys.executable, "-c", FRESH_PROCESS, str(out)], capture_output=True, text=True, check=True, cwd=job_dir
     )
     assert torch.allclose(torch.tensor(json.loads(done.stdout.splitlines()[-1])), torch.tensor(here), atol=1e-6)
 
@@ -67,58 +67,58 @@ def test_the_main_job_ends_in_a_folder_that_loads_elsewhere(workshop, capsys):
     assert report.row("quantized").bytes_on_disk == bytes_of_weights
 
 
-def test_a_finished_run_returns_at_once_and_is_not_overwritten(workshop, capsys):
-    arguments = ["compress", *flags(workshop, layers=0.5, num_train_epochs=1)]
+def test_a_finished_run_returns_at_once_and_is_not_overwritten(job_dir, capsys):
+    arguments = ["compress", *flags(job_dir, layers=0.5, num_train_epochs=1)]
     assert main(arguments) == 0
-    before = (workshop / "out" / "model.safetensors").stat().st_mtime_ns
+    before = (job_dir / "out" / "model.safetensors").stat().st_mtime_ns
     assert main(arguments) == 2
     assert "already holds a model" in capsys.readouterr().err
     assert main([*arguments, "--resume_from_checkpoint", "True"]) == 0
-    assert (workshop / "out" / "model.safetensors").stat().st_mtime_ns == before
+    assert (job_dir / "out" / "model.safetensors").stat().st_mtime_ns == before
     assert main([*arguments, "--overwrite_output_dir"]) == 0
-    assert (workshop / "out" / "model.safetensors").stat().st_mtime_ns != before
+    assert (job_dir / "out" / "model.safetensors").stat().st_mtime_ns != before
 
 
 @pytest.mark.parametrize("said", ["True", "False"])
-def test_resuming_where_nothing_is_starts(workshop, said):
-    assert main(["compress", *flags(workshop, num_train_epochs=1, resume_from_checkpoint=said)]) == 0
-    assert CompressionReport.load(workshop / "out").stages == ["trained for 8 steps"]
+def test_resuming_where_nothing_is_starts(job_dir, said):
+    assert main(["compress", *flags(job_dir, num_train_epochs=1, resume_from_checkpoint=said)]) == 0
+    assert CompressionReport.load(job_dir / "out").stages == ["trained for 8 steps"]
 
 
-def test_a_model_without_a_head_is_fine_tuned_first(workshop, capsys):
+def test_a_model_without_a_head_is_fine_tuned_first(job_dir, capsys):
     set_seed(0)
-    save_model(workshop / "base", BertModel(tiny_config(id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id=None)))
-    assert main(["compress", *flags(workshop, model_name_or_path=workshop / "base", layers=0.5)]) == 0
-    report = CompressionReport.load(workshop / "out")
+    save_model(job_dir / "base", BertModel(tiny_config(id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id=None)))
+    assert main(["compress", *flags(job_dir, model_name_or_path=job_dir / "base", layers=0.5)]) == 0
+    report = CompressionReport.load(job_dir / "out")
     assert report.stages[0].startswith("fine-tuned on the same data first")
     assert report.row("teacher").metrics["accuracy"] > 0.9
-    assert AutoModelForSequenceClassification.from_pretrained(workshop / "out").config.label2id == {
+    assert AutoModelForSequenceClassification.from_pretrained(job_dir / "out").config.label2id == {
         "negative": 0,
         "positive": 1,
     }
 
 
-def test_without_compression_it_is_plain_fine_tuning(workshop):
-    assert main(["compress", *flags(workshop)]) == 0
-    report = CompressionReport.load(workshop / "out")
+def test_without_compression_it_is_plain_fine_tuning(job_dir):
+    assert main(["compress", *flags(job_dir)]) == 0
+    report = CompressionReport.load(job_dir / "out")
     assert [row.role for row in report.models] == ["model"]
-    assert type(AutoModelForSequenceClassification.from_pretrained(workshop / "out")) is BertForSequenceClassification
+    assert type(AutoModelForSequenceClassification.from_pretrained(job_dir / "out")) is BertForSequenceClassification
 
 
-def test_the_scheme_alone_trains_nothing(workshop):
-    assert main(["compress", *flags(workshop, scheme="int8_weight_only")]) == 0
-    report = CompressionReport.load(workshop / "out")
+def test_the_scheme_alone_trains_nothing(job_dir):
+    assert main(["compress", *flags(job_dir, scheme="int8_weight_only")]) == 0
+    report = CompressionReport.load(job_dir / "out")
     assert [row.role for row in report.models] == ["teacher", "quantized"]
     assert not any("trained" in stage for stage in report.stages)
 
 
-def test_regression_is_told_by_its_labels(workshop):
+def test_regression_is_told_by_its_labels(job_dir):
     set_seed(0)
-    save_model(workshop / "base", BertModel(tiny_config()))
+    save_model(job_dir / "base", BertModel(tiny_config()))
     for name, count in (("train.csv", 64), ("dev.csv", 24)):
-        write_reviews(workshop / name, count, labels=(0.5, 4.5))
-    assert main(["compress", *flags(workshop, model_name_or_path=workshop / "base", layers=0.5)]) == 0
-    report = CompressionReport.load(workshop / "out")
+        write_reviews(job_dir / name, count, labels=(0.5, 4.5))
+    assert main(["compress", *flags(job_dir, model_name_or_path=job_dir / "base", layers=0.5)]) == 0
+    report = CompressionReport.load(job_dir / "out")
     assert report.metric == "spearman"
     assert report.row("student").metrics["spearman"] > 0.8
     teacher, student = report.row("teacher"), report.row("student")
@@ -128,30 +128,30 @@ def test_regression_is_told_by_its_labels(workshop):
     assert kept != student.metrics["pearson"] / teacher.metrics["pearson"]
 
 
-def test_the_script_is_the_command(workshop):
+def test_the_script_is_the_command(job_dir):
     script = Path(__file__).parents[2] / "scripts" / "compress.py"
     done = subprocess.run([sys.executable, str(script), "--nothing"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--model_name_or_path" in done.stderr
 
 
-def test_measure_puts_models_side_by_side(workshop, capsys):
+def test_measure_puts_models_side_by_side(job_dir, capsys):
     set_seed(1)
-    save_model(workshop / "other", BertForSequenceClassification(tiny_config(num_hidden_layers=1)))
+    save_model(job_dir / "other", BertForSequenceClassification(tiny_config(num_hidden_layers=1)))
     command = [
         "measure",
-        str(workshop / "model"),
-        str(workshop / "other"),
+        str(job_dir / "model"),
+        str(job_dir / "other"),
         "--validation_file",
-        str(workshop / "dev.csv"),
+        str(job_dir / "dev.csv"),
     ]
-    assert main([*command, "--output_dir", str(workshop / "measured"), "--latency_sequence_length", "16"]) == 0
-    report = CompressionReport.load(workshop / "measured")
+    assert main([*command, "--output_dir", str(job_dir / "measured"), "--latency_sequence_length", "16"]) == 0
+    report = CompressionReport.load(job_dir / "measured")
     assert [row.name for row in report.models] == ["model", "other"]
     assert report.models[1].ratios.flops == pytest.approx(2, rel=0.05)
-    model = AutoModelForSequenceClassification.from_pretrained(workshop / "other").eval()
-    tokenizer = AutoTokenizer.from_pretrained(workshop / "other")
-    rows = load_dataset("csv", data_files=str(workshop / "dev.csv"), split="train")
+    model = AutoModelForSequenceClassification.from_pretrained(job_dir / "other").eval()
+    tokenizer = AutoTokenizer.from_pretrained(job_dir / "other")
+    rows = load_dataset("csv", data_files=str(job_dir / "dev.csv"), split="train")
     with torch.no_grad():
         found = model(**tokenizer(rows["sentence"][:], padding=True, return_tensors="pt")).logits.argmax(-1).tolist()
     right = sum(model.config.id2label[index] == label for index, label in zip(found, rows["label"], strict=True))
@@ -161,45 +161,45 @@ def test_measure_puts_models_side_by_side(workshop, capsys):
 # ---- bad input: a sentence, status 2, nothing written --------------------------------------------------------------
 
 
-def no_label(workshop):
-    (workshop / "train.csv").write_text("sentence,label\ngood film,positive\nbad film,\n")
+def no_label(job_dir):
+    (job_dir / "train.csv").write_text("sentence,label\ngood film,positive\nbad film,\n")
 
 
-def other_labels(workshop):
-    write_reviews(workshop / "train.csv", 8, labels=("no", "yes"))
+def other_labels(job_dir):
+    write_reviews(job_dir / "train.csv", 8, labels=("no", "yes"))
 
 
-def too_many_labels(workshop):
-    write_reviews(workshop / "train.csv", 8, labels=(0, 7))
-    write_reviews(workshop / "dev.csv", 8, labels=(0, 1))
+def too_many_labels(job_dir):
+    write_reviews(job_dir / "train.csv", 8, labels=(0, 7))
+    write_reviews(job_dir / "dev.csv", 8, labels=(0, 1))
 
 
-def no_rows(workshop):
-    (workshop / "train.csv").write_text("sentence,label\n")
+def no_rows(job_dir):
+    (job_dir / "train.csv").write_text("sentence,label\n")
 
 
-def no_bytes(workshop):
-    (workshop / "train.csv").write_text("")
+def no_bytes(job_dir):
+    (job_dir / "train.csv").write_text("")
 
 
-def unknown_columns(workshop):
-    (workshop / "train.csv").write_text("a,b\n1,2\n")
+def unknown_columns(job_dir):
+    (job_dir / "train.csv").write_text("a,b\n1,2\n")
 
 
-def unknown_family(workshop):
+def unknown_family(job_dir):
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=200, pad_token_id=0, num_labels=2)
     model = GPT2ForSequenceClassification(config)
     model.config.id2label, model.config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
-    save_model(workshop / "model", model)
+    save_model(job_dir / "model", model)
 
 
-def other_teacher(workshop):
+def other_teacher(job_dir):
     config = tiny_config(id2label={0: "positive", 1: "negative"}, label2id={"positive": 0, "negative": 1})
-    save_model(workshop / "teacher", BertForSequenceClassification(config))
+    save_model(job_dir / "teacher", BertForSequenceClassification(config))
 
 
-def other_vocabulary(workshop):
-    save_model(workshop / "teacher", BertForSequenceClassification(tiny_config(vocab_size=300)))
+def other_vocabulary(job_dir):
+    save_model(job_dir / "teacher", BertForSequenceClassification(tiny_config(vocab_size=300)))
 
 
 BAD_INPUT = {
@@ -233,18 +233,18 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_gets_a_sentence_and_writes_nothing(workshop, capsys, monkeypatch, name):
+def test_bad_input_gets_a_sentence_and_writes_nothing(job_dir, capsys, monkeypatch, name):
     spoil, changes, sentence = BAD_INPUT[name]
-    monkeypatch.chdir(workshop)
+    monkeypatch.chdir(job_dir)
     if spoil is not None:
-        spoil(workshop)
-    if (workshop / "teacher").exists():
-        changes = {**changes, "teacher_name_or_path": workshop / "teacher"}
-    assert main(["compress", *flags(workshop, **{"target_flops": 2, **changes})]) == 2
+        spoil(job_dir)
+    if (job_dir / "teacher").exists():
+        changes = {**changes, "teacher_name_or_path": job_dir / "teacher"}
+    assert main(["compress", *flags(job_dir, **{"target_flops": 2, **changes})]) == 2
     shown = capsys.readouterr()
     assert sentence in " ".join(shown.err.split())
     assert "Traceback" not in shown.err
-    left = [path for path in (workshop / "out").rglob("*") if path.is_file()]
+    left = [path for path in (job_dir / "out").rglob("*") if path.is_file()]
     assert not left
 
 
@@ -256,21 +256,21 @@ def test_bad_input_gets_a_sentence_and_writes_nothing(workshop, capsys, monkeypa
     ],
     ids=["abbreviated", "unknown"],
 )
-def test_flags_that_are_not_there_are_refused(workshop, capsys, argv, sentence):
+def test_flags_that_are_not_there_are_refused(job_dir, capsys, argv, sentence):
     with pytest.raises(SystemExit) as stop:
-        main(["compress", *flags(workshop), *argv])
+        main(["compress", *flags(job_dir), *argv])
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
 
 
-def test_flags_win_over_the_recipe(workshop):
-    (workshop / "recipe.yaml").write_text("target_speedup: 3\ntemperature: 4\nbf16: false\n")
-    job = parse_job([*flags(workshop, target_speedup=2), "--config", str(workshop / "recipe.yaml")])
+def test_flags_win_over_the_recipe(job_dir):
+    (job_dir / "recipe.yaml").write_text("target_speedup: 3\ntemperature: 4\nbf16: false\n")
+    job = parse_job([*flags(job_dir, target_speedup=2), "--config", str(job_dir / "recipe.yaml")])
     assert (job.pruning.target_speedup, job.distillation.temperature) == (2.0, 4.0)
     assert job.uses_distillation
     assert job.quantization.scheme is None
-    assert not parse_job(flags(workshop)).uses_distillation
-    assert not parse_job([*flags(workshop, target_speedup=2), "--distil", "False"]).uses_distillation
+    assert not parse_job(flags(job_dir)).uses_distillation
+    assert not parse_job([*flags(job_dir, target_speedup=2), "--distil", "False"]).uses_distillation
 
 
 def test_an_unknown_command_lists_the_commands(capsys):
@@ -279,20 +279,20 @@ def test_an_unknown_command_lists_the_commands(capsys):
     assert main(["--help"]) == 0
 
 
-def test_prune_removes_without_training(workshop, capsys):
-    assert main(["prune", *flags(workshop, target_flops=2, num_train_epochs=None)]) == 0
-    report = CompressionReport.load(workshop / "out")
+def test_prune_removes_without_training(job_dir, capsys):
+    assert main(["prune", *flags(job_dir, target_flops=2, num_train_epochs=None)]) == 0
+    report = CompressionReport.load(job_dir / "out")
     assert [row.role for row in report.models] == ["teacher", "student"]
     assert report.row("student").ratios.flops >= 2
     assert not [stage for stage in report.stages if stage.startswith("trained")]
     assert report.configs["training"]["num_train_epochs"] == 0
-    assert not list((workshop / "out").glob("_*"))
-    assert "PrunedBertForSequenceClassification" in (workshop / "out" / "config.json").read_text()
+    assert not list((job_dir / "out").glob("_*"))
+    assert "PrunedBertForSequenceClassification" in (job_dir / "out" / "config.json").read_text()
 
 
-def test_prune_in_rounds_scores_anew_after_each(workshop):
-    assert main(["prune", *flags(workshop, neurons=0.75, rounds=2, num_train_epochs=None)]) == 0
-    stages = CompressionReport.load(workshop / "out").stages
+def test_prune_in_rounds_scores_anew_after_each(job_dir):
+    assert main(["prune", *flags(job_dir, neurons=0.75, rounds=2, num_train_epochs=None)]) == 0
+    stages = CompressionReport.load(job_dir / "out").stages
     assert [stage.split(":")[0] for stage in stages] == [
         f"pruned by fisher, round {n} of 2, corrected by least squares" for n in (1, 2)
     ]
@@ -312,58 +312,58 @@ def test_prune_in_rounds_scores_anew_after_each(workshop):
     ],
     ids=str,
 )
-def test_prune_refuses_what_it_cannot_do(workshop, capsys, changes, sentence):
-    assert main(["prune", *flags(workshop, num_train_epochs=None, **changes)]) == 2
+def test_prune_refuses_what_it_cannot_do(job_dir, capsys, changes, sentence):
+    assert main(["prune", *flags(job_dir, num_train_epochs=None, **changes)]) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
-    assert not (workshop / "out" / "config.json").exists()
+    assert not (job_dir / "out" / "config.json").exists()
 
 
-def test_connections_stay_zero_in_a_folder_that_any_transformers_loads(workshop):
-    assert main(["compress", *flags(workshop, weights=0.5, criterion="magnitude", rounds=2)]) == 0
-    report = CompressionReport.load(workshop / "out")
+def test_connections_stay_zero_in_a_folder_that_any_transformers_loads(job_dir):
+    assert main(["compress", *flags(job_dir, weights=0.5, criterion="magnitude", rounds=2)]) == 0
+    report = CompressionReport.load(job_dir / "out")
     teacher, student = report.row("teacher"), report.row("student")
     assert student.parameters == teacher.parameters
     assert student.nonzero_parameters < teacher.nonzero_parameters
     assert student.compressed_bytes_on_disk < 0.9 * teacher.compressed_bytes_on_disk
-    model = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(job_dir / "out")
     assert type(model) is BertForSequenceClassification
-    assert "neither faster" in " ".join((workshop / "out" / "README.md").read_text().split())
+    assert "neither faster" in " ".join((job_dir / "out" / "README.md").read_text().split())
 
 
-def test_a_trimmed_vocabulary_is_reported_beside_the_whole_teacher(workshop):
-    whole = AutoTokenizer.from_pretrained(workshop / "model")
-    assert main(["compress", *flags(workshop, vocabulary=True, target_flops=1.5, cache_teacher=True)]) == 0
-    report = CompressionReport.load(workshop / "out")
-    tokenizer = AutoTokenizer.from_pretrained(workshop / "out")
-    model = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+def test_a_trimmed_vocabulary_is_reported_beside_the_whole_teacher(job_dir):
+    whole = AutoTokenizer.from_pretrained(job_dir / "model")
+    assert main(["compress", *flags(job_dir, vocabulary=True, target_flops=1.5, cache_teacher=True)]) == 0
+    report = CompressionReport.load(job_dir / "out")
+    tokenizer = AutoTokenizer.from_pretrained(job_dir / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(job_dir / "out")
     assert model.config.vocab_size == len(tokenizer) < len(whole)
     assert report.stages[0] == f"kept {len(tokenizer)} tokens of the vocabulary"
-    teacher = AutoModelForSequenceClassification.from_pretrained(workshop / "model")
+    teacher = AutoModelForSequenceClassification.from_pretrained(job_dir / "model")
     assert report.row("teacher").parameters == sum(weight.numel() for weight in teacher.parameters())
     assert report.row("student").metrics["accuracy"] > 0.9
     assert report.row("teacher").metrics["accuracy"] > 0.9
 
 
-def test_vocabulary_alone_changes_no_prediction(workshop):
-    assert main(["prune", *flags(workshop, vocabulary=True, num_train_epochs=None)]) == 0
+def test_vocabulary_alone_changes_no_prediction(job_dir):
+    assert main(["prune", *flags(job_dir, vocabulary=True, num_train_epochs=None)]) == 0
     texts = ["a good film", "the film number 3 was awful"]
     answers = []
     for name in ("model", "out"):
-        tokenizer = AutoTokenizer.from_pretrained(workshop / name)
-        model = AutoModelForSequenceClassification.from_pretrained(workshop / name)
+        tokenizer = AutoTokenizer.from_pretrained(job_dir / name)
+        model = AutoModelForSequenceClassification.from_pretrained(job_dir / name)
         with torch.no_grad():
             answers.append(model(**tokenizer(texts, padding=True, return_tensors="pt")).logits)
     assert torch.equal(*answers)
 
 
-def test_a_model_without_a_head_can_be_pruned_before_it_is_trained(workshop):
-    bare = BertForSequenceClassification.from_pretrained(workshop / "model").bert
-    bare.save_pretrained(workshop / "bare")
-    AutoTokenizer.from_pretrained(workshop / "model").save_pretrained(workshop / "bare")
-    asked = {"model_name_or_path": workshop / "bare", "neurons": 0.5, "criterion": "snip", "before_training": True}
-    assert main(["compress", *flags(workshop, **asked)]) == 0
-    report = CompressionReport.load(workshop / "out")
+def test_a_model_without_a_head_can_be_pruned_before_it_is_trained(job_dir):
+    bare = BertForSequenceClassification.from_pretrained(job_dir / "model").bert
+    bare.save_pretrained(job_dir / "bare")
+    AutoTokenizer.from_pretrained(job_dir / "model").save_pretrained(job_dir / "bare")
+    asked = {"model_name_or_path": job_dir / "bare", "neurons": 0.5, "criterion": "snip", "before_training": True}
+    assert main(["compress", *flags(job_dir, **asked)]) == 0
+    report = CompressionReport.load(job_dir / "out")
     assert report.row("student").metrics["accuracy"] > 0.9
     assert report.row("teacher").metrics == {}
     assert report.row("student").ratios.metric_retained is None
-    assert not (workshop / "out" / "_teacher").exists()
+    assert not (job_dir / "out" / "_teacher").exists()

@@ -15,98 +15,98 @@ from hf_efficient import CompressionReport
 from hf_efficient.cli import main, parse_job
 
 
-def distill(workshop, **changes):
-    assert main(["distill", *flags(workshop, **changes)]) == 0
-    return CompressionReport.load(workshop / "out")
+def distill(job_dir, **changes):
+    assert main(["distill", *flags(job_dir, **changes)]) == 0
+    return CompressionReport.load(job_dir / "out")
 
 
-def test_a_student_is_made_of_some_layers_of_the_model_and_learns_from_it(workshop):
-    report = distill(workshop, student_layers=1, hidden_weight=1.0)
+def test_a_student_is_made_of_some_layers_of_the_model_and_learns_from_it(job_dir):
+    report = distill(job_dir, student_layers=1, hidden_weight=1.0)
     assert [row.role for row in report.models] == ["teacher", "student"]
     assert report.stages[0] == "student: layers 1 of it"
     assert report.stages[1].endswith("on labels, the teacher's soft labels (T=2), its hidden states")
-    model = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(job_dir / "out")
     assert (type(model).__name__, model.config.num_hidden_layers) == ("BertForSequenceClassification", 1)
     assert report.row("student").metrics["accuracy"] > 0.9
-    assert "TinyBERT" in (workshop / "out" / "README.md").read_text()
+    assert "TinyBERT" in (job_dir / "out" / "README.md").read_text()
 
 
-def test_a_new_student_of_another_width_learns_through_relations(workshop):
+def test_a_new_student_of_another_width_learns_through_relations(job_dir):
     config = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2,intermediate_size=32"
     weights = {"relation_weight": 1.0, "embedding_weight": 1.0}
-    report = distill(workshop, student_config=config, **weights, num_train_epochs=25, learning_rate=1e-2)
-    model = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+    report = distill(job_dir, student_config=config, **weights, num_train_epochs=25, learning_rate=1e-2)
+    model = AutoModelForSequenceClassification.from_pretrained(job_dir / "out")
     assert model.config.hidden_size == 16
     assert model.config.id2label == {0: "negative", 1: "positive"}
     assert report.row("student").metrics["accuracy"] > 0.9
-    assert not list((workshop / "out").glob("projections*"))
-    assert "MiniLMv2" in (workshop / "out" / "README.md").read_text()
+    assert not list((job_dir / "out").glob("projections*"))
+    assert "MiniLMv2" in (job_dir / "out" / "README.md").read_text()
 
 
-def test_several_named_teachers_answer_together(workshop):
-    names = [str(workshop / "model"), str(workshop / "model")]
-    argv = flags(workshop, teacher_weights="3,1", cache_teacher=True)
+def test_several_named_teachers_answer_together(job_dir):
+    names = [str(job_dir / "model"), str(job_dir / "model")]
+    argv = flags(job_dir, teacher_weights="3,1", cache_teacher=True)
     assert main(["distill", *argv, "--teacher_name_or_path", *names]) == 0
-    report = CompressionReport.load(workshop / "out")
+    report = CompressionReport.load(job_dir / "out")
     assert [row.role for row in report.models] == ["teacher", "teacher 2", "student"]
     assert report.configs["distillation"]["teacher_weights"] == "3,1"
 
 
-def test_a_base_model_learns_the_labels_of_its_teacher(workshop):
+def test_a_base_model_learns_the_labels_of_its_teacher(job_dir):
     model = BertModel(tiny_config(id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id={"LABEL_0": 0, "LABEL_1": 1}))
-    save_model(workshop / "base", model)
-    unlabelled(workshop)
+    save_model(job_dir / "base", model)
+    unlabelled(job_dir)
     report = distill(
-        workshop,
-        model_name_or_path=workshop / "base",
-        teacher_name_or_path=workshop / "model",
+        job_dir,
+        model_name_or_path=job_dir / "base",
+        teacher_name_or_path=job_dir / "model",
         hard_label_weight=0.0,
         num_train_epochs=20,
     )
-    student = AutoModelForSequenceClassification.from_pretrained(workshop / "out")
+    student = AutoModelForSequenceClassification.from_pretrained(job_dir / "out")
     assert student.config.id2label == {0: "negative", 1: "positive"}
     assert report.row("student").metrics["accuracy"] > 0.9
 
 
-def test_a_teacher_of_other_tokens_is_refused(workshop, capsys):
+def test_a_teacher_of_other_tokens_is_refused(job_dir, capsys):
     model = BertForSequenceClassification(tiny_config())
-    save_model(workshop / "other", model, texts=("quite other words about ships",))
-    assert main(["distill", *flags(workshop, teacher_name_or_path=workshop / "other")]) == 2
+    save_model(job_dir / "other", model, texts=("quite other words about ships",))
+    assert main(["distill", *flags(job_dir, teacher_name_or_path=job_dir / "other")]) == 2
     assert "they must share one" in " ".join(capsys.readouterr().err.split())
-    assert not (workshop / "out" / "config.json").exists()
+    assert not (job_dir / "out" / "config.json").exists()
 
 
-def unlabelled(workshop):
-    with (workshop / "train.csv").open("w", newline="") as file:
+def unlabelled(job_dir):
+    with (job_dir / "train.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["sentence"])
         writer.writerows([f"the {word} film number {n} was {word}"] for n in range(4) for word in (*GOOD, *BAD))
 
 
-def test_text_without_labels_teaches_a_task(workshop):
-    unlabelled(workshop)
-    report = distill(workshop, student_layers=1, hard_label_weight=0, logits_weight=1)
+def test_text_without_labels_teaches_a_task(job_dir):
+    unlabelled(job_dir)
+    report = distill(job_dir, student_layers=1, hard_label_weight=0, logits_weight=1)
     assert report.row("student").metrics["accuracy"] > 0.9
     assert report.row("teacher").metrics["accuracy"] > 0.9
 
 
-def test_text_without_labels_has_no_hard_labels(workshop, capsys):
-    unlabelled(workshop)
-    assert main(["distill", *flags(workshop, student_layers=1)]) == 2
+def test_text_without_labels_has_no_hard_labels(job_dir, capsys):
+    unlabelled(job_dir)
+    assert main(["distill", *flags(job_dir, student_layers=1)]) == 2
     assert "cannot tell which of the columns sentence is which: give --label_column" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "weights", [{}, {"hard_label_weight": 0, "logits_weight": 0, "relation_weight": 1.0}], ids=str
 )
-def test_masked_text_teaches_no_task_in_particular(workshop, weights):
+def test_masked_text_teaches_no_task_in_particular(job_dir, weights):
     torch.manual_seed(0)
-    save_model(workshop / "general", BertForMaskedLM(tiny_config()))
-    changes = {"model_name_or_path": workshop / "general", "task": "fill-mask", "student_layers": 1, **weights}
-    report = distill(workshop, **changes)
+    save_model(job_dir / "general", BertForMaskedLM(tiny_config()))
+    changes = {"model_name_or_path": job_dir / "general", "task": "fill-mask", "student_layers": 1, **weights}
+    report = distill(job_dir, **changes)
     assert report.metric == "accuracy"
     assert report.row("student").metrics["perplexity"] > 1
-    assert AutoModelForMaskedLM.from_pretrained(workshop / "out").config.num_hidden_layers == 1
+    assert AutoModelForMaskedLM.from_pretrained(job_dir / "out").config.num_hidden_layers == 1
 
 
 @pytest.mark.parametrize(
@@ -127,13 +127,13 @@ def test_masked_text_teaches_no_task_in_particular(workshop, weights):
     ],
     ids=str,
 )
-def test_distill_refuses_what_it_cannot_do(workshop, capsys, changes, sentence):
-    assert main(["distill", *flags(workshop, **changes)]) == 2
+def test_distill_refuses_what_it_cannot_do(job_dir, capsys, changes, sentence):
+    assert main(["distill", *flags(job_dir, **changes)]) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
-    assert not (workshop / "out" / "config.json").exists()
+    assert not (job_dir / "out" / "config.json").exists()
 
 
-def test_a_made_student_is_distilled_by_compress_too(workshop):
-    assert parse_job(flags(workshop, student_layers=1)).uses_distillation
+def test_a_made_student_is_distilled_by_compress_too(job_dir):
+    assert parse_job(flags(job_dir, student_layers=1)).uses_distillation
     with pytest.raises(ValueError, match="learns from a teacher: leave out --distil False"):
-        parse_job(flags(workshop, student_layers=1, distil=False))
+        parse_job(flags(job_dir, student_layers=1, distil=False))

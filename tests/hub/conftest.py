@@ -59,14 +59,14 @@ def shell(environment, tmp_path_factory) -> Iterator[Shell]:
 
 
 @pytest.fixture(scope="session")
-def job(environment, reviewer, tmp_path_factory) -> SimpleNamespace:
+def job(environment, review_model_dir, tmp_path_factory) -> SimpleNamespace:
     """`compress --push_to_hub` in two rounds of pruning, every checkpoint pushed too: its folder and what it said."""
     place = tmp_path_factory.mktemp("job")
     write_reviews(place / "train.csv", 64)
     write_reviews(place / "dev.csv", 16, shift=64)
     asked = flags(
         place,
-        model_name_or_path=reviewer,
+        model_name_or_path=review_model_dir,
         num_train_epochs=2,
         target_flops=2,
         rounds=2,
@@ -84,10 +84,10 @@ def job(environment, reviewer, tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def stock(reviewer, tmp_path_factory):
+def stock(review_model_dir, tmp_path_factory):
     """A folder with a model of a stock class, exported in float32."""
     folder = tmp_path_factory.mktemp("stock") / "out"
-    shutil.copytree(reviewer, folder)
+    shutil.copytree(review_model_dir, folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     for format in EXPORTS:
         export(model, folder / format, format)

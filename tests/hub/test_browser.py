@@ -29,12 +29,12 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pushed(browser, hub, shell, reviewer, tmp_path_factory):
+def pushed(browser, hub, shell, review_model_dir, tmp_path_factory):
     """A pruned student of uneven shape in 8 bits, its teacher in float, and the Space of both, pushed by the CLI."""
     place = tmp_path_factory.mktemp("pushed")
     write_reviews(place / "train.csv", 64)
     write_reviews(place / "dev.csv", 24, shift=64)
-    shared = {"model_name_or_path": reviewer, "export": "onnx", "num_train_epochs": None}
+    shared = {"model_name_or_path": review_model_dir, "export": "onnx", "num_train_epochs": None}
 
     def done(*arguments):
         said = shell(*arguments)
@@ -44,16 +44,16 @@ def pushed(browser, hub, shell, reviewer, tmp_path_factory):
     with spaces_at(hub) as made:
         floats = {"export_quantization": "none", "output_dir": place / "teacher"}
         done("export", *flags(place, **shared, **floats))
-        done("push", place / "teacher", "--repo_id", "me/reviewer")
+        done("push", place / "teacher", "--repo_id", "me/review_model_dir")
         done("prune", *flags(place, **shared, target_flops=1.5, output_dir=place / "student"))
-        asked = ("--space", "me/reviews", "--space_teacher", "me/reviewer")
+        asked = ("--space", "me/reviews", "--space_teacher", "me/review_model_dir")
         sources = ("--space_library", f"{browser.url}/{LIBRARY}", "--space_runtime", f"{browser.url}/{RUNTIME}")
-        said = done("push", place / "student", "--repo_id", "me/reviewer-small", *asked, *sources)
+        said = done("push", place / "student", "--repo_id", "me/review_model_dir-small", *asked, *sources)
         assert f"me/reviews: {hub.url}/spaces/me/reviews" in said
         assert made == {"me/reviews": "static"}
     files = hub.repos["me/reviews"].files()
     (browser.folder / "index.html").write_bytes(files["index.html"])
-    return SimpleNamespace(student=place / "student", teacher=reviewer, files=files)
+    return SimpleNamespace(student=place / "student", teacher=review_model_dir, files=files)
 
 
 def classes(model, folder, text):
@@ -88,8 +88,8 @@ def test_the_page_says_that_there_is_no_network_then_answers_as_python_does_and_
         assert re.fullmatch(r"median of \d+ runs after 3 to warm up, one text of 9 tokens", card["runs"])
         assert card["status"].startswith("Loaded, ")
     assert re.match(r"The student is .* times as fast.* here", page.inner_text("#verdict"))
-    assert "me/reviewer-small-ONNX, 8-bit" in page.inner_text("#student")
-    assert "me/reviewer, 32-bit float" in page.inner_text("#teacher")
+    assert "me/review_model_dir-small-ONNX, 8-bit" in page.inner_text("#student")
+    assert "me/review_model_dir, 32-bit float" in page.inner_text("#teacher")
     report = CompressionReport.load(pushed.student)
     header, body = report.table_cells()
     rows = page.eval_on_selector_all("tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))")
@@ -103,14 +103,14 @@ def test_the_page_says_that_there_is_no_network_then_answers_as_python_does_and_
 
 def test_the_space_says_what_it_shows(pushed):
     card = pushed.files["README.md"].decode()
-    for line in ("sdk: static", "- me/reviewer-small-ONNX", "- me/reviewer", "- hf_efficient"):
+    for line in ("sdk: static", "- me/review_model_dir-small-ONNX", "- me/review_model_dir", "- hf_efficient"):
         assert f"{line}\n" in card
 
 
 def test_what_cannot_be_loaded_is_told_and_the_rest_runs(browser, hub, pushed):
     report = CompressionReport.load(pushed.student)
     sources = PageSources(f"{browser.url}/{LIBRARY}", hub.url, f"{browser.url}/{RUNTIME}")
-    student, nothing = WebModel("me/reviewer-small-ONNX", "q8"), WebModel("me/nothing")
+    student, nothing = WebModel("me/review_model_dir-small-ONNX", "q8"), WebModel("me/nothing")
     render_space(browser.folder / "broken", student, nothing, report, "A teacher that is not there", sources)
     page = browser.context.new_page()
     page.goto(f"{browser.url}/broken/index.html")

@@ -16,9 +16,9 @@ LARGE = "/lfs/"
 
 
 @pytest.fixture
-def folder(reviewer, tmp_path, request):
+def folder(review_model_dir, tmp_path, request):
     """A folder with a model whose weights the Hub does not have yet."""
-    shutil.copytree(reviewer, tmp_path / "model")
+    shutil.copytree(review_model_dir, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     save_file(load_file(weights), weights, metadata={"format": "pt", "case": request.node.name})
     (tmp_path / "model" / "README.md").write_text("---\nlibrary_name: transformers\n---\n\nA card.\n")
@@ -135,12 +135,12 @@ def test_who_may_not_push_is_told_why(hub, shell, folder, repo_id, token, said):
     assert "Traceback" not in done.err
 
 
-def test_a_job_that_may_not_push_says_so_before_it_trains(shell, workshop):
-    asked = flags(workshop, target_flops=2, hub_model_id="me/films")
+def test_a_job_that_may_not_push_says_so_before_it_trains(shell, job_dir):
+    asked = flags(job_dir, target_flops=2, hub_model_id="me/films")
     done = shell("compress", *asked, "--push_to_hub", token="hf_unknown")
     assert done.status == 2
     assert "me/films is not pushed: the Hub takes no such token, or there is none (401)" in done.err
-    assert not list((workshop / "out").rglob("*.safetensors"))
+    assert not list((job_dir / "out").rglob("*.safetensors"))
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ def online(hub, monkeypatch):
 
 
 @pytest.fixture
-def folder(reviewer, tmp_path):
-    shutil.copytree(reviewer, tmp_path / "model", ignore=shutil.ignore_patterns("*.csv"))
+def folder(review_model_dir, tmp_path):
+    shutil.copytree(review_model_dir, tmp_path / "model", ignore=shutil.ignore_patterns("*.csv"))
     return tmp_path / "model"
 
 

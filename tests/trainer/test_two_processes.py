@@ -174,12 +174,12 @@ def test_two_processes_prune_and_learn_from_a_stream(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_job_in_two_processes_leaves_one_model(workshop, tmp_path):
-    BertModel.from_pretrained(workshop / "model").save_pretrained(workshop / "model")
+def test_the_whole_job_in_two_processes_leaves_one_model(job_dir, tmp_path):
+    BertModel.from_pretrained(job_dir / "model").save_pretrained(job_dir / "model")
     given = {"target_flops": 1.5, "rounds": 2, "scheme": "int8_weight_only", "compile": False, "multiple_of": 4}
     given |= {"num_train_epochs": 2, "learning_rate": 5e-3, "report_to": "none", "output_dir": tmp_path / "out"}
-    given |= {"model_name_or_path": workshop / "model"}
-    given |= {f"{name}_file": workshop / file for name, file in (("train", "train.csv"), ("validation", "dev.csv"))}
+    given |= {"model_name_or_path": job_dir / "model"}
+    given |= {f"{name}_file": job_dir / file for name, file in (("train", "train.csv"), ("validation", "dev.csv"))}
     run = launched([COMPRESS, *(str(part) for name, value in given.items() for part in (f"--{name}", value))])
     assert run.returncode == 0, run.stderr[-3000:]
     report = CompressionReport.load(tmp_path / "out")
