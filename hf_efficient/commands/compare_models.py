@@ -1,4 +1,4 @@
-"""Models that are there already, side by side: `hf-efficient measure`."""
+"""Comparison of existing models, for `hf-efficient measure`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pathlib import Path
 import torch
 from datasets import DatasetDict
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
 
+from hf_efficient.commands.pretrained import load_config, load_model, load_tokenizer
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
+from hf_efficient.exporters.inputs import EXPORT_CALIBRATION_SAMPLES
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.environment import describe_environment
 from hf_efficient.measurement.report import CompressionReport
-from hf_efficient.tasks import infer_task
 from hf_efficient.tasks.evaluator import TaskEvaluator
+from hf_efficient.tasks.inference import infer_task
 from hf_efficient.variants.builders import Forward, ModelVariant, check_not_quantized, check_variants
 from hf_efficient.variants.config import VARIANTS
 
@@ -31,62 +32,73 @@ def compare_models(
     batch_size: int,
     sequence_length: int,
     trust_remote_code: bool = False,
-    forms: Sequence[str] = (),
+    variants: Sequence[str] = (),
 ) -> CompressionReport:
-    """Return the report on models that are there already: the first is the one that the others are compared with.
+    """Return a report on existing models; the others are compared with the first.
 
-    Each is measured as it is, or in each of `forms`, the names in `FORMS`. Metrics are measured when `data` names any.
+    Each is measured as it is, or in each of `variants`, names in `VARIANTS`. Metrics are computed if `data` is given.
 
-    Raises ValueError: the models are for different tasks, a form is unknown, or calibration needs training data.
+    Raises UserError if the models are for different tasks, a variant is unknown, or calibration needs training data.
     """
-    check_variants(forms, data)
-    configs = [AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code) for name in names]
-    splits = _load_splits(data) if data.named else DatasetDict()
+    check_variants(variants, data)
+    configs = [load_config(name, trust_remote_code) for name in names]
+    splits = _load_splits(data) if data.is_given else DatasetDict()
     tasks = [infer_task(config, splits, data) for config in configs]
     if len({task.name for task in tasks}) > 1:
         raise UserError(f"the models are for different tasks: {', '.join(task.name for task in tasks)}")
-    task = tasks[0]
-    wanted: Sequence[str | None] = forms or [None]
+    task, has_data = tasks[0], len(splits) > 0
     models: dict[str, nn.Module] = {}
     metrics: dict[str, dict[str, float]] = {}
     titles: dict[str, str] = {}
-    calls: dict[str, Forward] = {}
+    compiled: dict[str, Forward] = {}
     inputs: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:
         for name, config in zip(names, configs, strict=True):
             title = Path(name).name if Path(name).exists() else name
-            model = task.auto_class.from_pretrained(name, trust_remote_code=trust_remote_code).eval()
-            if forms:
+            model = load_model(task.auto_class, name, trust_remote_code=trust_remote_code).eval()
+            if variants:
                 check_not_quantized(model, title)
-            inputs = inputs or model_inputs(model, batch_size, sequence_length)
-            judged = (
-                TaskEvaluator.of(splits, config, AutoTokenizer.from_pretrained(name), task, data) if splits else None
-            )
-            calibration = None if judged is None else judged.calibration()
-            for form in wanted:
-                role = f"student {len(models)}" if models else "teacher"
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                made = ModelVariant(model) if form is None else VARIANTS[form](model, inputs, calibration, folder)
-                if made is None:
+            if not inputs:
+                inputs = model_inputs(model, batch_size, sequence_length)
+            evaluator = None
+            if has_data:
+                tokenizer = load_tokenizer(name, trust_remote_code)
+                evaluator = TaskEvaluator.from_splits(
+                    splits, config, tokenizer, task, data, EXPORT_CALIBRATION_SAMPLES
+                )
+            calibration = None if evaluator is None else evaluator.calibration_batches()
+            for variant_name in variants or [None]:
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                variant: ModelVariant | None = ModelVariant(model)
+                if variant_name is not None:
+                    variant = VARIANTS[variant_name](model, inputs, calibration, directory)
+                if variant is None:
                     continue
-                models[role] = made.model
-                titles[role] = title if form is None else f"{title} {form}" if len(names) > 1 else form
-                if made.forward is not None:
-                    calls[role] = made.forward
-                if judged is not None:
-                    metrics[role] = judged.metrics(made.runner)
-        rows = compare(models, inputs, metrics=metrics, metric=task.metric, names=titles, compiled=calls)
+                role = f"student {len(models)}" if models else "teacher"
+                models[role] = variant.model
+                titles[role] = _title(title, variant_name, len(names))
+                if variant.forward is not None:
+                    compiled[role] = variant.forward
+                if evaluator is not None:
+                    metrics[role] = evaluator.metrics(variant.runner)
+        rows = compare(models, inputs, metrics=metrics, metric=task.metric, names=titles, compiled=compiled)
     return CompressionReport(
         task=task.pipeline,
-        dataset=data.label if splits else None,
-        metric=task.metric if splits else None,
+        dataset=data.title if has_data else None,
+        metric=task.metric if has_data else None,
         models=rows,
         environment=describe_environment(),
     )
 
 
+def _title(model: str, variant: str | None, num_models: int) -> str:
+    if variant is None:
+        return model
+    return f"{model} {variant}" if num_models > 1 else variant
+
+
 def _load_splits(data: DataConfig) -> DatasetDict:
-    """Return the rows to measure on, and those to calibrate on."""
+    """Return the rows to evaluate on, and those for calibration."""
     file = data.test_file or data.validation_file or data.train_file
     if file:
         data = dataclasses.replace(data, train_file=data.train_file or file, validation_file=file)

@@ -1,10 +1,9 @@
-"""The settings of a compression, all in one place."""
+"""Configuration of a job: everything that `hf-efficient compress` and the commands derived from it work from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from transformers import TrainingArguments
+from typing import TYPE_CHECKING
 
 from hf_efficient.data.config import DataConfig
 from hf_efficient.distillation.config import DistillationConfig
@@ -14,50 +13,54 @@ from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.tasks import TASKS
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which models the job is about."""
+    """The model, its teachers and its task.
 
-    model_name_or_path: str = field(metadata={"help": "The model to make small: a folder, or a name on the Hub."})
+    Raises UserError if two fields contradict each other.
+    """
+
+    model_name_or_path: str = field(metadata={"help": "Model to compress: a directory, or a name on the Hub."})
     teacher_name_or_path: list[str] | None = field(
         default=None,
         metadata={
-            "help": "The model to learn from, or several that answer together; the model itself when left out.",
+            "help": "Teacher, or several whose predictions are averaged; by default the model itself.",
             "nargs": "+",
         },
     )
     student_layers: str | None = field(
         default=None,
-        metadata={"help": "Keep this many layers, or these: 3, or 0,2,5, or encoder=4,decoder=1; then distil."},
+        metadata={"help": "Distil into these layers of the model: 3, or 0,2,5, or encoder=4,decoder=1."},
     )
     student_config: str | None = field(
         default=None,
-        metadata={"help": "Distil into a new model: hidden_size=128,num_hidden_layers=4,num_attention_heads=4."},
+        metadata={"help": "Distil into a new model, such as hidden_size=128,num_hidden_layers=4."},
     )
-    task: str | None = field(default=None, metadata={"help": f"One of {', '.join(TASKS)}; inferred when left out."})
+    task: str | None = field(
+        default=None,
+        metadata={"help": f"Task; by default inferred from the model and the data. One of {', '.join(TASKS)}."},
+    )
     distil: bool | None = field(
         default=None,
-        metadata={
-            "help": "Learn from a teacher; on when one is named, or pruning or training for 8 bits is asked for."
-        },
+        metadata={"help": "Learn from a teacher; by default where one is named, or pruning or `aware` is given."},
     )
     attn_implementation: str | None = field(
-        default=None,
-        metadata={
-            "help": "How attention is computed, such as sdpa or eager; by default as Transformers finds fastest."
-        },
+        default=None, metadata={"help": "Attention implementation of Transformers, such as sdpa or eager."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace a model that output_dir already holds."}
+        default=False, metadata={"help": "Replace the model or the unfinished run in output_dir."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
 
     def __post_init__(self) -> None:
         if self.student_layers and self.student_config:
-            raise UserError("student_layers and student_config each make the student: give one")
+            raise UserError("student_layers and student_config each define the student: give one")
         if self.creates_student and self.distil is False:
-            raise UserError("a student that is made of a model learns from a teacher: leave out --distil False")
+            raise UserError("a student created from the model learns from a teacher: leave out --distil False")
 
     @property
     def creates_student(self) -> bool:
@@ -67,7 +70,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """All settings of a compression."""
+    """All settings of a job."""
 
     model: ModelConfig
     data: DataConfig
@@ -79,18 +82,24 @@ class JobConfig:
 
     @property
     def uses_distillation(self) -> bool:
-        """Whether a teacher is learnt from."""
+        """Whether the model learns from a teacher."""
         if self.model.distil is not None:
             return self.model.distil
         if self.model.creates_student:
             return True
         if self.pruning.before_training:
             return self.model.teacher_name_or_path is not None
-        return self.model.teacher_name_or_path is not None or self.pruning.active or self.quantization.aware
+        return self.model.teacher_name_or_path is not None or self.pruning.removes_anything or self.quantization.aware
+
+    @property
+    def compresses(self) -> bool:
+        """Whether anything but plain fine-tuning or exporting was requested."""
+        is_quantized = self.quantization.scheme is not None
+        return self.uses_distillation or self.pruning.removes_anything or self.pruning.vocabulary or is_quantized
 
     @property
     def needs_dataset(self) -> bool:
-        """Whether there is anything to learn, or to choose by data: quantizing and exporting alone need none."""
+        """Whether data is needed to train, or to choose what is removed; quantizing and exporting need none."""
         trains = self.quantization.scheme is None or self.quantization.aware
         trains = trains and self.training.num_train_epochs > 0
-        return trains or self.uses_distillation or self.pruning.active or self.pruning.vocabulary
+        return trains or self.uses_distillation or self.pruning.removes_anything or self.pruning.vocabulary

@@ -1,19 +1,16 @@
-"""`hf-efficient measure`: models side by side, or what training one of them costs."""
+"""Measure models and compare them with the first; with --training, measure what training one of them costs."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, get_type_hints
 
-from rich.console import Console
-
-from hf_efficient.commands.compare_models import compare_models
-from hf_efficient.commands.training_costs import measure_training_costs
+from hf_efficient.commands.arguments import FlagParser, check_model_name, describe_default, parse_options
 from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
-from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.training_costs import (
     ACCUMULATIONS,
     ATTENTIONS,
@@ -22,11 +19,16 @@ from hf_efficient.measurement.training_costs import (
     parse_budget,
     setting_grid,
 )
-from hf_efficient.measurement.training_costs_plot import plot_costs
 from hf_efficient.tasks import TASKS
 from hf_efficient.variants.config import VARIANTS
 
+logger = logging.getLogger(__name__)
+
 DATA_FIELDS = (
+    "validation_file",
+    "train_file",
+    "dataset_name",
+    "dataset_config_name",
     "text_column",
     "text_pair_column",
     "label_column",
@@ -43,113 +45,43 @@ DATA_FIELDS = (
 def run(argv: Sequence[str]) -> None:
     """Run `hf-efficient measure`.
 
-    Raises ValueError: a flag is given that says something only with --training, or only without it.
+    Raises UserError if a flag is given that has a meaning only with --training, or only without it.
     """
-    parser = argparse.ArgumentParser(
-        prog="hf-efficient measure",
-        description="Measure models side by side, the first is what the others are compared with; or, with "
-        "--training, what training one of them costs.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="folders, or names on the Hub")
-    parser.add_argument("--training", action="store_true", help="measure memory and time of training, over a grid")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code from the models' repositories")
-    parser.add_argument("--output_dir", help="write a report (JSON) and a picture here")
-    beside = _add_comparison_flags(parser.add_argument_group("models side by side"))
-    training = _add_training_cost_flags(parser.add_argument_group("the cost of training (--training)"))
-    args = parser.parse_args(argv)
-    idle = beside if args.training else training
-    given = [f"--{name}" for name in idle if getattr(args, name) != parser.get_default(name)]
-    if given:
-        condition = "without" if args.training else "with"
-        raise UserError(f"{', '.join(given)}: only {condition} --training; leave out one or the other")
-    if args.training:
-        _measure_training(args)
-    else:
-        _compare_models(args)
+    args = _parse(argv)
+    if not args.training:
+        data = DataConfig(**{name: getattr(args, name) for name in DATA_FIELDS})
+        data.check_files()
+        from hf_efficient.commands.compare_models import compare_models
+        from hf_efficient.commands.job import print_report
 
+        report = compare_models(
+            args.models,
+            data,
+            args.latency_batch_size,
+            args.latency_sequence_length,
+            args.trust_remote_code,
+            args.variants,
+        )
+        print_report(report)
+        if args.output_dir:
+            report.save(args.output_dir)
+            report.plot(args.output_dir)
+        return
 
-def _add_comparison_flags(group: Any) -> list[str]:
-    actions = [
-        group.add_argument(
-            "--forms",
-            nargs="+",
-            default=[],
-            metavar="FORM",
-            help=f"measure each in these forms: {', '.join(VARIANTS)}",
-        ),
-        group.add_argument("--validation_file", help="rows to measure quality on"),
-        group.add_argument("--train_file", help="rows that openvino_int8 finds its ranges on"),
-        group.add_argument("--dataset_name", help="a data set on the Hub to measure quality on"),
-        group.add_argument("--dataset_config_name"),
-        *(group.add_argument(f"--{name}", **_flag_options(DataConfig, name)) for name in DATA_FIELDS),
-        group.add_argument("--latency_batch_size", type=int, default=1),
-        group.add_argument("--latency_sequence_length", type=int, default=128),
-    ]
-    return [action.dest for action in actions]
-
-
-def _add_training_cost_flags(group: Any) -> list[str]:
-    switch, several = list(ON_OFF), {"nargs": "+"}
-    actions = [
-        group.add_argument("--memory_budget", metavar="8GB", help="recommend the fastest setting that fits"),
-        group.add_argument("--train_batch_size", type=int, default=32, help="examples of a step of the optimizer"),
-        group.add_argument("--train_sequence_length", type=int, default=128, help="tokens of an example"),
-        group.add_argument("--checkpointing", **several, choices=switch, default=switch),
-        group.add_argument(
-            "--accumulation",
-            **several,
-            type=int,
-            default=list(ACCUMULATIONS),
-            help="micro-batches of a step; those that do not divide the batch are left out",
-        ),
-        group.add_argument("--precision", **several, choices=PRECISIONS, default=list(PRECISIONS)),
-        group.add_argument("--attention", **several, choices=ATTENTIONS, default=list(ATTENTIONS)),
-        group.add_argument(
-            "--distil", **several, choices=switch, default=switch, help="with a copy of the model as teacher"
-        ),
-        group.add_argument("--train_steps", type=int, default=3, help="steps whose median counts"),
-        group.add_argument("--warmup_steps", type=int, default=1, help="steps before that"),
-        group.add_argument("--task", choices=list(TASKS), help="by default that of the model's head"),
-    ]
-    return [action.dest for action in actions]
-
-
-def _flag_options(config: type, name: str) -> dict[str, Any]:
-    """Return how a flag of the same name as a field of a config is read."""
-    field = next(field for field in dataclasses.fields(config) if field.name == name)
-    whole = get_type_hints(config)[name] in (int, int | None)
-    return {"default": field.default, "type": int if whole else str, **field.metadata}
-
-
-def _compare_models(args: argparse.Namespace) -> None:
-    names = ("validation_file", "train_file", "dataset_name", "dataset_config_name", *DATA_FIELDS)
-    report = compare_models(
-        args.models,
-        DataConfig(**{name: getattr(args, name) for name in names}),
-        args.latency_batch_size,
-        args.latency_sequence_length,
-        args.trust_remote_code,
-        args.forms,
-    )
-    print_report(report)
-    if args.output_dir:
-        report.save(args.output_dir)
-        report.plot(args.output_dir)
-
-
-def _measure_training(args: argparse.Namespace) -> None:
-    if len(args.models) > 1:
-        raise UserError(f"--training measures one model, {len(args.models)} are given: {', '.join(args.models)}")
     budget = None if args.memory_budget is None else parse_budget(args.memory_budget)
     settings = setting_grid(
         args.train_batch_size,
-        [ON_OFF[each] for each in args.checkpointing],
+        [ON_OFF[value] for value in args.checkpointing],
         args.accumulation,
         args.precision,
         args.attention,
-        [ON_OFF[each] for each in args.distil],
+        [ON_OFF[value] for value in args.distil],
     )
+    from rich.console import Console
+
+    from hf_efficient.commands.training_costs import measure_training_costs
+    from hf_efficient.measurement.training_costs_plot import plot_costs
+
     costs = measure_training_costs(
         args.models[0],
         settings,
@@ -163,15 +95,83 @@ def _measure_training(args: argparse.Namespace) -> None:
     )
     console = Console()
     console.print(costs.table(budget))
-    for sentence in costs.recommendations(budget):
-        console.print(sentence, markup=False)
+    for recommendation in costs.recommendations(budget):
+        console.print(recommendation, markup=False)
     if args.output_dir:
         plot_costs(costs, args.output_dir, budget)
 
 
-def print_report(report: CompressionReport) -> None:
-    """Print the table of `report`."""
-    console = Console()
-    for number, stage in enumerate(report.stages, start=1):
-        console.print(f"{number}. {stage}")
-    console.print(report.table())
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = FlagParser("measure", description=__doc__)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="directories, or names on the Hub")
+    parser.add_argument("--training", action="store_true", help="measure memory and time of training, over a grid")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code from the models' repositories")
+    parser.add_argument("--output_dir", help="write a report (JSON) and a picture here")
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    comparison_flags = _add_comparison_flags(parser.add_argument_group("Comparison of models"))
+    training_flags = _add_training_cost_flags(parser.add_argument_group("Costs of training (with --training)"))
+    args = parser.parse_all(argv)
+    if args.forms is not None:
+        logger.warning("--forms is now called --variants, and will be removed")
+        args.variants = args.forms
+    unused_flags = comparison_flags if args.training else training_flags
+    given = [f"--{name}" for name in unused_flags if getattr(args, name) != parser.get_default(name)]
+    if given:
+        condition = "without" if args.training else "with"
+        raise UserError(f"{', '.join(given)}: only {condition} --training; leave out one or the other")
+    if args.training and len(args.models) > 1:
+        raise UserError(f"--training measures one model, {len(args.models)} are given: {', '.join(args.models)}")
+    for name in args.models:
+        check_model_name("MODEL", name)
+    return args
+
+
+def _add_comparison_flags(group: Any) -> list[str]:
+    """Add the flags of a comparison and return their names."""
+    several: dict[str, Any] = {"nargs": "+", "metavar": "VARIANT"}
+    actions = [
+        group.add_argument("--variants", **several, default=[], help=f"measure each model as {', '.join(VARIANTS)}"),
+        group.add_argument("--forms", **several, help=argparse.SUPPRESS),
+        *(group.add_argument(f"--{name}", **_data_flag_options(name)) for name in DATA_FIELDS),
+        group.add_argument("--latency_batch_size", type=int, default=1, help="batch size of timed batches [1]"),
+        group.add_argument("--latency_sequence_length", type=int, default=128, help="tokens in a timed text [128]"),
+    ]
+    return [action.dest for action in actions]
+
+
+def _data_flag_options(name: str) -> dict[str, Any]:
+    """Return how a flag of the same name as a field of `DataConfig` is parsed."""
+    field = next(field for field in dataclasses.fields(DataConfig) if field.name == name)
+    help = describe_default(field.metadata["help"], field.default)
+    return {"default": field.default, "help": help, **parse_options(get_type_hints(DataConfig)[name])}
+
+
+def _add_training_cost_flags(group: Any) -> list[str]:
+    """Add the flags of training costs and return their names."""
+    on_off, several = list(ON_OFF), {"nargs": "+"}
+    actions = [
+        group.add_argument("--memory_budget", metavar="8GB", help="recommend the fastest setting that fits"),
+        group.add_argument("--train_batch_size", type=int, default=32, help="examples per optimizer step [32]"),
+        group.add_argument("--train_sequence_length", type=int, default=128, help="tokens in an example [128]"),
+        group.add_argument("--checkpointing", **several, choices=on_off, default=on_off, help="off, on [off on]"),
+        group.add_argument(
+            "--accumulation",
+            **several,
+            type=int,
+            default=list(ACCUMULATIONS),
+            help=f"micro-batches per step; those that do not divide the batch are left out {list(ACCUMULATIONS)}",
+        ),
+        group.add_argument(
+            "--precision", **several, choices=PRECISIONS, default=list(PRECISIONS), help=", ".join(PRECISIONS)
+        ),
+        group.add_argument(
+            "--attention", **several, choices=ATTENTIONS, default=list(ATTENTIONS), help=", ".join(ATTENTIONS)
+        ),
+        group.add_argument(
+            "--distil", **several, choices=on_off, default=on_off, help="off, on: with a copy of the model as teacher"
+        ),
+        group.add_argument("--train_steps", type=int, default=3, help="steps whose median is reported [3]"),
+        group.add_argument("--warmup_steps", type=int, default=1, help="steps before these [1]"),
+        group.add_argument("--task", choices=list(TASKS), help="by default that of the model's head"),
+    ]
+    return [action.dest for action in actions]

@@ -1,4 +1,4 @@
-"""What a job works on: its task, its model and teachers, and its data as the model reads it."""
+"""Preparation of a job: its task, its model and teachers, and its data as the model reads it."""
 
 from __future__ import annotations
 
@@ -9,142 +9,174 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_efficient.commands.config import JobConfig, ModelConfig
+from hf_efficient.commands.pretrained import explain_loading_errors, load_config, load_model, load_tokenizer
+from hf_efficient.data.columns import Columns
 from hf_efficient.data.labels import label_ids, label_names
 from hf_efficient.distillation.students import student_from_config, student_from_layers
 from hf_efficient.distillation.teacher import load_teacher
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import accepts_token_type_ids
 from hf_efficient.pruning.vocabulary import find_used_tokens, trim_vocabulary
-from hf_efficient.tasks import (
-    Columns,
-    RowEncoder,
-    Task,
-    find_columns,
-    get_task,
-    infer_task,
-    iterate_texts,
-    model_columns,
-)
+from hf_efficient.tasks.inference import get_task, infer_task
 from hf_efficient.tasks.masked_lm import mask_once
+from hf_efficient.tasks.task import RowEncoder, Task, iterate_texts, model_columns
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """What a trainer works on: `rows` as they are in the files, and `data`, the same as the model reads them.
+    """What a trainer works on.
 
-    `tuned` says whether the model has the task's head already; `teachers` are those that were named.
+    | field | meaning |
+    | --- | --- |
+    | encoder | turns rows into token ids and label ids |
+    | raw_splits, tokenized_splits | the data as it is in the files, and as the model reads it |
+    | is_fine_tuned | whether the model has the head of the task already |
+    | teachers | the teachers that were named |
     """
 
     task: Task
-    encoding: RowEncoder
-    rows: DatasetDict
-    data: DatasetDict
+    encoder: RowEncoder
+    raw_splits: DatasetDict
+    tokenized_splits: DatasetDict
     model: PreTrainedModel
-    tuned: bool
+    is_fine_tuned: bool
     teachers: tuple[PreTrainedModel, ...]
 
     @property
     def compute_metrics(self) -> Any:
-        """What judges predictions on the evaluation data; None where there is none."""
-        if not self.rows:
+        """The metrics of predictions on the evaluation data; None where there is none."""
+        if len(self.raw_splits) == 0:
             return None
-        return self.task.judge(self.rows["evaluation"], self.data["evaluation"], self.encoding, self.model.config)
+        return self.task.build_compute_metrics(
+            self.raw_splits["evaluation"], self.tokenized_splits["evaluation"], self.encoder, self.model.config
+        )
 
-    def for_trainer(self) -> dict[str, Any]:
-        """Return what every trainer of the job is given."""
-        data = {name: model_columns(split) for name, split in self.data.items()}
+    def trainer_kwargs(self) -> dict[str, Any]:
+        """Return the arguments that every trainer of the job gets."""
+        datasets = {name: model_columns(split) for name, split in self.tokenized_splits.items()}
         return {
-            "train_dataset": data.get("train"),
-            "eval_dataset": data.get("evaluation"),
-            "processing_class": self.encoding.tokenizer,
-            "data_collator": self.task.collator(self.encoding.tokenizer),
+            "train_dataset": datasets.get("train"),
+            "eval_dataset": datasets.get("evaluation"),
+            "processing_class": self.encoder.tokenizer,
+            "data_collator": self.task.collator(self.encoder.tokenizer),
             "compute_metrics": self.compute_metrics,
             "preprocess_logits_for_metrics": self.task.reduce_logits,
         }
 
 
-def prepare_job(job: JobConfig, splits: DatasetDict) -> PreparedJob:
-    """Return the model and the tokenized data, for the task that they are for."""
-    name, remote = job.model.model_name_or_path, job.model.trust_remote_code
-    config = AutoConfig.from_pretrained(name, trust_remote_code=remote)
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=remote)
-    named = job.model.teacher_name_or_path or ()
-    told = AutoConfig.from_pretrained(named[0], trust_remote_code=remote) if named else config
-    needs_labels = not job.uses_distillation or job.distillation.uses_labels
-    task = get_task(job.model.task) if job.model.task else infer_task(told, splits, job.data)
-    columns = find_columns(splits, task, job.data, needs_labels) if splits else Columns((), None)
-    tuned = (config.architectures or [""])[0].endswith(task.head)
-    if not tuned and named and task.labelled:
-        config.id2label, config.label2id, config.problem_type = told.id2label, told.label2id, told.problem_type
-    if columns.label is None and task.labelled and not tuned and not named:
-        raise UserError(
-            f"{name} has no head for {task.name} and the data has no labels to make one: give a fine-tuned model, or "
-            "--label_column"
-        )
-    numbers = None
-    if not tuned and not named and task.problem_type:
+def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
+    """Return the model, its teachers and the tokenized data, for the task that they are for.
+
+    Raises UserError if a model cannot be loaded, or if models, tokenizers and data do not fit together.
+    """
+    name, trust_remote_code = config.model.model_name_or_path, config.model.trust_remote_code
+    model_config = load_config(name, trust_remote_code)
+    tokenizer = load_tokenizer(name, trust_remote_code)
+    teacher_names = config.model.teacher_name_or_path or ()
+    teacher_config = load_config(teacher_names[0], trust_remote_code) if teacher_names else None
+    if config.model.task:
+        task = get_task(config.model.task)
+    else:
+        task = infer_task(teacher_config or model_config, splits, config.data)
+    needs_labels = not config.uses_distillation or config.distillation.uses_labels
+    has_data = len(splits) > 0
+    columns = task.get_columns(splits, config.data, needs_labels) if has_data else Columns((), None)
+    is_fine_tuned = (model_config.architectures or [""])[0].endswith(task.head)
+    if not is_fine_tuned:
+        _configure_head(model_config, teacher_config, task, splits, columns)
+        if teacher_config is None and columns.label is None and task.has_labels:
+            raise UserError(
+                f"{name} has no head for {task.name} and the data has no labels to train one: give a fine-tuned "
+                "model, or --label_column"
+            )
+    has_classes = task.has_classes and columns.label is not None
+    label_to_id = label_ids(splits, str(columns.label), model_config) if has_classes else None
+    attention = config.model.attn_implementation
+    model = load_model(
+        task.auto_class,
+        name,
+        config=model_config,
+        dtype=torch.float32,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attention,
+    )
+    needs_logits = config.uses_distillation and config.distillation.uses_logits
+    teachers = []
+    for teacher_name in teacher_names:
+        with explain_loading_errors(teacher_name):
+            teachers.append(load_teacher(teacher_name, task.auto_class, needs_logits, trust_remote_code, attention))
+        _check_same_tokenizer(teacher_name, tokenizer, trust_remote_code)
+    return_token_type_ids = any(map(accepts_token_type_ids, teachers)) or None
+    encoder = RowEncoder(columns, tokenizer, config.data, label_to_id, return_token_type_ids, model_config.num_labels)
+    tokenized_splits = task.tokenize(splits, encoder)
+    if has_data and not task.has_labels:
+        tokenized_splits["evaluation"] = mask_once(tokenized_splits["evaluation"], tokenizer, config.training.seed)
+    return PreparedJob(task, encoder, splits, tokenized_splits, model, is_fine_tuned, tuple(teachers))
+
+
+def _configure_head(
+    config: PreTrainedConfig,
+    teacher_config: PreTrainedConfig | None,
+    task: Task,
+    splits: DatasetDict,
+    columns: Columns,
+) -> None:
+    """Give the config of a model without a task head the labels of its teacher, or else those of the data."""
+    if teacher_config is not None:
+        if task.has_labels:
+            config.id2label, config.label2id = teacher_config.id2label, teacher_config.label2id
+            config.problem_type = teacher_config.problem_type
+        return
+    if task.problem_type:
         config.problem_type = task.problem_type
         config.num_labels = 1 if task.problem_type == "regression" else config.num_labels
-    if task.classes and columns.label is not None:
-        if not tuned and not named:
-            config.id2label = dict(enumerate(label_names(splits, columns.label)))
-            config.label2id = {label: index for index, label in config.id2label.items()}
-        numbers = label_ids(splits, columns.label, config)
-    model = task.auto_class.from_pretrained(
-        name,
-        config=config,
-        dtype=torch.float32,
-        trust_remote_code=remote,
-        attn_implementation=job.model.attn_implementation,
-    )
-    answers = job.uses_distillation and job.distillation.uses_logits
-    attention = job.model.attn_implementation
-    teachers = tuple(load_teacher(teacher, task.auto_class, answers, remote, attention) for teacher in named)
-    for teacher in named:
-        _check_same_tokenizer(teacher, tokenizer, remote)
-    types = any(map(accepts_token_type_ids, teachers)) or None
-    encoding = RowEncoder(columns, tokenizer, job.data, numbers, types, config.num_labels)
-    data = task.tokenize(splits, encoding)
-    if splits and not task.labelled:
-        data["evaluation"] = mask_once(data["evaluation"], tokenizer, job.training.seed)
-    return PreparedJob(task, encoding, splits, data, model, tuned, teachers)
+    if task.has_classes and columns.label is not None:
+        config.id2label = dict(enumerate(label_names(splits, columns.label)))
+        config.label2id = {label: index for index, label in config.id2label.items()}
 
 
-def _check_same_tokenizer(teacher: str, tokenizer: PreTrainedTokenizerBase, remote: bool) -> None:
-    """Raises ValueError: the teacher called so was taught other tokens than the tokenizer makes."""
+def _check_same_tokenizer(teacher_name: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> None:
+    """Raise UserError if the teacher was trained with another tokenizer than the student's."""
     try:
-        taught = AutoTokenizer.from_pretrained(teacher, trust_remote_code=remote).get_vocab()
+        teacher_tokenizer = AutoTokenizer.from_pretrained(teacher_name, trust_remote_code=trust_remote_code)
     except OSError:
-        logger.warning(f"teacher {teacher!r} comes without a tokenizer: it is taken to read the student's tokens")
+        logger.warning(f"teacher {teacher_name!r} has no tokenizer: the student's is used for both")
         return
-    vocabulary = tokenizer.get_vocab()
-    if taught != vocabulary:
-        other = next((token for token, index in vocabulary.items() if taught.get(token) != index), "one more")
+    teacher_vocabulary, vocabulary = teacher_tokenizer.get_vocab(), tokenizer.get_vocab()
+    if teacher_vocabulary != vocabulary:
+        differing = (token for token, index in vocabulary.items() if teacher_vocabulary.get(token) != index)
         raise UserError(
-            f"the tokenizer of the teacher {teacher!r} differs from the student's ({len(taught)} tokens and "
-            f"{len(vocabulary)}, not the same for {other!r}): they must share one"
+            f"the tokenizer of the teacher {teacher_name!r} differs from the student's ({len(teacher_vocabulary)} and "
+            f"{len(vocabulary)} tokens, the first difference is {next(differing, 'an additional token')!r}): teacher "
+            "and student must share one tokenizer"
         )
 
 
-def create_student(models: ModelConfig, teacher: PreTrainedModel) -> tuple[PreTrainedModel, str]:
-    """Return the student that the flags make of `teacher`, and what it is in words."""
-    if models.student_layers:
-        return student_from_layers(teacher, models.student_layers), f"student: layers {models.student_layers} of it"
-    return student_from_config(teacher, str(models.student_config)), f"student: new, with {models.student_config}"
+def create_student(config: ModelConfig, teacher: PreTrainedModel) -> tuple[PreTrainedModel, str]:
+    """Return the student that the flags create from `teacher`, and a description of it for the report."""
+    if config.student_layers:
+        student = student_from_layers(teacher, config.student_layers)
+        return student, f"student: layers {config.student_layers} of the teacher"
+    student = student_from_config(teacher, str(config.student_config))
+    return student, f"student: new model, {config.student_config}"
 
 
-def trim_job_vocabulary(ready: PreparedJob) -> tuple[PreparedJob, torch.Tensor]:
-    """Return the model, its tokenizer and the data with only the tokens of the training data, and their old ids."""
-    tokenizer = ready.encoding.tokenizer
-    texts = iterate_texts(ready.rows["train"], ready.task, ready.encoding.columns)
-    prefix = ready.encoding.data.source_prefix or ""
-    small = trim_vocabulary(ready.model, tokenizer, find_used_tokens(itertools.chain([prefix], texts), tokenizer))
-    encoding = dataclasses.replace(ready.encoding, tokenizer=small.tokenizer)
-    data = ready.task.tokenize(ready.rows, encoding)
-    return dataclasses.replace(ready, model=small.model, encoding=encoding, data=data), small.token_ids
+def trim_job_vocabulary(prepared: PreparedJob) -> tuple[PreparedJob, torch.Tensor]:
+    """Return the job with a model, tokenizer and data of the training tokens only, and the original ids of these."""
+    tokenizer = prepared.encoder.tokenizer
+    texts = iterate_texts(prepared.raw_splits["train"], prepared.task, prepared.encoder.columns)
+    prefix = prepared.encoder.data.source_prefix or ""
+    used_tokens = find_used_tokens(itertools.chain([prefix], texts), tokenizer)
+    trimmed = trim_vocabulary(prepared.model, tokenizer, used_tokens)
+    encoder = dataclasses.replace(prepared.encoder, tokenizer=trimmed.tokenizer)
+    tokenized_splits = prepared.task.tokenize(prepared.raw_splits, encoder)
+    trimmed_job = dataclasses.replace(
+        prepared, model=trimmed.model, encoder=encoder, tokenized_splits=tokenized_splits
+    )
+    return trimmed_job, trimmed.token_ids

@@ -1,0 +1,326 @@
+"""The flags of the commands that compress: the fields of the configurations, and those of TrainingArguments.
+
+They are parsed in two stages. Here a misspelt flag, a value out of range or a missing file is refused, which takes a
+tenth of a second. Only then Transformers is imported, and its own parser reads the flags of TrainingArguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import textwrap
+import types
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from hf_efficient.commands.config import ModelConfig
+from hf_efficient.commands.training_flags import (
+    HUB_HELP,
+    TRAINING_ARGUMENTS,
+    TRAINING_HELP,
+    add_training_flags,
+    describe_default,
+    read_training_fields,
+)
+from hf_efficient.data.config import DataConfig
+from hf_efficient.distillation.config import DistillationConfig
+from hf_efficient.errors import UserError
+from hf_efficient.exporters.config import ExportConfig
+from hf_efficient.hub.config import check_repo_name
+from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.quantization.config import QuantizationConfig
+
+CONFIGS: dict[str, Any] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "pruning": PruningConfig,
+    "distillation": DistillationConfig,
+    "quantization": QuantizationConfig,
+    "export": ExportConfig,
+}
+GROUPS = {
+    "model": "Model and data",
+    "data": "Model and data",
+    "pruning": "Pruning",
+    "distillation": "Distillation",
+    "quantization": "Quantization",
+    "export": "Export and measurement",
+    "training": "Training (all flags of TrainingArguments: --help-all)",
+    "hub": "Hub",
+}
+# Fields that are shown in another group than their configuration.
+MEASUREMENT_FIELDS = (
+    "latency_batch_size",
+    "latency_sequence_length",
+    "latency_new_tokens",
+    "latency_runtime",
+    "compile",
+)
+# What the commands that do not train set, whatever was given.
+NO_TRAINING = ("--num_train_epochs=0", "--max_steps=-1", "--distil=False")
+# Without a flag nothing is quantized.
+DEFAULTS: dict[str, Any] = {"scheme": None}
+# Flags that `--help` only names; `--help-all` describes them.
+ADVANCED = {
+    "attn_implementation",
+    "text_pair_column",
+    "summary_column",
+    "source_prefix",
+    "max_target_length",
+    "max_train_samples",
+    "max_eval_samples",
+    "blocks",
+    "scope",
+    "keep_at_least",
+    "multiple_of",
+    "before_training",
+    "recovery",
+    "scoring_samples",
+    "temperature_end",
+    "hard_label_weight_end",
+    "logits_weight_end",
+    "hidden_distance",
+    "relations",
+    "relation_heads",
+    "teacher_weights",
+    "teacher_dtype",
+    "cache_top_k",
+    "target_beams",
+    "embedding_bits",
+    "codebook_rows",
+    "keep_packed",
+    "latency_new_tokens",
+}
+OUTPUT_HELP = "Directory for the model, its card, the report and the picture."
+CONFIG_HELP = "YAML file with flags as keys, such as `target_speedup: 2`; flags win over it"
+HELP_COLUMN, HELP_WIDTH = 33, 120
+
+
+@dataclass(frozen=True)
+class JobFlags:
+    """What a command line gives: our configurations, and the flags of TrainingArguments as they were written.
+
+    `training` maps the name of a field to its arguments on the command line.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    pruning: PruningConfig
+    distillation: DistillationConfig
+    quantization: QuantizationConfig
+    export: ExportConfig
+    training: dict[str, list[str]]
+
+    @property
+    def prunes(self) -> bool:
+        """Whether anything is to be removed from the model or its vocabulary."""
+        return self.pruning.removes_anything or self.pruning.vocabulary
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser that raises `UserError` where argparse would print its usage and exit."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(
+            prog=f"hf-efficient {prog}", allow_abbrev=False, formatter_class=_HelpFormatter, add_help=False, **options
+        )
+
+        # Group title -> flags that the help names after those that it describes.
+        self.other_flags: dict[str, list[str]] = {}
+
+    def format_help(self) -> str:
+        """Return the help; a group ends with the names of its flags that are not described."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_arguments(group._group_actions)
+            others = self.other_flags.get(str(group.title), ())
+            if others:
+                names = ", ".join(f"--{name}" for name in others)
+                formatter.add_text(textwrap.fill(f"also {names}", HELP_WIDTH - 4, break_on_hyphens=False))
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a `UserError` with the message."""
+        raise UserError(message)
+
+    def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Return the parsed flags. Raises UserError if a flag is unknown; the message names similar ones."""
+        namespace, extra = self.parse_known_args(argv)
+        unknown = [argument.partition("=")[0] for argument in extra if argument.startswith("-")]
+        if unknown:
+            self.error("; ".join(map(self._describe_unknown, unknown)))
+        if extra:
+            self.error(f"unexpected argument {extra[0]!r}: it follows no flag; {self.prog} --help lists the flags")
+        return namespace
+
+    def _describe_unknown(self, flag: str) -> str:
+        names = [name for name in self._option_string_actions if name.startswith("--") and "-" not in name[2:]]
+        similar = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), names)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else f"{self.prog} --help lists the flags"
+        return f"unknown flag {flag}: {hint}"
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One line a flag: its name, what it does, its default."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=HELP_COLUMN)
+        self._width = min(self._width, HELP_WIDTH)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return "" if action.metavar is None else str(action.metavar)
+
+
+def parse_flags(
+    argv: Sequence[str],
+    command: str,
+    description: str,
+    example: str,
+    groups: Iterable[str] = GROUPS,
+    fixed: Sequence[str] = (),
+) -> JobFlags:
+    """Return what `argv` gives to a command that compresses; `--config recipe.yaml` gives the same keys.
+
+    `fixed` are flags that the command sets, whatever `argv` gives. The help shows the flags of `groups`.
+
+    Raises UserError if a flag is unknown, a value is refused, or a file or a model directory does not exist.
+    """
+    parser = _build_parser(command, description, example, set(groups), in_full="--help-all" in argv)
+    namespace = parser.parse_all([*_read_config_file(argv), *argv, *fixed])
+    if namespace.help_all:
+        parser.exit(message=f"{parser.format_help()}\nAll of TrainingArguments:\n{TRAINING_ARGUMENTS['help']()}\n")
+    if namespace.model_name_or_path is None:
+        parser.error("--model_name_or_path is required: give a directory with a model, or a name on the Hub")
+    if "output_dir" not in namespace.training:
+        parser.error("--output_dir is required: give the directory that the result is written to")
+    configs = {
+        group: config(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(config)})
+        for group, config in CONFIGS.items()
+    }
+    flags = JobFlags(**configs, training=namespace.training)
+    flags.data.check_files()
+    check_model_name("model_name_or_path", flags.model.model_name_or_path)
+    for teacher in flags.model.teacher_name_or_path or ():
+        check_model_name("teacher_name_or_path", teacher)
+    return flags
+
+
+def check_model_name(flag: str, name: str) -> None:
+    """Raise UserError if `name`, the value of `flag`, is neither a directory with a model nor a name on the Hub."""
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"{flag}={name!r} contains no config.json: give a directory that save_pretrained wrote")
+    if path.is_file():
+        raise UserError(f"{flag}={name!r} is a file: give the directory of the model")
+    if not path.exists():
+        try:
+            check_repo_name(name, flag)
+        except UserError:
+            raise UserError(
+                f"{flag}={name!r} does not exist: give a directory that save_pretrained wrote, or the name of a model "
+                "on the Hub, such as google-bert/bert-base-uncased"
+            ) from None
+
+
+def _read_config_file(argv: Sequence[str]) -> list[str]:
+    """Return the keys of the file that `--config` names as flags."""
+    parser = FlagParser("")
+    parser.add_argument("--config")
+    path = parser.parse_known_args(argv)[0].config
+    if path is None:
+        return []
+    if not Path(path).is_file():
+        raise UserError(f"config={path!r} does not exist")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config={path!r} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config={path!r} must hold keys and values, such as `target_speedup: 2`")
+    return [argument for key, value in values.items() for argument in _to_flag(str(key), value)]
+
+
+def _to_flag(key: str, value: Any) -> list[str]:
+    if value is None or value == []:
+        return []
+    if isinstance(value, dict):
+        return [f"--{key}={json.dumps(value)}"]
+    return [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]
+
+
+def _build_parser(command: str, description: str, example: str, shown: set[str], in_full: bool) -> FlagParser:
+    parser = FlagParser(
+        command,
+        usage=f"hf-efficient {command} --model_name_or_path MODEL --output_dir DIRECTORY [flags]",
+        description=f"{description}\nDefaults are in brackets. --help-all describes every flag.",
+        epilog=f"Example:\n  {example}",
+    )
+    sections: dict[str, Any] = {title: parser.add_argument_group(title) for title in dict.fromkeys(GROUPS.values())}
+    training_fields = read_training_fields()
+    first = sections[GROUPS["model"]]
+    add_training_flags(first, {"output_dir": training_fields.pop("output_dir", None)}, {"output_dir": OUTPUT_HELP})
+    first.add_argument("--config", help=CONFIG_HELP)
+    for group, config in CONFIGS.items():
+        hints = get_type_hints(config)
+        for field in dataclasses.fields(config):
+            placed = "export" if field.name in MEASUREMENT_FIELDS else group
+            title, help = GROUPS[placed], None
+            if placed in shown and (in_full or field.name not in ADVANCED):
+                help = field.metadata["help"] if in_full else field.metadata["help"].partition(". ")[0]
+            elif placed in shown:
+                parser.other_flags.setdefault(title, []).append(field.name)
+            _add_field(sections[title], field, hints[field.name], help)
+    for group, helps in (("training", TRAINING_HELP), ("hub", HUB_HELP)):
+        fields = {name: training_fields.pop(name) for name in helps if name in training_fields}
+        add_training_flags(sections[GROUPS[group]], fields, helps if group in shown else {})
+    add_training_flags(parser, training_fields, {})
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    parser.add_argument("--help-all", action="store_true", dest="help_all", help=argparse.SUPPRESS)
+    parser.set_defaults(training={}, **DEFAULTS)
+    return parser
+
+
+def _add_field(group: Any, field: dataclasses.Field[Any], hint: Any, help: str | None) -> None:
+    """Add the flag of a field of a configuration, also spelt with dashes, which is not shown."""
+    default = None if field.default is MISSING else DEFAULTS.get(field.name, field.default)
+    options: dict[str, Any] = {"dest": field.name, **parse_options(hint)}
+    shown_help = argparse.SUPPRESS if help is None else describe_default(help, default)
+    group.add_argument(f"--{field.name}", **options, default=default, help=shown_help)
+    hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    dashed = field.name.replace("_", "-")
+    if dashed != field.name:
+        group.add_argument(f"--{dashed}", **options, **hidden)
+    if field.default is True:
+        for spelling in dict.fromkeys((f"--no_{field.name}", f"--no-{dashed}")):
+            group.add_argument(spelling, action="store_false", dest=field.name, **hidden)
+
+
+def parse_options(hint: Any) -> dict[str, Any]:
+    """Return how argparse reads the values of a field: the `type`, and how many of them."""
+    if get_origin(hint) in (Union, types.UnionType):
+        alternatives = [each for each in get_args(hint) if each is not type(None)]
+        hint = str if str in alternatives else alternatives[0]
+    if hint is bool:
+        return {"type": _parse_bool, "nargs": "?", "const": True}
+    if get_origin(hint) is list:
+        return {"type": get_args(hint)[0], "nargs": "+"}
+    return {"type": hint}
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")

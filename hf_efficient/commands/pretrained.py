@@ -1,0 +1,48 @@
+"""Loading of the models and tokenizers that a user names, with errors that say which and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer
+
+from hf_efficient.errors import UserError
+
+# What `from_pretrained` raises for what is missing, cannot be read or reached, or needs a package or permission.
+LOADING_ERRORS = (OSError, ValueError, ImportError, SafetensorError)
+
+
+@contextmanager
+def explain_loading_errors(name: str, part: str = "model") -> Iterator[None]:
+    """Within the context errors of `from_pretrained` become a `UserError` about the `part` of the model `name`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except LOADING_ERRORS as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"the {part} of {name!r} cannot be loaded: {reason}. Give a directory that save_pretrained wrote, with "
+            "its tokenizer, or the name of a model on the Hub"
+        ) from error
+
+
+def load_config(name: str, trust_remote_code: bool = False) -> Any:
+    """Return the config of a model. Raises UserError if it cannot be loaded."""
+    with explain_loading_errors(name, "config"):
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a model. Raises UserError if it cannot be loaded."""
+    with explain_loading_errors(name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+
+
+def load_model(auto_class: Any, name: str, **options: Any) -> Any:
+    """Return a model, loaded by `auto_class`. Raises UserError if it cannot be loaded."""
+    with explain_loading_errors(name):
+        return auto_class.from_pretrained(name, **options)
