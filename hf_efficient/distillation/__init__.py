@@ -1,5 +1,6 @@
-"""Knowledge distillation: training a student towards the outputs and activations of a teacher.
+"""Knowledge distillation: training a student towards the outputs and intermediate outputs of a teacher.
 
-Owns: losses, layer maps, the teacher and its cached outputs, students made from a teacher.
-Takes: a `DistillationConfig`, models and batches. Gives: loss terms as sums and counts.
+Owns: losses, maps of layers, the teacher, its cached outputs and generated targets, students made from a teacher.
+Takes: a `DistillationConfig`, models, datasets and batches.
+Gives: loss terms as sums and counts, datasets with the teacher's outputs, students.
 """

@@ -1,4 +1,4 @@
-"""What a network computes inside, watched while it runs: hidden states, embeddings, queries, keys and values."""
+"""Intermediate outputs captured while a model runs: hidden states, embeddings, queries, keys and values."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hf_efficient.models import family_of
 from hf_efficient.models.blocks import AttentionBlock
 
 HIDDEN, EMBEDDINGS, QUERIES, KEYS, VALUES = "hidden states", "embeddings", "queries", "keys", "values"
-ActivationKey = tuple[str, str]  # what, and of which layer ("encoder.3"); embeddings: of which stack ("encoder")
+ActivationKey = tuple[str, str]  # kind, and the layer ("encoder.3") or, of embeddings, the stack ("encoder")
 Activations = dict[ActivationKey, torch.Tensor]
 
 
 def self_attention_blocks(model: PreTrainedModel) -> dict[str, AttentionBlock]:
-    """Return, by layer, the self attention of every layer that has a head left."""
+    """Return, by layer, the self attention of every layer that has heads."""
     return {
         block.layer: block
         for block in family_of(model).blocks(model).values()
@@ -29,66 +29,66 @@ def self_attention_blocks(model: PreTrainedModel) -> dict[str, AttentionBlock]:
 
 
 @contextmanager
-def capture_activations(model: PreTrainedModel, wanted: Collection[ActivationKey]) -> Iterator[Activations]:
-    """Give a dict that fills with the wanted signals as `model` runs; read it after the context.
+def capture_activations(model: PreTrainedModel, keys: Collection[ActivationKey]) -> Iterator[Activations]:
+    """Yield a dict that fills with the requested activations while `model` runs; read it after the context.
 
-    | signal | shape |
+    | activation | shape |
     | --- | --- |
     | hidden states after a layer, embeddings before the first | (batch, tokens, size) |
     | queries, keys, values of a layer | (batch, tokens, heads * head size) |
 
-    They are taken as modules hand them on, so the kind of attention does not matter. What gradient checkpointing
-    computes again in the backward pass is outside the context and not seen twice.
+    Hooks on modules capture them, so any attention implementation works. Only the forward pass in the context is
+    captured, not what gradient checkpointing computes again in the backward pass.
 
-    Raises ValueError: the model ran and did not compute one of them.
+    Raises UserError if the model ran without computing a requested activation.
     """
-    seen: Activations = {}
+    activations: Activations = {}
     handles = []
-    layers, blocks = family_of(model).layers(model), self_attention_blocks(model) if wanted else {}
+    layers, blocks = family_of(model).layers(model), self_attention_blocks(model) if keys else {}
 
-    def keep(signal: ActivationKey) -> Callable[..., None]:
+    def capture_output(key: ActivationKey) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            seen[signal] = output[0] if isinstance(output, tuple) else output
+            activations[key] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
-    def keep_input(signal: ActivationKey) -> Callable[..., None]:
+    def capture_input(key: ActivationKey) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            seen[signal] = args[0] if args else kwargs["hidden_states"]
+            activations[key] = args[0] if args else kwargs["hidden_states"]
 
         return hook
 
-    for signal in wanted:
-        what, where = signal
-        if what == HIDDEN:
-            handles.append(layers[where].register_forward_hook(keep(signal)))
-        elif what == EMBEDDINGS:
-            handles.append(layers[f"{where}.0"].register_forward_pre_hook(keep_input(signal), with_kwargs=True))
-        elif where in blocks:
-            # Every family names the Linears of its attention in this order.
-            linears = dict(zip((QUERIES, KEYS, VALUES), blocks[where].input_linears, strict=True))
-            handles.append(linears[what].register_forward_hook(keep(signal)))
+    for key in keys:
+        kind, name = key
+        if kind == HIDDEN:
+            handles.append(layers[name].register_forward_hook(capture_output(key)))
+        elif kind == EMBEDDINGS:
+            handles.append(layers[f"{name}.0"].register_forward_pre_hook(capture_input(key), with_kwargs=True))
+        elif name in blocks:
+            # All families list the Linears of their attention in this order.
+            linears = dict(zip((QUERIES, KEYS, VALUES), blocks[name].input_linears, strict=True))
+            handles.append(linears[kind].register_forward_hook(capture_output(key)))
     try:
-        yield seen
+        yield activations
     finally:
         for handle in handles:
             handle.remove()
-    missing = [f"{what} of {where}" for what, where in wanted if (what, where) not in seen]
+    missing = [f"{kind} of {name}" for kind, name in keys if (kind, name) not in activations]
     if missing:
         raise UserError(
-            f"{type(model).__name__} computed no {', '.join(missing)}: name other layers by layer_map, or leave out "
-            "the weight that asks for them"
+            f"{type(model).__name__} computed no {', '.join(missing)}: choose other layers with layer_map, or remove "
+            "the weight that needs them"
         )
 
 
 def token_masks(inputs: Mapping[str, torch.Tensor], stacks: Collection[str]) -> dict[str, torch.Tensor]:
-    """Return, by stack of layers, which tokens are no padding, (rows, tokens).
+    """Return, by stack of layers, which tokens are not padding, (rows, tokens).
 
-    The decoder's are those with a label where labels are tokens, as the loss counts them.
+    In a decoder whose labels are tokens, these are the tokens with a label, which the loss counts.
 
-    Raises ValueError: a stack's tokens are not among the inputs.
+    Raises UserError if the tokens of a stack are not among the inputs.
     """
-    found = {}
+    masks = {}
     for stack in stacks:
         mask = None
         if stack == "decoder":
@@ -103,7 +103,9 @@ def token_masks(inputs: Mapping[str, torch.Tensor], stacks: Collection[str]) -> 
         if mask is None:
             ids = next((inputs[name] for name in ("input_ids", "inputs_embeds") if name in inputs), None)
             if ids is None:
-                raise UserError(f"there are no input_ids among {', '.join(inputs)}: the {stack}'s tokens are unknown")
+                raise UserError(
+                    f"the batch has no input_ids, only {', '.join(inputs)}: the tokens of the {stack} are unknown"
+                )
             mask = torch.ones(ids.shape[: 2 if ids.is_floating_point() else None], device=ids.device)
-        found[stack] = mask.bool().flatten(0, -2)  # multiple choice: a row for every choice
-    return found
+        masks[stack] = mask.bool().flatten(0, -2)  # multiple choice has a row for every choice
+    return masks

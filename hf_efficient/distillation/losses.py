@@ -1,11 +1,12 @@
-"""What a student is asked to match: pure functions that return (sum, count), so that accumulation can be exact.
+"""Distillation losses: functions that return (sum, count), so that losses over accumulated batches are exact.
 
-Equal student and teacher give exactly zero, and positions outside the mask give nothing, whatever they hold.
+They are exactly zero if student and teacher are equal. Positions outside the mask add nothing, whatever their values.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -13,21 +14,39 @@ from torch.nn import functional as F
 SumAndCount = tuple[torch.Tensor, torch.Tensor]
 
 
-# ---- answers ----
+@dataclass(frozen=True)
+class LossTerm:
+    """A weighted term of the training loss.
+
+    | field | meaning |
+    | --- | --- |
+    | name | key of the term in the logs |
+    | weight | factor of the term in the loss |
+    | sum | () sum over the positions of a batch |
+    | unit | what is counted to divide the sum by, over all batches of an optimizer step |
+    """
+
+    name: str
+    weight: float
+    sum: torch.Tensor
+    unit: str
+
+
+# ---- outputs of task heads ----
 
 
 def soft_label_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, mask: torch.Tensor | None = None
 ) -> SumAndCount:
-    """Kullback-Leibler divergence of the student's softened distribution from the teacher's, times T squared.
+    """Kullback-Leibler divergence between the softened distributions of teacher and student, times T squared.
 
     | argument | shape | meaning |
     | --- | --- | --- |
-    | student_logits, teacher_logits | (..., classes) | unnormalised |
-    | mask | (...) or None | positions that count; None: all |
-    | returns | (), () | sum over the positions that count, and their number |
+    | student_logits, teacher_logits | (..., classes) | unnormalized |
+    | mask | (...) or None | positions to include; None: all |
+    | returns | (), () | sum over the included positions, and their number |
 
-    The factor T squared keeps the gradients of soft and hard labels in proportion when T changes.
+    With the factor T squared, the ratio of the gradients of soft and hard labels does not depend on T.
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2.1.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=-1)  # [..., classes]
@@ -39,10 +58,10 @@ def soft_label_loss(
 def independent_soft_label_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, mask: torch.Tensor | None = None
 ) -> SumAndCount:
-    """Kullback-Leibler divergence for labels that hold independently of each other (multi-label heads).
+    """Kullback-Leibler divergence for labels that do not exclude each other (multi-label heads).
 
-    Each label is a distribution of its own over yes and no, sigmoid(logit / T); the divergences are averaged over the
-    labels as the task's own loss is. Shapes and source as for `soft_label_loss`.
+    Each label is a binary distribution, sigmoid(logit / T). The divergences are averaged over the labels, as in the
+    task's own loss. Shapes and source as for `soft_label_loss`.
     """
     student, teacher = student_logits.float() / temperature, teacher_logits.float() / temperature
     yes, no = teacher.sigmoid(), (-teacher).sigmoid()
@@ -54,13 +73,13 @@ def independent_soft_label_loss(
 def squared_error(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, mask: torch.Tensor | None = None
 ) -> SumAndCount:
-    """Squared difference of student and teacher, the mean over the last dimension: outputs, or hidden states.
+    """Mean squared error over the last dimension, between predicted values or between hidden states.
 
     | argument | shape | meaning |
     | --- | --- | --- |
     | student_logits, teacher_logits | (..., numbers) | predicted values, or hidden states |
-    | mask | (...) or None | positions that count; None: all |
-    | returns | (), () | sum over the positions that count, and their number |
+    | mask | (...) or None | positions to include; None: all |
+    | returns | (), () | sum over the included positions, and their number |
 
     Source: Ba and Caruana 2014, "Do Deep Nets Really Need to be Deep?", eq. 1, for outputs; Jiao et al. 2020,
     "TinyBERT", eq. 8 and 9, for hidden states and embeddings.
@@ -68,21 +87,21 @@ def squared_error(
     return _masked_sum((student_logits.float() - teacher_logits.float()).square().mean(-1), mask)
 
 
-# ---- what is inside ----
+# ---- intermediate outputs ----
 
 
 def cosine_distance(
     student_states: torch.Tensor, teacher_states: torch.Tensor, mask: torch.Tensor | None = None
 ) -> SumAndCount:
-    """One minus the cosine of the angle between hidden states; their lengths do not matter.
+    """One minus the cosine similarity of the hidden states.
 
     | argument | shape | meaning |
     | --- | --- | --- |
     | student_states, teacher_states | (..., size) | hidden states |
-    | mask | (...) or None | positions that count; None: all |
-    | returns | (), () | sum over the positions that count, and their number |
+    | mask | (...) or None | positions to include; None: all |
+    | returns | (), () | sum over the included positions, and their number |
 
-    Computed as half the squared distance of the directions, which is the same number without rounding at zero.
+    Computed as half the squared distance of the normalized vectors, which is exactly zero for equal ones.
     Source: Sanh et al. 2019, "DistilBERT", section 3 (cosine embedding loss).
     """
     student, teacher = F.normalize(student_states.float(), dim=-1), F.normalize(teacher_states.float(), dim=-1)
@@ -92,13 +111,13 @@ def cosine_distance(
 def attention_loss(
     student_scores: torch.Tensor, teacher_scores: torch.Tensor, mask: torch.Tensor | None = None
 ) -> SumAndCount:
-    """Squared difference of attention scores before the softmax, the mean over heads and over the keys that count.
+    """Mean squared error of the attention scores before the softmax, over heads and included keys.
 
     | argument | shape | meaning |
     | --- | --- | --- |
     | student_scores, teacher_scores | (batch, heads, tokens, tokens) | scaled products of queries and keys |
-    | mask | (batch, tokens) or None | tokens that count, as queries and as keys; None: all |
-    | returns | (), () | sum over the tokens that count, and their number |
+    | mask | (batch, tokens) or None | tokens to include, as queries and as keys; None: all |
+    | returns | (), () | sum over the included tokens, and their number |
 
     Source: Jiao et al. 2020, "TinyBERT: Distilling BERT for Natural Language Understanding", eq. 7.
     """
@@ -112,22 +131,22 @@ def attention_loss(
 def relation_loss(
     student_states: torch.Tensor, teacher_states: torch.Tensor, heads: int, mask: torch.Tensor | None = None
 ) -> SumAndCount:
-    """Kullback-Leibler divergence of the relations between tokens: softmax of their scaled products with each other.
+    """Kullback-Leibler divergence of the relations between tokens: the softmax of their scaled dot products.
 
     | argument | shape | meaning |
     | --- | --- | --- |
-    | student_states | (batch, tokens, size) | queries, keys or values of one layer, all heads side by side |
-    | teacher_states | (batch, tokens, another size) | the same of the teacher |
-    | heads | | relation heads that each size is divided into; the mean over them is taken |
-    | mask | (batch, tokens) or None | tokens that count; None: all |
-    | returns | (), () | sum over the tokens that count, and their number |
+    | student_states | (batch, tokens, size) | queries, keys or values of one layer, all heads concatenated |
+    | teacher_states | (batch, tokens, teacher size) | the same of the teacher |
+    | heads | | number of relation heads, which divides both sizes; the divergence is averaged over them |
+    | mask | (batch, tokens) or None | tokens to include; None: all |
+    | returns | (), () | sum over the included tokens, and their number |
 
-    What is compared is (tokens, tokens), so that sizes and numbers of attention heads may differ.
+    The relations are (tokens, tokens), so that sizes and numbers of attention heads may differ.
     Source: Wang et al. 2020, "MiniLM", eq. 7 (values), and Wang et al. 2021, "MiniLMv2", eq. 2 to 6 (relation heads).
     """
 
     def log_relations(states: torch.Tensor) -> torch.Tensor:
-        split = states.float().view(*states.shape[:-1], heads, -1).transpose(1, 2)  # [batch, heads, tokens, own]
+        split = states.float().view(*states.shape[:-1], heads, -1).transpose(1, 2)  # [batch, heads, tokens, head size]
         products = split @ split.transpose(-1, -2) / math.sqrt(split.shape[-1])  # [batch, heads, tokens, tokens]
         if mask is not None:
             products = products.masked_fill(~mask.bool()[:, None, None, :], torch.finfo(products.dtype).min)

@@ -1,4 +1,4 @@
-"""Frozen teachers: one, or several that answer together."""
+"""Frozen teachers: one model, or several whose outputs are averaged."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import is_label, select_inputs
 
 TeacherOutputs = dict[str, torch.Tensor]
+TOKEN_ID_COLUMNS = ("input_ids", "decoder_input_ids", "labels")
 
 
 class Teacher(nn.Module):
-    """Models that are asked and never trained: in eval mode and without gradients whatever happens around them.
+    """Frozen models, always in eval mode, that predict without gradients.
 
     | argument | meaning |
     | --- | --- |
-    | models | with the same task head and labels; they are frozen in place, or copied where `dtype` is another |
+    | models | with the same task head and labels; frozen in place, or copied if `dtype` is another than theirs |
     | weights | of their outputs, which sum to 1 |
-    | dtype | what they compute in; None: each in its own |
-    | token_ids | (student's vocabulary,) the teachers' id of each of the student's tokens; None: the same |
+    | dtype | data type that they compute in; None: their own |
+    | token_ids | (student's vocabulary,) the teachers' id of each of the student's tokens; None: the same ids |
 
-    Answers of several are weighted means of logits: the geometric mean of their distributions.
+    The outputs of several are weighted means of logits, that is, geometric means of their distributions.
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2.
 
-    Raises ValueError: the teachers answer different things.
+    Raises UserError if the models have different task heads, or if there is not one weight for each.
     """
 
     def __init__(
@@ -42,56 +43,62 @@ class Teacher(nn.Module):
         token_ids: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        answers = [get_head_outputs(model) for model in models]
-        if any(other != answers[0] for other in answers):
+        if len(weights) != len(models):
+            raise UserError(f"there are {len(models)} teachers and {len(weights)} weights: give one weight for each")
+        head_outputs = [get_head_outputs(model) for model in models]
+        if any(other != head_outputs[0] for other in head_outputs):
             raise UserError(
-                f"teachers that answer together need one kind of task head, these are "
+                f"several teachers need the same kind of task head, these are "
                 f"{', '.join(type(model).__name__ for model in models)}"
             )
-        self.head_outputs, self.weights = answers[0], tuple(weights)
+        self.head_outputs, self.weights = head_outputs[0], tuple(weights)
         self.models = nn.ModuleList(_freeze(model, dtype) for model in models)
         self.token_ids = token_ids
 
     @property
     def model(self) -> PreTrainedModel:
-        """The first teacher, which is the only one that is looked into."""
+        """The first teacher, whose intermediate outputs are compared."""
         first: Any = self.models[0]
         return first
 
     def train(self, mode: bool = True) -> Teacher:
-        """Leaves the teachers in eval mode."""
+        """Keep the teachers in eval mode."""
         return self
 
     @torch.no_grad()
     def predict(
-        self, inputs: Mapping[str, torch.Tensor], wanted: Collection[ActivationKey] = ()
+        self, inputs: Mapping[str, torch.Tensor], keys: Collection[ActivationKey] = ()
     ) -> tuple[TeacherOutputs, Activations]:
-        """Return the teachers' answers by the name of the output, in the student's tokens, and the wanted signals."""
-        # What a decoder reads is made of the labels; other heads would compute a loss that nobody wants.
-        encodes = self.head_outputs is not None and self.head_outputs.decoder_reads_labels
-        known = {name: value for name, value in inputs.items() if encodes or not is_label(name)}
-        if self.token_ids is not None:
-            for name in known.keys() & {"input_ids", "decoder_input_ids", "labels"}:
-                ids = known[name]
-                known[name] = torch.where(ids < 0, ids, self.token_ids.to(ids.device)[ids.clamp(min=0)])
-        here = next(iter(known.values())).device
-        found: TeacherOutputs = {}
-        signals: Activations = {}
+        """Return the outputs of the task head by name, in the student's tokens, and the activations of `keys`."""
+        inputs = self._to_teacher_inputs(inputs)
+        device = next(iter(inputs.values())).device
+        averaged: TeacherOutputs = {}
+        activations: Activations = {}
         for model, weight in zip(self.models, self.weights, strict=True):
-            read = {name: value.to(model.device) for name, value in select_inputs(model, known).items()}
-            if wanted:
-                with capture_activations(self.model, wanted) as seen:
-                    outputs: Any = model(**read)
-                signals = {signal: states.to(here) for signal, states in seen.items()}
+            model_inputs = {name: value.to(model.device) for name, value in select_inputs(model, inputs).items()}
+            if keys:
+                with capture_activations(self.model, keys) as captured:
+                    outputs: Any = model(**model_inputs)
+                activations = {key: value.to(device) for key, value in captured.items()}
             else:
-                outputs = model(**read)
+                outputs = model(**model_inputs)
             for name in self.head_outputs.outputs if self.head_outputs is not None else ():
-                answer = outputs[name].to(here)
+                logits = outputs[name].to(device)
                 if self.token_ids is not None and predicts_tokens(model):
-                    answer = answer[..., self.token_ids.to(here)]
-                weighed = answer if len(self.weights) == 1 else weight * answer.float()
-                found[name] = found[name] + weighed if name in found else weighed
-        return found, signals
+                    logits = logits[..., self.token_ids.to(device)]
+                weighted = logits if len(self.weights) == 1 else weight * logits.float()
+                averaged[name] = averaged[name] + weighted if name in averaged else weighted
+        return averaged, activations
+
+    def _to_teacher_inputs(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the inputs in the teachers' token ids, without labels unless the decoder reads them."""
+        keeps_labels = self.head_outputs is not None and self.head_outputs.decoder_reads_labels
+        teacher_inputs = {name: value for name, value in inputs.items() if keeps_labels or not is_label(name)}
+        if self.token_ids is not None:
+            for name in teacher_inputs.keys() & set(TOKEN_ID_COLUMNS):
+                ids = teacher_inputs[name]
+                teacher_inputs[name] = torch.where(ids < 0, ids, self.token_ids.to(ids.device)[ids.clamp(min=0)])
+        return teacher_inputs
 
 
 def load_teacher(
@@ -101,9 +108,9 @@ def load_teacher(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """Return the model called `name`, in its own dtype.
+    """Return the model called `name`, a folder or a repository on the Hub, in the data type of its weights.
 
-    Raises ValueError: with `requires_trained_head`, it has none to give, for its task head was never trained.
+    Raises UserError with `requires_trained_head` if its weights lack those of the task head.
     """
     teacher: PreTrainedModel
     teacher, info = auto_class.from_pretrained(
@@ -114,15 +121,14 @@ def load_teacher(
     )
     if requires_trained_head and info["missing_keys"]:
         raise UserError(
-            f"teacher {name!r} holds no weights for {', '.join(sorted(info['missing_keys']))}: its answers would be "
-            "drawn at random; name a model that is fine-tuned for the task, or learn without soft labels "
-            "(logits_weight=0)"
+            f"teacher {name!r} has no weights for {', '.join(sorted(info['missing_keys']))}: its logits would be "
+            "random; name a model that is fine-tuned for the task, or train without soft labels (logits_weight=0)"
         )
     return teacher
 
 
 def predicts_tokens(model: PreTrainedModel) -> bool:
-    """Whether the answers are distributions over the vocabulary."""
+    """Whether the logits are distributions over the vocabulary."""
     return type(model).__name__.endswith(("ForMaskedLM", "ForConditionalGeneration"))
 
 

@@ -1,4 +1,4 @@
-"""What the teacher says of every training example, computed once into the data set."""
+"""The teacher's outputs for every training example, computed once and stored as columns of the dataset."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ MAX_CACHED_CLASSES = 1000
 MAP_BATCH_SIZE = 2048
 
 Collator = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
+Rows = dict[str, list[Any]]
 
 
 def cache_teacher_outputs(
@@ -35,176 +36,198 @@ def cache_teacher_outputs(
     pads_left: bool = False,
     batch_size: int = 64,
 ) -> Dataset:
-    """Return `dataset` with the teacher's answers to every example, which training then needs no teacher for.
+    """Return `dataset` with the teacher's outputs for every example, so that training does not run the teacher.
 
     | argument | meaning |
     | --- | --- |
-    | collator | makes a batch of tensors of examples, as for training |
-    | columns | those that a batch is made of |
-    | top_k | keep so many of the most likely answers a token; None: all |
-    | pads_left | texts are padded on the left |
-    | returns | columns "teacher_logits" and the like, (classes,) an example, or a row a token |
+    | collator | makes a batch of tensors from examples, as in training |
+    | columns | names of the columns that a batch is made of |
+    | top_k | number of the highest logits to store per token; None: all |
+    | pads_left | the collator pads on the left |
+    | returns | columns such as "teacher_logits": (classes,) per example, or (tokens, classes) |
 
-    With `top_k` a row is the logits of the most likely answers, in descending order, and one more for all the others,
-    whose share of the softened distribution it has: both distributions keep their sum of 1, so that the divergence
-    from a student, whose others are summed up likewise, is exact for those k + 1 events. The answers lie on disk, are
-    mapped into memory, and are found again by a fingerprint of teacher, data and settings.
+    With `top_k`, the highest logits are stored in descending order, and one more that stands for all other classes: at
+    the given temperature it has the sum of their probabilities. The same is done to the student's logits in training,
+    so the divergence is the exact one between two distributions over k + 1 events.
 
-    Raises ValueError: the teacher answers nothing, masks are drawn anew in every epoch, or there is too much to keep.
+    The columns are stored on disk and memory-mapped. A later call with the same teacher, data and settings finds them
+    by their fingerprint.
+
+    Raises UserError if the teacher has no task head, if masks are drawn in every epoch, or if there is too much to
+    store.
     """
-    answers = _check(teacher, collator, top_k)
-    known = [name for name in columns if name in dataset.column_names]
+    head = _check_cacheable(teacher, collator, top_k)
+    input_columns = [name for name in columns if name in dataset.column_names]
 
-    def answer(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        examples = [{name: rows[name][index] for name in known} for index in range(len(rows[known[0]]))]
-        order = sorted(range(len(examples)), key=lambda index: len(examples[index].get("input_ids", ())))
-        found: dict[str, list[Any]] = {}
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+    def predict(rows: Rows) -> Rows:
+        examples = [
+            {name: rows[name][index] for name in input_columns} for index in range(len(rows[input_columns[0]]))
+        ]
+        by_length = sorted(range(len(examples)), key=lambda index: len(examples[index].get("input_ids", ())))
+        outputs: Rows = {}
+        for start in range(0, len(by_length), batch_size):
+            indices = by_length[start : start + batch_size]
             batch = {
                 name: value.to(teacher.model.device)
-                for name, value in collator([examples[index] for index in chosen]).items()
+                for name, value in collator([examples[index] for index in indices]).items()
                 if torch.is_tensor(value)
             }
-            for name, values in _outputs_to_cache(teacher, answers, batch, top_k, temperature, pads_left).items():
-                rows_of = found.setdefault(name, [None] * len(examples))
-                for index, row in zip(chosen, values, strict=True):
-                    rows_of[index] = row.cpu().numpy()
-        return found
+            for name, values in _outputs_to_cache(teacher, head, batch, top_k, temperature, pads_left).items():
+                column = outputs.setdefault(name, [None] * len(examples))
+                for index, value in zip(indices, values, strict=True):
+                    column[index] = value.cpu().numpy()
+        return outputs
 
-    settings = (known, teacher.token_ids, teacher.weights, top_k, temperature if top_k else None, pads_left)
-    return map_with_cache(dataset, answer, list(teacher.models), settings)
+    settings = (input_columns, teacher.token_ids, teacher.weights, top_k, temperature if top_k else None, pads_left)
+    return map_with_cache(dataset, predict, list(teacher.models), settings)
 
 
 def map_with_cache(
-    dataset: Dataset,
-    ask: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
-    models: Sequence[PreTrainedModel],
-    settings: Sequence[Any],
+    dataset: Dataset, function: Callable[[Rows], Rows], models: Sequence[PreTrainedModel], settings: Sequence[Any]
 ) -> Dataset:
-    """Return `dataset` with the columns that `ask` makes of its rows by `models` and `settings`, kept on disk."""
+    """Return `dataset` with the columns that `function` computes from its rows, stored on disk.
+
+    They are found again by a fingerprint of the data, the weights and configs of `models`, and `settings`.
+    """
     fingerprint = Hasher.hash([dataset._fingerprint, [_hash_model(model) for model in models], *settings])
     file = None
-    if not dataset.cache_files:  # `datasets` would keep in memory what comes of data in memory
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / "teacher_answers"
+    if not dataset.cache_files:  # a dataset in memory: `datasets` would keep the result in memory too
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "teacher_outputs"
         folder.mkdir(parents=True, exist_ok=True)
         file = str(folder / f"cache-{fingerprint}.arrow")
     return dataset.map(
-        ask,
+        function,
         batched=True,
         batch_size=MAP_BATCH_SIZE,
         new_fingerprint=fingerprint,
         cache_file_name=file,
-        desc="asking the teacher once",
+        desc="running the teacher",
     )
 
 
-def _check(teacher: Teacher, collator: Collator, top_k: int | None) -> HeadOutputs:
-    answers = teacher.head_outputs
-    if answers is None:
-        raise UserError(f"{type(teacher.model).__name__} has no task head: there are no answers to keep")
+def _check_cacheable(teacher: Teacher, collator: Collator, top_k: int | None) -> HeadOutputs:
+    head = teacher.head_outputs
+    if head is None:
+        raise UserError(
+            f"{type(teacher.model).__name__} has no task head, so it has no outputs to cache: leave out cache_teacher"
+        )
     if getattr(collator, "mlm", False):
         raise UserError(
-            "cache_teacher keeps one answer an example, but the tokens to guess are drawn anew in every epoch: leave "
-            "it out"
+            "cache_teacher stores one output per example, but the masked tokens are drawn in every epoch: leave it out"
         )
     classes = teacher.model.config.vocab_size if predicts_tokens(teacher.model) else teacher.model.config.num_labels
-    if top_k is None and answers.per_token and classes > MAX_CACHED_CLASSES:
+    if top_k is None and head.per_token and classes > MAX_CACHED_CLASSES:
         raise UserError(
-            f"cache_teacher would keep {classes} numbers for every token: give cache_top_k=64 to keep the most likely "
-            "answers and the sum of the rest"
+            f"cache_teacher would store {classes} numbers for every token: give cache_top_k=64 to store the highest "
+            "logits and the sum of the others"
         )
-    if top_k is not None and (not answers.per_token or answers.detects_replaced_tokens or top_k >= classes - 1):
+    if top_k is not None and (not head.per_token or head.detects_replaced_tokens or top_k >= classes - 1):
         raise UserError(
-            f"cache_top_k={top_k} keeps the most likely of many answers a token, {type(teacher.model).__name__} has "
-            f"{classes} answers{'' if answers.per_token else ' an example'}: leave it out"
+            f"cache_top_k={top_k} is for many classes per token, but {type(teacher.model).__name__} has {classes} "
+            f"classes per {'token' if head.per_token else 'example'}: leave it out"
         )
-    return answers
+    return head
 
 
 def _outputs_to_cache(
     teacher: Teacher,
-    answers: HeadOutputs,
+    head: HeadOutputs,
     batch: Mapping[str, torch.Tensor],
     top_k: int | None,
     temperature: float,
     pads_left: bool,
 ) -> dict[str, list[torch.Tensor]]:
-    """Return, by column, a tensor for each example: one row, or as many as it has tokens that may count."""
-    found, _ = teacher.predict(batch)
+    """Return, by column, a tensor for each example: one row, or one row per token without padding at the end."""
+    outputs, _ = teacher.predict(batch)
     if top_k is not None:
-        logits = found.pop("logits").float()
-        found[TOP_TOKENS] = logits.topk(top_k).indices
-        found["logits"] = merge_remaining_classes(logits, found[TOP_TOKENS], temperature)
-    columns = {name if name == TOP_TOKENS else PREFIX + name: value for name, value in found.items()}
-    columns = {name: value if name == TOP_TOKENS else value.float() for name, value in columns.items()}
-    if not answers.has_token_axis:
+        logits = outputs.pop("logits").float()
+        outputs[TOP_TOKENS] = logits.topk(top_k).indices
+        outputs["logits"] = merge_remaining_classes(logits, outputs[TOP_TOKENS], temperature)
+    columns = {
+        name if name == TOP_TOKENS else PREFIX + name: value if name == TOP_TOKENS else value.float()
+        for name, value in outputs.items()
+    }
+    if not head.has_token_axis:
         return {name: list(value) for name, value in columns.items()}
-    there = answers.padding_mask(batch)
+    mask = head.padding_mask(batch)
     if pads_left:
-        there = there.flip(-1)
-    lengths = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in there]  # padding at the end is not kept
+        mask = mask.flip(-1)
+    lengths = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in mask]
     return {
-        name: [row[len(row) - length :] if pads_left else row[:length] for row, length in zip(value, lengths, strict=True)]
+        name: [
+            row[len(row) - length :] if pads_left else row[:length] for row, length in zip(value, lengths, strict=True)
+        ]
         for name, value in columns.items()
     }
 
 
 def merge_remaining_classes(logits: torch.Tensor, top: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the logits of the classes `top`, and one for all others together at that temperature.
+    """Return the logits of the classes `top`, and one that stands for all other classes at that temperature.
 
     | argument | shape |
     | --- | --- |
     | logits | (..., classes) |
-    | top | (..., k) |
-    | returns | (..., k + 1), whose softmax at the temperature is that of all classes, the others summed up |
+    | top | (..., k) indices of classes |
+    | returns | (..., k + 1); their softmax at the temperature is that of all classes, with the others summed up |
     """
     others = logits.float().scatter(-1, top, float("-inf"))
-    rest = temperature * (others / temperature).logsumexp(-1, keepdim=True)
-    return torch.cat([logits.float().gather(-1, top), rest], dim=-1)
+    merged = temperature * (others / temperature).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.float().gather(-1, top), merged], dim=-1)
 
 
 def read_cached_outputs(
-    inputs: Mapping[str, torch.Tensor], student: Mapping[str, torch.Tensor], names: Sequence[str], temperature: float
+    inputs: Mapping[str, torch.Tensor],
+    student_outputs: Mapping[str, torch.Tensor],
+    names: Sequence[str],
+    temperature: float,
 ) -> tuple[Mapping[str, torch.Tensor], dict[str, torch.Tensor]] | None:
-    """Return what to compare of student and teacher when the batch holds the teacher's answers; else None."""
+    """Return the outputs of student and teacher to compare if the batch has cached outputs; otherwise None.
+
+    If only the highest logits are cached, the student's other logits are merged as the teacher's are.
+    """
     if any(PREFIX + name not in inputs for name in names):
         return None
-    theirs = {name: inputs[PREFIX + name] for name in names}
+    teacher_outputs = {name: inputs[PREFIX + name] for name in names}
     if TOP_TOKENS not in inputs:
-        return student, theirs
-    return {"logits": merge_remaining_classes(student["logits"], inputs[TOP_TOKENS], temperature)}, theirs
+        return student_outputs, teacher_outputs
+    merged = merge_remaining_classes(student_outputs["logits"], inputs[TOP_TOKENS], temperature)
+    return {"logits": merged}, teacher_outputs
 
 
 def drop_teacher_columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a batch without the teacher's cached answers, as a model takes it."""
+    """Return a batch without the teacher's cached outputs."""
     return {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
 
 
 class TeacherOutputsCollator:
-    """Makes batches as `collator` does, with the teacher's cached answers beside.
+    """Makes the batches of `collator`, with the teacher's cached outputs.
 
     | argument | meaning |
     | --- | --- |
-    | has_token_axis | answers have a row a token, and are padded to as many as the batch has |
-    | of_labels | those tokens are the labels, not the inputs |
-    | pads_left | texts are padded on the left |
+    | has_token_axis | the outputs have a row per token, and are padded to the length of the batch |
+    | of_labels | these tokens are those of the labels, not of the inputs |
+    | pads_left | the collator pads on the left |
     """
 
-    def __init__(self, collator: Collator, has_token_axis: bool, of_labels: bool = False, pads_left: bool = False) -> None:
+    def __init__(
+        self, collator: Collator, has_token_axis: bool, of_labels: bool = False, pads_left: bool = False
+    ) -> None:
         self.collator, self.has_token_axis, self.pads_left = collator, has_token_axis, pads_left
-        self.tokens = "labels" if of_labels else "input_ids"
+        self.token_column = "labels" if of_labels else "input_ids"
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the batch; answers are (rows, classes), or (rows, tokens) and (rows, tokens, classes)."""
+        """Return the batch; cached outputs are (rows, classes), or (rows, tokens) and (rows, tokens, classes)."""
         names = [name for name in examples[0] if name.startswith(PREFIX)]
         batch = dict(self.collator([drop_teacher_columns(example) for example in examples]))
         for name in names:
             rows = [torch.as_tensor(example[name]) for example in examples]
-            batch[name] = self._padded(rows, batch[self.tokens].shape[-1]) if self.has_token_axis else torch.stack(rows)
+            if self.has_token_axis:
+                batch[name] = self._pad(rows, batch[self.token_column].shape[-1])
+            else:
+                batch[name] = torch.stack(rows)
         return batch
 
-    def _padded(self, rows: list[torch.Tensor], length: int) -> torch.Tensor:
+    def _pad(self, rows: list[torch.Tensor], length: int) -> torch.Tensor:
         padded = rows[0].new_zeros(len(rows), length, *rows[0].shape[1:])
         for index, row in enumerate(rows):
             padded[index, length - len(row) if self.pads_left else 0 :][: len(row)] = row

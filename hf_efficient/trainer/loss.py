@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_efficient.distillation.distiller import Distiller, LossTerm
+from hf_efficient.distillation.distiller import Distiller
 from hf_efficient.distillation.head_outputs import get_head_outputs
+from hf_efficient.distillation.losses import LossTerm
 from hf_efficient.distillation.teacher_cache import drop_teacher_columns
 from hf_efficient.errors import NonFiniteLossError, UserError
 from hf_efficient.models.inputs import is_label, select_inputs

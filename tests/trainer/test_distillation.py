@@ -11,6 +11,7 @@ from trainers import (
     losses,
     pad,
     rows,
+    set_up_distillation,
     stopping,
     t5,
     written,
@@ -106,7 +107,7 @@ def build(folder, settings, student, teacher, data=None, pruning=None, collator=
 
 def learn(trainer, resume=None):
     """Trains with the teacher, and measures nothing."""
-    trainer.begin_distilling(trainer.teachers, trainer.distillation, None)
+    set_up_distillation(trainer)
     Trainer.train(trainer, resume)
     return trainer
 
@@ -114,13 +115,13 @@ def learn(trainer, resume=None):
 def gradients(trainer):
     """Returns the gradients of each optimizer step, of the student and of the projections."""
     found = []
-    trainer.begin_distilling(trainer.teachers, trainer.distillation, None)
+    set_up_distillation(trainer)
     trainer.args.max_grad_norm = 0
     trainer.create_optimizer()
     step = trainer.optimizer.step
 
     def remember(*args, **kwargs):
-        named = [*trainer.model.named_parameters(), *trainer.distiller.projections.named_parameters("projections")]
+        named = [*trainer.model.named_parameters(), *trainer.distillation_training.distiller.projections.named_parameters("projections")]
         found.append({name: p.grad.clone() for name, p in named if p.grad is not None})
         return step(*args, **kwargs)
 
@@ -293,7 +294,7 @@ def test_an_interrupted_pruning_resumes_with_its_projections(tmp_path, at):
         pruning = PruningConfig(heads=0.5, neurons=0.5, rounds=2, **SMALL)
         changes = {**STEPS, "save_steps": 2}
         trainer = build(tmp_path / folder, PROJECTED, bert(**NARROW), bert(2), pruning=pruning, **changes)
-        trainer._measure = lambda models: CompressionReport()
+        trainer.build_report = lambda models, exported: CompressionReport()
         return trainer
 
     whole = fresh("whole")
@@ -385,7 +386,7 @@ def spied(trainer):
     def step(*args, **kwargs):
         config = trainer.model.config
         sources = [layer.source for layer in family_of(trainer.model).structure(config).stacks["encoder"]]
-        seen.append((list(trainer.distiller.pairs), sources))
+        seen.append((list(trainer.distillation_training.distiller.pairs), sources))
         return training_step(*args, **kwargs)
 
     trainer.training_step = step
@@ -438,7 +439,7 @@ def test_two_teachers_are_mixed_by_their_weights(tmp_path):
 
 def test_as_many_weights_as_teachers_are_needed(tmp_path):
     trainer = build(tmp_path, {"teacher_weights": "3,1,1"}, bert(), [bert(2), bert(3)])
-    with pytest.raises(ValueError, match="weighs 3 teachers, there are 2: give as many weights as teachers"):
+    with pytest.raises(ValueError, match="are 3 weights for 2 teachers: give as many weights as teachers"):
         learn(trainer)
 
 
@@ -457,7 +458,7 @@ def test_the_teacher_computes_in_the_precision_of_training_or_its_own(tmp_path, 
     teacher, bf16 = bert(2), changes.get("bf16", False)
     before = copy.deepcopy(teacher.state_dict())
     trainer = learn(build(tmp_path, {**settings, "hidden_weight": 1.0}, bert(), teacher, bf16=bf16))
-    assert trainer.distiller.teacher.model.dtype == expected
+    assert trainer.distillation_training.distiller.teacher.model.dtype == expected
     assert trainer.teachers[0] is teacher
     assert teacher.dtype == torch.float32
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -536,10 +537,10 @@ def test_an_optimizer_that_was_given_trains_the_projections_too(tmp_path):
     student = bert(**NARROW)
     trainer = build(tmp_path, {**NOTHING, "hidden_weight": 1.0}, student, bert(2))
     trainer.optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    trainer.begin_distilling(trainer.teachers, trainer.distillation, None)
-    before = trainer.distiller.projections["hidden_encoder"].weight.detach().clone()
+    set_up_distillation(trainer)
+    before = trainer.distillation_training.distiller.projections["hidden_encoder"].weight.detach().clone()
     Trainer.train(trainer)
-    assert not torch.equal(trainer.distiller.projections["hidden_encoder"].weight, before)
+    assert not torch.equal(trainer.distillation_training.distiller.projections["hidden_encoder"].weight, before)
 
 
 def test_a_model_that_is_its_own_teacher_teaches_as_it_was(tmp_path):
@@ -554,7 +555,7 @@ def test_a_model_that_is_its_own_teacher_teaches_as_it_was(tmp_path):
 
 def test_a_named_teacher_without_a_head_is_refused(tmp_path):
     bert(model_class=BertModel).save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match=r"holds no weights for classifier.bias, classifier.weight.*: its answers"):
+    with pytest.raises(ValueError, match=r"has no weights for classifier.bias, classifier.weight.*: its logits"):
         build(tmp_path, {}, bert(), str(tmp_path / "base"))
     settings = {"logits_weight": 0.0, "hidden_weight": 1.0}
     assert build(tmp_path, settings, bert(), str(tmp_path / "base")).teacher.num_labels == 3
@@ -574,7 +575,7 @@ def test_types_of_tokens_reach_a_teacher_whose_student_knows_none(tmp_path):
     student.register_forward_pre_hook(lambda _, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
     learn(trainer)
     assert {"token_type_ids" in names for names in seen[:2]} == {True, False}
-    trainer.begin_distilling(trainer.teachers, trainer.distillation, None)
+    set_up_distillation(trainer)
     trainer._signature_columns = None
     trainer._set_signature_columns_if_needed()
     assert "token_type_ids" in trainer._signature_columns
