@@ -84,3 +84,7 @@ def list_commands() -> str:
 
 def _is_no_import_remark(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(IMPORT_REMARKS[record.name])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -130,7 +130,6 @@ class FlagParser(argparse.ArgumentParser):
         super().__init__(
             prog=f"hf-efficient {prog}", allow_abbrev=False, formatter_class=_HelpFormatter, add_help=False, **options
         )
-
         # Group title -> flags that the help names after those that it describes.
         self.other_flags: dict[str, list[str]] = {}
 
@@ -145,7 +144,8 @@ class FlagParser(argparse.ArgumentParser):
             others = self.other_flags.get(str(group.title), ())
             if others:
                 names = ", ".join(f"--{name}" for name in others)
-                formatter.add_text(textwrap.fill(f"also {names}", HELP_WIDTH - 4, break_on_hyphens=False))
+                width = formatter._width - 4
+                formatter.add_text(textwrap.fill(f"also {names}", width, break_on_hyphens=False))
             formatter.end_section()
         formatter.add_text(self.epilog)
         return formatter.format_help()
@@ -166,7 +166,7 @@ class FlagParser(argparse.ArgumentParser):
 
     def _describe_unknown(self, flag: str) -> str:
         names = [name for name in self._option_string_actions if name.startswith("--") and "-" not in name[2:]]
-        similar = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), names)
+        similar = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), names, cutoff=0.75)
         hint = f"did you mean {' or '.join(similar)}?" if similar else f"{self.prog} --help lists the flags"
         return f"unknown flag {flag}: {hint}"
 

@@ -102,7 +102,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = FlagParser("measure", description=__doc__)
+    parser = FlagParser("measure", usage="hf-efficient measure MODEL [MODEL ...] [flags]", description=__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="directories, or names on the Hub")
     parser.add_argument("--training", action="store_true", help="measure memory and time of training, over a grid")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code from the models' repositories")

@@ -45,6 +45,7 @@ def run(argv: Sequence[str]) -> None:
 def _build_parser() -> FlagParser:
     parser = FlagParser(
         "push",
+        usage="hf-efficient push DIRECTORY --repo_id USER/NAME [flags]",
         description=__doc__,
         epilog="The token is the one of `hf auth login` or HF_TOKEN: a flag would show in the list of processes.",
     )
