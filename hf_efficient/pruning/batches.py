@@ -1,4 +1,4 @@
-"""What scoring and correcting read: batches of examples, which of their tokens count, and the loss of a batch."""
+"""Batches of examples: their number, their labels, and which of their tokens are no padding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hf_efficient.models.inputs import is_label
 
 Batch = Mapping[str, torch.Tensor]
 
-PADDED = {"labels": -100}
+# The value that marks padding, 0 in masks.
+PADDING_VALUES = {"labels": -100}
 
 
 def example_count(batch: Batch) -> int:
@@ -21,19 +22,27 @@ def example_count(batch: Batch) -> int:
     return next(iter(batch.values())).shape[0]
 
 
+def has_labels(batch: Batch) -> bool:
+    """Whether the batch has labels."""
+    return any(is_label(name) for name in batch)
+
+
 def require_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches. Raises ValueError: there is none."""
-    empty = True
+    """Yield the batches.
+
+    Raises UserError if there are none.
+    """
+    is_empty = True
     for batch in batches:
-        empty = False
+        is_empty = False
         yield batch
-    if empty:
-        raise UserError("the dataloader is empty: at least one batch is needed")
+    if is_empty:
+        raise UserError("the dataloader is empty: at least one batch is required")
 
 
 @contextmanager
 def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Put `model` in eval mode as long as the context lasts."""
+    """Put `model` into eval mode within the context."""
     training = model.training
     model.eval()
     try:
@@ -42,15 +51,16 @@ def eval_mode(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def non_padding_mask(batch: Batch, hidden_states: torch.Tensor, decoding: bool) -> torch.Tensor:
-    """Return which positions of `hidden_states` (rows, tokens, size) are no padding, shape (rows, tokens)."""
-    for name in ("decoder_attention_mask", "labels", "attention_mask")[0 if decoding else 2 :]:
-        known = batch.get(name)
-        if known is not None and known.dim() > 1 and known.numel() == hidden_states.shape[:-1].numel():
-            return known.ne(PADDED.get(name, 0)).reshape(hidden_states.shape[:-1])
-    return torch.ones(hidden_states.shape[:-1], dtype=torch.bool, device=hidden_states.device)
+def non_padding_mask(batch: Batch, hidden_states: torch.Tensor, is_decoder: bool) -> torch.Tensor:
+    """Return which positions of `hidden_states` (rows, tokens, size) are no padding, shape (rows, tokens).
 
-
-def has_labels(batch: Batch) -> bool:
-    """Whether the batch says what the model should answer."""
-    return any(is_label(name) for name in batch)
+    Those of a decoder are found by its attention mask or the labels, all others by the attention mask; without any of
+    these of the right size, no position is padding.
+    """
+    names = ("decoder_attention_mask", "labels", "attention_mask") if is_decoder else ("attention_mask",)
+    positions = hidden_states.shape[:-1]
+    for name in names:
+        values = batch.get(name)
+        if values is not None and values.dim() > 1 and values.numel() == positions.numel():
+            return values.ne(PADDING_VALUES.get(name, 0)).reshape(positions)
+    return torch.ones(positions, dtype=torch.bool, device=hidden_states.device)

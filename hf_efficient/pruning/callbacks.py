@@ -1,8 +1,9 @@
-"""Trainer callbacks that prune while a model is trained."""
+"""Trainer callbacks that prune a model while it is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_efficient.pruning.connection_criteria import ConnectionScores
 from hf_efficient.pruning.gates import apply_gates
 from hf_efficient.pruning.schedule import cubic_fraction
 from hf_efficient.pruning.selection import Scores, Selection
-from hf_efficient.pruning.sparsity import KeepZerosCallback, remove_connections
+from hf_efficient.pruning.sparsity import KeepZerosCallback, remove_connections, unwrap_parallel
 
 GATES_NAME = "gates.safetensors"
 NUM_UPDATES = 32
@@ -27,19 +28,28 @@ GRADIENT_SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def _is_update_step(state: TrainerState) -> bool:
+    """Whether the schedule makes an update after this step: `NUM_UPDATES` times per run, and at its end."""
+    interval = max(1, state.max_steps // NUM_UPDATES)
+    return state.global_step % interval == 0 or state.global_step >= state.max_steps
+
+
 class GateClosingCallback(TrainerCallback):
-    """Closes gates on units and layers while a model is trained, and opens those again that turn out to matter.
+    """Closes gates of units and layers while a model is trained, and reopens those that turn out to matter.
 
     | argument | meaning |
     | --- | --- |
-    | choose | from the part of the removal that is due, in [0, 1], and scores to what stays open |
-    | criterion | "fisher", "taylor" and "movement" are summed up from the gradients of training itself |
-    | rescore | any other criterion's scores, computed anew at every update |
+    | choose | from the progress of the removal, in [0, 1], and scores to the selection whose gates are open |
+    | criterion | scores of "fisher", "taylor" and "movement" are summed from the gradients of the training itself |
+    | rescore | returns the scores of any other criterion, computed again for every update |
     | reduce | averages a tensor over the processes, so that all close the same gates |
 
-    What is due rises by the cubic schedule over the run. `save` and `load` carry gates and sums through a checkpoint.
+    The progress follows the cubic schedule. Gradients are collected after every backward pass: the Trainer calls
+    `on_substep_end` after those that only accumulate, and `on_pre_optimizer_step` after those that a step follows.
+    `save` and `load` keep gates and sums in a checkpoint.
 
-    Source: Zhu and Gupta 2017, eq. 1, for units instead of connections; movement by Sanh et al. 2020, eq. 3.
+    Source: Zhu and Gupta 2017, "To prune, or not to prune", eq. 1, for units instead of connections; Sanh et al. 2020,
+    "Movement Pruning", eq. 3.
     """
 
     def __init__(
@@ -51,41 +61,55 @@ class GateClosingCallback(TrainerCallback):
     ) -> None:
         self.choose, self.rescore, self.reduce = choose, rescore, reduce
         self.gradient_score = GRADIENT_SCORES.get(criterion)
-        self.forgets = criterion != "movement"
+        self.decays_scores = criterion != "movement"
         self.units: dict[str, torch.Tensor] = {}
         self.layers: dict[str, torch.Tensor] = {}
         self.sums: dict[str, torch.Tensor] = {}
         self._loaded: dict[str, torch.Tensor] = {}
-        self._context: Any = None
+        self._context: AbstractContextManager[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the gates are applied to the model."""
+        return self._context is not None
+
+    @property
+    def _gates(self) -> dict[str, torch.Tensor]:
+        return {**self.units, **self.layers}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the gates in, open, or as a checkpoint holds them."""
-        model = kwargs["model"]
-        whole = getattr(model, "module", model)
-        family, device = family_of(whole), next(whole.parameters()).device
-        units = {name: torch.ones(block.units) for name, block in family.blocks(whole).items() if block.units}
-        layers = {name: torch.ones(()) for name in family.layers(whole)}
-        for gates in (units, layers):
+        """Apply the gates: all open, or as a checkpoint holds them."""
+        model = unwrap_parallel(kwargs["model"])
+        family, device = family_of(model), next(model.parameters()).device
+        self.units = {name: torch.ones(block.units) for name, block in family.blocks(model).items() if block.units}
+        self.layers = {name: torch.ones(()) for name in family.layers(model)}
+        for gates in (self.units, self.layers):
             for name, gate in gates.items():
                 value = self._loaded.get(f"gate.{name}", gate).to(device)
                 gates[name] = value.requires_grad_(self.gradient_score is not None)
                 self.sums[name] = self._loaded.get(f"sum.{name}", torch.zeros_like(gate)).to(device)
-        self.units, self.layers = units, layers
-        self._context = apply_gates(whole, units, layers)
+        self._context = apply_gates(model, self.units, self.layers)
         self._context.__enter__()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the gates are in the model."""
-        return self._context is not None
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Collect the gradients of a backward pass that no step follows."""
+        self.collect()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Collect the gradients of the backward pass before a step; the gates are not clipped."""
+        self.collect()
 
     def collect(self) -> None:
-        """Add what a backward pass says of every gate to the sums."""
+        """Add the scores of one backward pass to the sums, and clear the gradients of the gates."""
         if self.gradient_score is None:
             return
-        for name, gate in {**self.units, **self.layers}.items():
+        for name, gate in self._gates.items():
             if gate.grad is not None:
                 self.sums[name] += self.gradient_score(gate.grad)
                 gate.grad = None
@@ -93,59 +117,65 @@ class GateClosingCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Closes and opens gates, from time to time."""
-        if state.global_step % max(1, state.max_steps // NUM_UPDATES) and state.global_step < state.max_steps:
+        """Close and open gates at the steps of an update."""
+        if not _is_update_step(state):
             return
-        due = cubic_fraction(state.global_step, 0, state.max_steps, final=1.0)
-        selection = self.choose(due, self.scores())
+        progress = cubic_fraction(state.global_step, 0, state.max_steps, final=1.0)
+        selection = self.choose(progress, self.scores())
         with torch.no_grad():
             for name, gate in self.units.items():
                 gate.zero_()
                 gate[list(selection.units[name])] = 1
             for name, gate in self.layers.items():
                 gate.fill_(float(name in selection.layers))
-        if self.forgets and state.global_step < state.max_steps:
+        if self.decays_scores and state.global_step < state.max_steps:
             for total in self.sums.values():
                 total *= SCORE_DECAY
 
     def scores(self) -> Scores:
-        """Return the scores so far, the same on all processes."""
+        """Return the scores so far, the same in all processes."""
         if self.gradient_score is None:
             return self.rescore()
-        found = {name: self.reduce(total) for name, total in self.sums.items()}
+        sums = {name: self.reduce(total) for name, total in self.sums.items()}
         return Scores(
-            units={name: found[name] for name in self.units},
-            layers={name: float(found[name]) for name in self.layers},
+            units={name: sums[name] for name in self.units},
+            layers={name: float(sums[name]) for name in self.layers},
         )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the gates off."""
+        """Remove the gates from the model."""
         self.close()
 
     def close(self) -> None:
-        """Take the gates off, if they are on."""
+        """Remove the gates from the model, if they are applied."""
         if self._context is not None:
             self._context.__exit__(None, None, None)
             self._context = None
 
-    def save(self, folder: str, writes: bool = True) -> None:
-        """Write gates and sums beside a checkpoint's weights; all processes take part, and one of them `writes`."""
-        tensors = {f"gate.{name}": gate.detach() for name, gate in {**self.units, **self.layers}.items()}
+    def save(self, folder: str, is_main_process: bool = True) -> None:
+        """Write gates and sums to the folder of a checkpoint: called in all processes, written by the main one."""
+        tensors = {f"gate.{name}": gate.detach() for name, gate in self._gates.items()}
         tensors |= {f"sum.{name}": self.reduce(total) for name, total in self.sums.items()}
-        if writes:
+        if is_main_process:
             save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, Path(folder) / GATES_NAME)
 
     def load(self, folder: str) -> None:
-        """Read what `save` wrote, to be put in when training begins."""
+        """Read what `save` wrote, to be applied when training begins."""
         self._loaded = load_file(Path(folder) / GATES_NAME)
 
 
 class GradualSparsityCallback(TrainerCallback):
-    """Removes more and more single connections while a model is trained, by the cubic schedule.
+    """Removes single connections while a model is trained, more and more by the cubic schedule.
 
-    What is zero stays zero; a checkpoint's weights hold their zeros, so that nothing else has to be saved.
+    | argument | meaning |
+    | --- | --- |
+    | fraction | of the connections, in [0, 1), that are zero at the end |
+    | scope | as for `remove_connections` |
+    | rescore | returns the scores of the connections, computed again for every update |
+
+    Connections that are zero stay zero. The weights of a checkpoint hold their zeros, so nothing else is saved.
 
     Source: Zhu and Gupta 2017, "To prune, or not to prune", eq. 1.
     """
@@ -157,22 +187,22 @@ class GradualSparsityCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the zeros that are there."""
+        """Record the connections that are zero already."""
         self.zeros.record_zeros(kwargs["model"])
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keeps what is zero at zero."""
+        """Set the recorded connections to zero again."""
         self.zeros.restore_zeros()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remove what is due, from time to time."""
-        if state.global_step % max(1, state.max_steps // NUM_UPDATES) and state.global_step < state.max_steps:
+        """Remove more connections at the steps of an update."""
+        if not _is_update_step(state):
             return
-        model = kwargs["model"]
-        due = cubic_fraction(state.global_step, 0, state.max_steps, self.fraction)
-        remove_connections(getattr(model, "module", model), self.rescore(), fraction=due, scope=self.scope)
+        model = unwrap_parallel(kwargs["model"])
+        target_fraction = cubic_fraction(state.global_step, 0, state.max_steps, self.fraction)
+        remove_connections(model, self.rescore(), fraction=target_fraction, scope=self.scope)
         self.zeros.record_zeros(model)

@@ -1,42 +1,67 @@
-"""What to remove, by what, and when: the settings of pruning."""
+"""Settings of pruning: what to remove, by which criterion, and when."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_efficient.errors import UserError
 from hf_efficient.pruning.criteria import CONNECTION_CRITERIA, CRITERIA
-from hf_efficient.pruning.sparsity import DEFAULT_SCOPES, parse_n_m
+from hf_efficient.pruning.fractions import ALL_STACKS, format_fractions, parse_fractions
 
 TARGETS = ("target_speedup", "target_generation_speedup", "target_flops", "target_size")
 FRACTIONS = ("heads", "neurons", "blocks", "layers")
+COUNTS = (
+    "rounds",
+    "scoring_samples",
+    "multiple_of",
+    "latency_batch_size",
+    "latency_sequence_length",
+    "latency_new_tokens",
+)
 SCOPES = ("global", "layer")
 REWINDS = ("weights", "learning_rate")
-ALL_STACKS = ""
+# Scopes in which single connections are compared, by criterion; "global" for all others.
+DEFAULT_SCOPES = {"wanda": "row"}
+
+
+def parse_n_m(text: str) -> tuple[int, int]:
+    """Return (n, m) of an N:M pattern such as "2:4".
+
+    Raises UserError if `text` is not such a pattern.
+    """
+    n, colon, m = text.partition(":")
+    if not (colon and n.isdecimal() and m.isdecimal() and 1 <= int(n) < int(m)):
+        raise UserError(
+            f'n_m={text!r} is not a pattern: give "n:m" with 1 <= n < m, such as "2:4", which keeps 2 of every 4 '
+            "consecutive input weights"
+        )
+    return int(n), int(m)
 
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """What to remove: a target that is reached by the cheapest loss, explicit fractions, or single connections.
+    """What to remove: as much as a target requires, explicit fractions, or single connections.
 
-    Fractions, and `keep_at_least`, are numbers, or differ by stack: "encoder=0.25,decoder=0.5".
+    Fractions, and `keep_at_least`, are numbers, or differ by stack of layers: "encoder=0.25,decoder=0.5".
 
-    Raises ValueError: a field is out of its range, or the fields contradict each other.
+    Raises UserError if a field is out of its range, or the fields contradict each other.
     """
 
     target_speedup: float | None = field(
-        default=None, metadata={"help": "Latency of the teacher divided by the student's, measured here: 2 halves it."}
+        default=None,
+        metadata={"help": "Latency of the teacher divided by that of the student, measured here: 2 halves it."},
     )
     target_generation_speedup: float | None = field(
         default=None,
-        metadata={"help": "Time of the teacher to write a text, greedily and with a cache, divided by the student's."},
+        metadata={"help": "Time the teacher takes to generate text, greedily with a cache, divided by the student's."},
     )
     target_flops: float | None = field(
-        default=None, metadata={"help": "Floating point operations of the teacher divided by the student's."}
+        default=None, metadata={"help": "Floating point operations of the teacher divided by those of the student."}
     )
     target_size: float | None = field(
-        default=None, metadata={"help": "Parameters of the teacher divided by the student's."}
+        default=None, metadata={"help": "Parameters of the teacher divided by those of the student."}
     )
     heads: float | str | None = field(
         default=None,
@@ -49,17 +74,18 @@ class PruningConfig:
     )
     blocks: float | str | None = field(
         default=None,
-        metadata={"help": "Fraction of whole attention and feed-forward blocks to remove, in [0, 1), or by stack."},
+        metadata={"help": "Fraction of the attention and feed-forward blocks to remove, in [0, 1), or by stack."},
     )
     layers: float | str | None = field(
         default=None, metadata={"help": "Fraction of the layers to remove, in [0, 1), or by stack."}
     )
     weights: float | None = field(
         default=None,
-        metadata={"help": "Fraction of single connections to make zero, in [0, 1): smaller compressed, not faster."},
+        metadata={"help": "Fraction of single connections to set to zero, in [0, 1): compresses, does not speed up."},
     )
     n_m: str | None = field(
-        default=None, metadata={"help": "Keep n of every m consecutive input weights, such as 2:4; the rest is zero."}
+        default=None,
+        metadata={"help": "Keep n of every m consecutive input weights, such as 2:4, and set the others to zero."},
     )
     vocabulary: bool = field(
         default=False, metadata={"help": "Keep only the rows of the embeddings that the training data uses."}
@@ -67,47 +93,52 @@ class PruningConfig:
     criterion: str = field(default="fisher", metadata={"help": f"How units are scored: one of {', '.join(CRITERIA)}."})
     scope: str = field(
         default="global",
-        metadata={"help": "Units compete in the whole network (global), or each layer loses the same share (layer)."},
+        metadata={
+            "help": "Compare units across the network (global), or remove the same fraction of each layer (layer)."
+        },
     )
     keep_at_least: float | str | None = field(
         default=0.0,
-        metadata={"help": "Fraction of the units of every block that stays whatever its score, or by stack."},
+        metadata={"help": "Fraction of the units of every block that is kept whatever the scores, or by stack."},
     )
     multiple_of: int = field(
-        default=8, metadata={"help": "Feed-forward widths are multiples of this, which matrix hardware likes."}
+        default=8, metadata={"help": "Feed-forward widths are multiples of this, which suits matrix hardware."}
     )
     portable: bool = field(
         default=False,
-        metadata={"help": "Only shapes that the stock class of the model can hold: loads without any code of ours."},
+        metadata={"help": "Only shapes that the stock class of the model can hold: loads without additional code."},
     )
     rounds: int = field(
         default=1,
-        metadata={"help": "Prune in this many steps of equal ratio, with an equal share of training after each."},
+        metadata={"help": "Prune in this many steps of equal ratio, each followed by an equal part of the training."},
     )
     ramp: float | None = field(
         default=None,
-        metadata={"help": "Fraction of the training in which gates close by a cubic schedule; then it is cut."},
+        metadata={"help": "Fraction of the training in which gates close by a cubic schedule, before the removal."},
     )
     rewind: str | None = field(
         default=None,
-        metadata={"help": "Train, prune, go back to the weights or the learning_rate of the start, train again."},
+        metadata={"help": "Train, prune, reset the weights or the learning_rate to the initial ones, train again."},
     )
     before_training: bool = field(
-        default=False, metadata={"help": "Prune a model that has no task head yet before it is fine-tuned."}
+        default=False, metadata={"help": "Prune a model without a trained task head before it is fine-tuned."}
     )
     recovery: bool = field(
-        default=True, metadata={"help": "Fit what is left of each block to what it wrote, by least squares."}
+        default=True, metadata={"help": "Reconstruct the outputs of the pruned blocks by least squares."}
     )
     scoring_samples: int = field(
-        default=2048, metadata={"help": "Training examples that the criterion and the recovery look at."}
+        default=2048, metadata={"help": "Number of training examples for the criterion and the reconstruction."}
     )
-    latency_batch_size: int = field(default=1, metadata={"help": "Batch size at which latency is measured."})
+    latency_batch_size: int = field(default=1, metadata={"help": "Batch size for measuring latency."})
     latency_sequence_length: int = field(
-        default=128, metadata={"help": "Tokens an example where latency is measured."}
+        default=128, metadata={"help": "Number of tokens per example for measuring latency."}
     )
-    latency_new_tokens: int = field(default=20, metadata={"help": "Tokens that are written where that is timed."})
+    latency_new_tokens: int = field(
+        default=20, metadata={"help": "Number of tokens that are generated for measuring latency."}
+    )
     latency_runtime: str = field(
-        default="torch", metadata={"help": "Where target_speedup is measured: torch, compiled, onnx or openvino."}
+        default="torch",
+        metadata={"help": "Runtime in which target_speedup is measured: torch, compiled, onnx or openvino."},
     )
 
     def __post_init__(self) -> None:
@@ -115,22 +146,15 @@ class PruningConfig:
             value = getattr(self, name)
             if value is not None and not value >= 1:
                 raise UserError(
-                    f"{name}={value} asks for a larger model: give a ratio of at least 1, such as 2 to halve"
+                    f"{name}={value} requests a larger model: give a ratio of at least 1, such as 2 to halve"
                 )
         for name in (*FRACTIONS, "keep_at_least"):
-            _parse_fractions(name, getattr(self, name))
+            parse_fractions(name, getattr(self, name))
         for name in ("weights", "ramp"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise UserError(f"{name}={value} is no fraction: give a number in [0, 1)")
-        for name in (
-            "rounds",
-            "scoring_samples",
-            "multiple_of",
-            "latency_batch_size",
-            "latency_sequence_length",
-            "latency_new_tokens",
-        ):
+                raise UserError(f"{name}={value} is not a fraction: give a number in [0, 1)")
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if self.n_m is not None:
@@ -139,47 +163,51 @@ class PruningConfig:
         self._check_contradictions()
 
     def _check_choices(self) -> None:
-        known = {**CRITERIA, **CONNECTION_CRITERIA}
-        for name, allowed in (("criterion", known), ("scope", SCOPES), ("rewind", (*REWINDS, None))):
+        criteria_of_both = tuple(dict.fromkeys((*CRITERIA, *CONNECTION_CRITERIA)))
+        for name, allowed in (
+            ("criterion", criteria_of_both),
+            ("scope", SCOPES),
+            ("rewind", (*REWINDS, None)),
+        ):
             if getattr(self, name) not in allowed:
                 choices = ", ".join(choice for choice in allowed if choice)
                 raise UserError(f"{name}={getattr(self, name)!r} is unknown: give one of {choices}")
-        for wanted, scored, criteria in (
+        for is_requested, kind, criteria in (
             (self.removes_units, "units", tuple(CRITERIA)),
             (self.removes_connections, "single connections", tuple(CONNECTION_CRITERIA)),
         ):
-            if wanted and self.criterion not in criteria:
+            if is_requested and self.criterion not in criteria:
                 raise UserError(
-                    f"criterion={self.criterion!r} does not score {scored}: give one of {', '.join(criteria)}"
+                    f"criterion={self.criterion!r} does not score {kind}: give one of {', '.join(criteria)}"
                 )
 
     def _check_contradictions(self) -> None:
         targets = [name for name in TARGETS if getattr(self, name) is not None]
         fractions = [name for name in FRACTIONS if getattr(self, name) is not None]
         if len(targets) > 1 or (targets and fractions):
-            raise UserError(
-                f"{', '.join(targets + fractions)} cannot be asked for together: give one target or fractions"
-            )
+            raise UserError(f"{', '.join(targets + fractions)} cannot be combined: give one target or fractions")
         if self.weights is not None and self.n_m is not None:
-            raise UserError(f"weights={self.weights} and n_m={self.n_m!r} cannot be asked for together: give one")
-        if self.portable and any(any(_parse_fractions(n, getattr(self, n)).values()) for n in FRACTIONS[:-1]):
+            raise UserError(f"weights={self.weights} and n_m={self.n_m!r} cannot be combined: give one of them")
+        if self.portable and any(self._removes(name) for name in FRACTIONS if name != "layers"):
             raise UserError(
-                "portable=True keeps shapes that a stock class holds, which fractions of heads, neurons or blocks are "
-                "not: give a target, or only layers"
+                "portable=True allows only shapes that a stock class can hold, which fractions of heads, neurons or "
+                "blocks are not: give a target, or only layers"
             )
         if self.target_generation_speedup is not None and self.latency_runtime != "torch":
             raise UserError(
-                f"latency_runtime={self.latency_runtime!r} is where target_speedup is measured; writing is timed in "
-                "torch: leave it out"
+                f"latency_runtime={self.latency_runtime!r} is for target_speedup; generation is timed in torch: leave "
+                "it out"
             )
         if self.portable and self.scope == "layer":
             raise UserError("portable=True keeps every head, scope='layer' removes some of each layer: give one")
         if self.ramp and (self.rounds > 1 or self.rewind):
-            raise UserError("ramp closes gates within one run of training: leave out rounds and rewind")
+            raise UserError("ramp closes gates within one training run: leave out rounds and rewind")
         if self.ramp and self.target is None and all(getattr(self, n) is None for n in (*FRACTIONS, "weights")):
-            raise UserError(f"ramp={self.ramp} has nothing to grow: give a target, a fraction, or weights")
+            raise UserError(f"ramp={self.ramp} has nothing to remove: give a target, a fraction, or weights")
         if self.rewind == "weights" and self.removes_units and self.removes_connections:
-            raise UserError("rewind='weights' goes back with units or with single connections: ask for one of them")
+            raise UserError(
+                "rewind='weights' is supported for units or for single connections, not for both: give one of them"
+            )
 
     @property
     def target(self) -> tuple[str, float] | None:
@@ -188,28 +216,31 @@ class PruningConfig:
 
     @property
     def removes_units(self) -> bool:
-        """Whether heads, neurons, blocks or layers are to go."""
-        return self.target is not None or any(any(_parse_fractions(n, getattr(self, n)).values()) for n in FRACTIONS)
+        """Whether heads, neurons, blocks or layers are to be removed."""
+        return self.target is not None or any(self._removes(name) for name in FRACTIONS)
 
     @property
     def removes_connections(self) -> bool:
-        """Whether single connections are to become zeros."""
+        """Whether single connections are to be set to zero."""
         return bool(self.weights) or self.n_m is not None
 
     @property
     def removes_anything(self) -> bool:
-        """Whether heads, neurons, blocks, layers or connections are to go."""
+        """Whether heads, neurons, blocks, layers or connections are to be removed."""
         return self.removes_units or self.removes_connections
 
+    def _removes(self, name: str) -> bool:
+        return any(parse_fractions(name, getattr(self, name)).values())
+
     def fraction_for(self, name: str, stack: str) -> float:
-        """Return the fraction that the field `name` gives for a stack of layers, 0 where it gives none."""
-        shares = _parse_fractions(name, getattr(self, name))
-        return shares.get(stack, shares.get(ALL_STACKS, 0.0))
+        """Return the fraction that the field `name` gives for a stack of layers, 0 if it gives none."""
+        fractions = parse_fractions(name, getattr(self, name))
+        return fractions.get(stack, fractions.get(ALL_STACKS, 0.0))
 
     def check_stacks(self, stacks: tuple[str, ...]) -> None:
-        """Raises ValueError: a field names a stack of layers that the model does not have."""
+        """Raise UserError if a field names a stack of layers that is not one of `stacks`, those of the model."""
         for name in (*FRACTIONS, "keep_at_least"):
-            unknown = _parse_fractions(name, getattr(self, name)).keys() - {ALL_STACKS, *stacks}
+            unknown = parse_fractions(name, getattr(self, name)).keys() - {ALL_STACKS, *stacks}
             if unknown:
                 raise UserError(
                     f"{name}={getattr(self, name)!r} names {', '.join(sorted(unknown))}: the model has the stacks "
@@ -217,31 +248,25 @@ class PruningConfig:
                 )
 
     def units_only(self) -> PruningConfig:
-        """Return what is asked for besides single connections."""
+        """Return the config without single connections."""
         return replace(self, weights=None, n_m=None)
 
     def connection_settings(self) -> dict[str, Any]:
-        """Return what is asked for of single connections, as `remove_connections` takes it."""
-        scope = (
-            None if self.n_m else "layer" if self.scope == "layer" else DEFAULT_SCOPES.get(self.criterion, "global")
-        )
+        """Return what is requested for single connections, as arguments of `remove_connections`."""
+        if self.n_m is not None:
+            scope = None
+        else:
+            scope = "layer" if self.scope == "layer" else DEFAULT_SCOPES.get(self.criterion, "global")
         return {"fraction": self.weights, "n_m": self.n_m, "scope": scope}
 
     def for_round(self, number: int) -> PruningConfig:
-        """Return what round `number`, counted from 1, of `rounds` asks for: the same ratio in every round.
+        """Return what round `number`, counted from 1, of `rounds` requests: the same ratio in every round.
 
-        Targets and fractions of connections count from the unpruned model, other fractions from what the round before
-        left.
+        Targets and fractions of connections refer to the unpruned model, other fractions to the result of the previous
+        round.
         """
-        kept = 1 / self.rounds
-        changes: dict[str, Any] = {
-            name: _format_fractions(
-                {s: 1 - (1 - v) ** kept for s, v in _parse_fractions(name, getattr(self, name)).items()}
-            )
-            for name in FRACTIONS
-            if getattr(self, name)
-        }
         power = number / self.rounds
+        changes = self._with_fractions(lambda fraction: 1 - (1 - fraction) ** (1 / self.rounds))
         if self.target is not None:
             changes[self.target[0]] = self.target[1] ** power
         if self.weights is not None:
@@ -249,40 +274,20 @@ class PruningConfig:
         return replace(self, **changes, rounds=1)
 
     def at_progress(self, progress: float) -> PruningConfig:
-        """Return what a gradual schedule asks for when `progress`, in [0, 1], of the removal is done."""
-        changes: dict[str, Any] = {
-            name: _format_fractions({s: v * progress for s, v in _parse_fractions(name, getattr(self, name)).items()})
-            for name in FRACTIONS
-            if getattr(self, name)
-        }
+        """Return what a gradual schedule requests at `progress`, in [0, 1], of the removal."""
+        changes = self._with_fractions(lambda fraction: fraction * progress)
         if self.target is not None:
             changes[self.target[0]] = 1 / (1 - progress * (1 - 1 / self.target[1]))
         if self.weights is not None:
             changes["weights"] = self.weights * progress
         return replace(self, **changes)
 
-
-def _parse_fractions(name: str, value: float | str | None) -> dict[str, float]:
-    """Return the fractions in the field `name` by stack. Raises ValueError: it holds anything else."""
-    if value is None:
-        return {}
-    shares: dict[str, float] = {}
-    for part in str(value).split(","):
-        stack, _, number = part.strip().rpartition("=")
-        try:
-            share = float(number)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share < 1 or stack in shares:
-            raise UserError(
-                f"{name}={value!r} is no fraction: give a number in [0, 1), or one for each stack, such as "
-                "'encoder=0.25,decoder=0.5'"
+    def _with_fractions(self, function: Callable[[float], float]) -> dict[str, Any]:
+        """Return the fields that hold fractions, with `function` applied to each fraction."""
+        return {
+            name: format_fractions(
+                {stack: function(value) for stack, value in parse_fractions(name, getattr(self, name)).items()}
             )
-        shares[stack] = share
-    return shares
-
-
-def _format_fractions(shares: dict[str, float]) -> float | str:
-    if shares.keys() == {ALL_STACKS}:
-        return shares[ALL_STACKS]
-    return ",".join(f"{stack}={share!r}" if stack else repr(share) for stack, share in shares.items())
+            for name in FRACTIONS
+            if getattr(self, name)
+        }

@@ -1,4 +1,4 @@
-"""Losses that pruning criteria differentiate."""
+"""Losses that pruning criteria differentiate, each summed over the examples of a batch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ from hf_efficient.pruning.batches import Batch, eval_mode, example_count, has_la
 
 Loss = Callable[[PreTrainedModel, Batch], torch.Tensor]
 
-
-def _detects_replaced_tokens(model: PreTrainedModel) -> bool:
-    """Whether `model` says of every token whether it was replaced."""
-    return type(model).__name__.endswith("ForPreTraining")
+IGNORED_LABEL = -100
 
 
 def example_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Return the task loss of a batch, summed over its examples, as `importance` functions expect it: shape ().
+    """Return the task loss of a batch, summed over its examples, shape ().
 
-    Raises ValueError: the batch has no labels.
+    Raises UserError if the batch has no labels.
     """
     if not has_labels(batch):
         raise UserError(
@@ -33,20 +30,22 @@ def example_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     loss: torch.Tensor = model(**batch).loss
     labels = batch.get("labels")
     if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
-        # A loss of tokens is their mean.
-        counted = (
-            non_padding_mask(batch, labels[..., None], False) if _detects_replaced_tokens(model) else labels.ne(-100)
-        )
+        # The task loss is a mean over tokens.
+        if _detects_replaced_tokens(model):
+            counted = non_padding_mask(batch, labels[..., None], is_decoder=False)
+        else:
+            counted = labels.ne(IGNORED_LABEL)
         return loss * counted.sum()
     return loss * example_count(batch)
 
 
 def sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
-    """Return a loss for batches without labels: how unlikely `model` finds answers drawn from what the teacher says.
+    """Return a loss for batches without labels: the negative log likelihood of labels sampled from the predictions.
 
-    Its expectation is the cross entropy with the teacher's distribution, and without a teacher, where the model is its
-    own, the squares of its gradients average to the Fisher information. Numbers (regression, hidden states of a
-    model without a head) are drawn from a normal distribution of variance one around the teacher's.
+    Labels are sampled from the predictions of `teacher`, and the expectation of the loss is the cross entropy with
+    them. Without a teacher they are sampled from the model's own predictions, and the squared gradients average to the
+    Fisher information. Regression targets, and hidden states of a model without a head, are sampled from a normal
+    distribution of variance one around the predictions.
 
     Source: Kunstner et al. 2019, "Limitations of the Empirical Fisher Approximation", section 2.
     """
@@ -54,46 +53,56 @@ def sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
 
     def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         inputs = {name: value for name, value in batch.items() if not is_label(name)}
-        shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-        if shifted is not None and "labels" in batch and "decoder_input_ids" not in batch:
-            inputs["decoder_input_ids"] = shifted(batch["labels"])
+        shift_right = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if shift_right is not None and "labels" in batch and "decoder_input_ids" not in batch:
+            inputs["decoder_input_ids"] = shift_right(batch["labels"])
         outputs: Any = model(**inputs)
-        answers: Any = outputs
+        teacher_outputs: Any = outputs
         if teacher is not None:
             with torch.no_grad(), eval_mode(teacher):
-                answers = teacher(**inputs)
+                teacher_outputs = teacher(**inputs)
         total = torch.zeros((), device=model.device)
         names = [name for name in ("logits", "start_logits", "end_logits") if name in outputs]
         for name in names or ["last_hidden_state"]:
-            lost = _sampled_label_loss(model, outputs[name].float(), answers[name].detach().float(), name, generator)
-            total = total + lost[non_padding_mask(batch, lost[..., None], model.config.is_encoder_decoder)].sum()
+            losses = _sampled_label_loss(
+                model, outputs[name].float(), teacher_outputs[name].detach().float(), name, generator
+            )
+            mask = non_padding_mask(batch, losses[..., None], model.config.is_encoder_decoder)
+            total = total + losses[mask].sum()
         return total
 
     return loss
 
 
-def _sampled_label_loss(
-    model: PreTrainedModel, ours: torch.Tensor, theirs: torch.Tensor, name: str, generator: torch.Generator
-) -> torch.Tensor:
-    """Return minus the log likelihood by the output `ours` of an answer drawn from `theirs`, without constants.
+def task_or_sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
+    """Return the task loss for batches with labels, and `sampled_loss` for those without."""
+    loss_without_labels = sampled_loss(teacher, seed)
+    return lambda model, batch: (example_loss if has_labels(batch) else loss_without_labels)(model, batch)
 
-    Shapes are (..., numbers) and (...); of tokens that are judged one by one all are (...).
+
+def _detects_replaced_tokens(model: PreTrainedModel) -> bool:
+    """Whether `model` has ELECTRA's head, which predicts for every token whether it was replaced."""
+    return type(model).__name__.endswith("ForPreTraining")
+
+
+def _sampled_label_loss(
+    model: PreTrainedModel, output: torch.Tensor, teacher_output: torch.Tensor, name: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Return the negative log likelihood, up to a constant, by `output` of a label sampled from `teacher_output`.
+
+    Shapes are (..., classes) for the outputs and (...) for the result, (batch, tokens) for all if every token has one
+    logit.
     """
     config: Any = model.config
     if _detects_replaced_tokens(model) or (name == "logits" and config.problem_type == "multi_label_classification"):
-        drawn = torch.bernoulli(theirs.sigmoid().cpu(), generator=generator).to(ours.device)
-        lost = F.binary_cross_entropy_with_logits(ours, drawn, reduction="none")
-        return lost if _detects_replaced_tokens(model) else lost.sum(-1)
-    classifies = config.problem_type != "regression" and config.num_labels > 1
-    if name != "last_hidden_state" and (classifies or ours.dim() > 2):
-        drawn = torch.multinomial(theirs.softmax(-1).flatten(0, -2).cpu(), 1, generator=generator)[:, 0]
-        lost = F.cross_entropy(ours.flatten(0, -2), drawn.to(ours.device), reduction="none")
-        return lost.view(ours.shape[:-1])
-    noise = torch.randn(theirs.shape, generator=generator).to(theirs.device)
-    return (ours - theirs - noise).square().sum(-1) / 2
-
-
-def task_or_sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
-    """Return the task loss for batches with labels and `sampled_loss` for those without."""
-    sampled = sampled_loss(teacher, seed)
-    return lambda model, batch: (example_loss if has_labels(batch) else sampled)(model, batch)
+        labels = torch.bernoulli(teacher_output.sigmoid().cpu(), generator=generator).to(output.device)
+        losses = F.binary_cross_entropy_with_logits(output, labels, reduction="none")
+        return losses if _detects_replaced_tokens(model) else losses.sum(-1)
+    is_classifier = config.problem_type != "regression" and config.num_labels > 1
+    if name != "last_hidden_state" and (is_classifier or output.dim() > 2):
+        probabilities = teacher_output.softmax(-1).flatten(0, -2).cpu()
+        labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        losses = F.cross_entropy(output.flatten(0, -2), labels.to(output.device), reduction="none")
+        return losses.view(output.shape[:-1])
+    noise = torch.randn(teacher_output.shape, generator=generator).to(teacher_output.device)
+    return (output - teacher_output - noise).square().sum(-1) / 2

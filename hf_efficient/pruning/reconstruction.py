@@ -1,8 +1,8 @@
-"""Recovery without training: what is left of a block is fitted to what the whole block wrote."""
+"""Reconstruction without training: the outputs of pruned blocks are fitted to those of the unpruned ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +17,8 @@ DAMPING = 1e-2
 RECONSTRUCTION_SAMPLES = 1024
 
 
-class _StopForward(Exception):  # noqa: N818 (no error: the rest of a forward pass is not needed)
-    """The last block that was asked for has been computed."""
+class _StopForward(Exception):  # noqa: N818 (not an error)
+    """The hooks have captured everything: the rest of the forward pass is not needed."""
 
 
 def reconstruct_outputs(
@@ -28,44 +28,48 @@ def reconstruct_outputs(
     batches: Sequence[Batch],
     damping: float = DAMPING,
 ) -> None:
-    """Fits, in place, each output projection of `student` so that its hidden states come close to the teacher's.
+    """Fit, in place, each output projection of `student` so that its hidden states approximate those of the teacher.
 
     | argument | meaning |
     | --- | --- |
-    | student | `cut(teacher, selection)` |
+    | student | `remove_units(teacher, selection)` |
     | batches | calibration data, tensors by name; labels are not used |
-    | damping | how much the fit is held to the weights that are there, in units of the mean square of the inputs |
+    | damping | weight of the distance to the current weights, in units of the mean square of the inputs |
 
-    Block after block, and so on inputs that are corrected already, W and b minimize over the tokens, padding left out,
+    Blocks are fitted one after the other, on inputs that are already corrected. W and b minimize over all tokens that
+    are no padding
 
         sum of |W x + b + r - s|^2 + damping * mean |x|^2 * |(W, b) - (W0, b0)|^2
 
-    where x is what is left of the units, r the student's residual stream before the block and s the teacher's after
-    it, so that the errors of earlier blocks are made up for too. Solved by the Cholesky factors of the damped normal
-    equations, which are positive definite, in double precision. A network of which nothing was removed stays as it is.
+    where x are the activations of the kept units, r is the residual stream of the student before the block and s that
+    of the teacher after it: errors of earlier blocks are corrected too. Solved by Cholesky decomposition of the damped
+    normal equations, which are positive definite, in double precision. Blocks before the first pruned one do not
+    change.
 
-    Raises ValueError: there is no batch.
+    Raises UserError if there are no batches.
     Source: Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers", section 4.3, and Kurtic et al.
-    2023, "ZipLM", section 3.1, for whole matrices instead of masks and with the residual stream as the aim.
+    2023, "ZipLM", section 3.1, for complete matrices instead of masks and with the residual stream as the target.
     """
     family = family_of(teacher)
-    theirs, ours = family.blocks(teacher), family.blocks(student)
-    before: dict[str, int] = {}
-    pruned = False
+    teacher_blocks, student_blocks = family.blocks(teacher), family.blocks(student)
+    layer_counts: dict[str, int] = {}
+    is_pruned = False
     with torch.no_grad(), eval_mode(student), eval_mode(teacher):
-        for source in selection.layers:
-            stack = source.partition(".")[0]
-            layer = f"{stack}.{before.get(stack, 0)}"
-            before[stack] = before.get(stack, 0) + 1
-            pruned = pruned or source != layer
+        for teacher_layer in selection.layers:
+            stack = teacher_layer.partition(".")[0]
+            student_layer = f"{stack}.{layer_counts.get(stack, 0)}"
+            layer_counts[stack] = layer_counts.get(stack, 0) + 1
             pairs = [
-                (block, theirs[name.replace(layer, source, 1)]) for name, block in ours.items() if block.layer == layer
+                (block, teacher_blocks[name.replace(student_layer, teacher_layer, 1)])
+                for name, block in student_blocks.items()
+                if block.layer == student_layer
             ]
-            pruned = pruned or any(block.units != whole.units for block, whole in pairs)
-            if pruned:
-                aims = _residual_streams(teacher, [whole for _, whole in pairs], batches)
-                for (block, _), aim in zip(pairs, aims, strict=True):
-                    _fit(student, block, aim, batches, damping)
+            is_pruned = is_pruned or teacher_layer != student_layer
+            is_pruned = is_pruned or any(block.units != teacher_block.units for block, teacher_block in pairs)
+            if is_pruned:
+                targets = _residual_streams(teacher, [teacher_block for _, teacher_block in pairs], batches)
+                for (block, _), block_targets in zip(pairs, targets, strict=True):
+                    _fit(student, block, block_targets, batches, damping)
 
 
 def _residual_streams(
@@ -73,92 +77,95 @@ def _residual_streams(
 ) -> list[list[torch.Tensor]]:
     """Return, for each of the blocks of a layer and each batch, the residual stream after it, (tokens, size)."""
     streams: list[list[torch.Tensor]] = [[] for _ in blocks]
-    seen: list[torch.Tensor] = []
+    captured: list[torch.Tensor] = []
 
-    def see(stream: torch.Tensor) -> None:
-        seen.append(stream)
-        if len(seen) == len(blocks):
+    def capture(stream: torch.Tensor) -> None:
+        captured.append(stream)
+        if len(captured) == len(blocks):
             raise _StopForward
 
-    with _capture_residual(blocks, see):
+    with _capture_residual(blocks, capture):
         for batch in require_batches(batches):
-            seen.clear()
-            _run(model, batch)
-            for kept, block, stream in zip(streams, blocks, seen, strict=True):
-                kept.append(stream[non_padding_mask(batch, stream, block.layer.startswith("decoder"))])
+            captured.clear()
+            _run_until_stopped(model, batch)
+            for block_streams, block, stream in zip(streams, blocks, captured, strict=True):
+                block_streams.append(stream[_token_mask(batch, stream, block)])
     return streams
 
 
 def _fit(
-    model: PreTrainedModel, block: Block, aims: Sequence[torch.Tensor], batches: Sequence[Batch], damping: float
+    model: PreTrainedModel, block: Block, targets: Sequence[torch.Tensor], batches: Sequence[Batch], damping: float
 ) -> None:
-    """Replaces the weights of the block's output by the damped least squares fit to the streams `aims`."""
+    """Replace the output projection of `block` by the damped least squares fit to the streams `targets`."""
     output: Any = block.output
-    parts = [output.weight.T] if block.units else []
-    parts += [] if output.bias is None else [output.bias[None]]
-    if not parts:
+    parameters = [output.weight.T] if block.units else []
+    parameters += [] if output.bias is None else [output.bias[None]]
+    if not parameters:
         return
-    start = torch.cat(parts).double()  # [inputs (+ 1), size]
-    gram, moments = start.new_zeros(len(start), len(start)), torch.zeros_like(start)
-    seen: list[torch.Tensor] = []
+    initial = torch.cat(parameters).double()  # [inputs (+ 1), size]
+    gram, moments = initial.new_zeros(len(initial), len(initial)), torch.zeros_like(initial)
+    captured: list[torch.Tensor] = []
 
-    def see(stream: torch.Tensor) -> None:
-        seen.append(stream)
+    def capture_projection(module: Any, args: tuple[torch.Tensor, ...], projected: torch.Tensor) -> None:
+        captured.extend((args[0], projected))
+
+    def capture_stream(stream: torch.Tensor) -> None:
+        captured.append(stream)
         raise _StopForward
 
-    with _capture_residual([block], see, writing=lambda module, args, written: seen.extend((args[0], written))):
-        for batch, aim in zip(batches, aims, strict=True):
-            seen.clear()
-            _run(model, batch)
-            real = non_padding_mask(batch, seen[-1], block.layer.startswith("decoder"))
-            read, written, stream = (values[real].float() for values in seen)
-            lacking = aim.float() - stream + written  # [tokens, size]
-            ones = lacking.new_ones(len(lacking), 0 if output.bias is None else 1)
-            inputs = torch.cat([read[:, : output.in_features], ones], dim=1)  # [tokens, inputs (+ 1)]
+    with _capture_residual([block], capture_stream, capture_projection):
+        for batch, target in zip(batches, targets, strict=True):
+            captured.clear()
+            _run_until_stopped(model, batch)
+            mask = _token_mask(batch, captured[-1], block)
+            units, projected, stream = (values[mask].float() for values in captured)
+            missing = target.float() - stream + projected  # [tokens, size]
+            ones = missing.new_ones(len(missing), 0 if output.bias is None else 1)
+            inputs = torch.cat([units[:, : output.in_features], ones], dim=1)  # [tokens, inputs (+ 1)]
             gram += inputs.T @ inputs
-            moments += inputs.T @ lacking
+            moments += inputs.T @ missing
     damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * max(
         damping * float(gram.diagonal().mean()), torch.finfo(torch.float32).tiny
     )
-    fitted = start + torch.cholesky_solve(moments - gram @ start, torch.linalg.cholesky(damped))
+    fitted = initial + torch.cholesky_solve(moments - gram @ initial, torch.linalg.cholesky(damped))
     if block.units:
         output.weight.copy_(fitted[: output.in_features].T)
     if output.bias is not None:
         output.bias.copy_(fitted[-1])
 
 
-def _run(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> None:
-    """Run `model` until a hook has what it wants."""
-    with _until_reached():
-        model(**batch)
+def _token_mask(batch: Batch, stream: torch.Tensor, block: Block) -> torch.Tensor:
+    return non_padding_mask(batch, stream, is_decoder=block.layer.startswith("decoder"))
 
 
-@contextmanager
-def _until_reached() -> Iterator[None]:
+def _run_until_stopped(model: PreTrainedModel, batch: Batch) -> None:
+    """Run `model` until a hook stops it."""
     try:
-        yield
+        model(**batch)
     except _StopForward:
         return
 
 
 @contextmanager
 def _capture_residual(
-    blocks: Sequence[Block], see: Callable[[torch.Tensor], None], writing: Callable[..., None] | None = None
+    blocks: Sequence[Block],
+    capture_stream: Callable[[torch.Tensor], None],
+    capture_projection: Callable[..., None] | None = None,
 ) -> Iterator[None]:
-    """Shows `see` the residual stream after each of `blocks`, (rows, tokens, size), as long as the context lasts.
+    """Call `capture_stream` with the residual stream after each of `blocks`, (rows, tokens, size), within the context.
 
-    `writing` is a forward hook of what reads their units.
+    `capture_projection` is a forward hook of their output projections.
     """
     handles = []
     for block in blocks:
-        if writing is not None:
-            handles.append(block.output.register_forward_hook(writing))
+        if capture_projection is not None:
+            handles.append(block.output.register_forward_hook(capture_projection))
         if block.norm is not None:
-            handles.append(block.norm.register_forward_pre_hook(lambda module, args: see(args[0])))
+            handles.append(block.norm.register_forward_pre_hook(lambda module, args: capture_stream(args[0])))
         else:
             handles.append(
                 block.owner.register_forward_hook(
-                    lambda module, args, output: see(output[0] if isinstance(output, tuple) else output)
+                    lambda module, args, output: capture_stream(output[0] if isinstance(output, tuple) else output)
                 )
             )
     try:

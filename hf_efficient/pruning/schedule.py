@@ -1,4 +1,4 @@
-"""When and how much is removed while a model is trained."""
+"""When, and how much of a model, is removed during training."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hf_efficient.pruning.config import PruningConfig
 
 
 def cubic_fraction(step: int, begin: int, end: int, final: float, initial: float = 0.0) -> float:
-    """Return the fraction of connections to be gone at `step`: `initial` before `begin`, `final` from `end` on.
+    """Return the fraction of connections to be removed at `step`: `initial` until `begin`, `final` from `end` on.
 
-    In between it rises fast at first, while there is much that nobody misses, and slows down towards the end.
+    In between it grows fast at first, while many connections are redundant, and slowly towards the end.
 
-    Raises ValueError: `end` is before `begin`, or a fraction is outside [0, 1].
+    Raises UserError if `end` is before `begin`, or a fraction is outside [0, 1].
     Source: Zhu and Gupta 2017, "To prune, or not to prune: exploring the efficacy of pruning for model compression",
     eq. 1.
     """
@@ -26,16 +26,19 @@ def cubic_fraction(step: int, begin: int, end: int, final: float, initial: float
         return final
     if step <= begin:
         return initial
-    left = 1 - (step - begin) / (end - begin)
-    return final + (initial - final) * left**3
+    remaining = 1 - (step - begin) / (end - begin)
+    return final + (initial - final) * remaining**3
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stock training run among those that make up pruning.
+    """One of the training runs that a pruning consists of.
 
-    `number` names its folder and, from 1 on, is the round of pruning that comes before it; `share` is its part of the
-    epochs; with `ramps`, gates close while it lasts.
+    | field | meaning |
+    | --- | --- |
+    | number | names the folder of the run; from 1 on, the round of pruning that is done before it |
+    | epoch_fraction | fraction of the epochs that it trains for |
+    | closes_gates | whether gates close during it |
     """
 
     number: int
@@ -44,16 +47,16 @@ class Phase:
 
 
 def plan_phases(config: PruningConfig) -> list[Phase]:
-    """Return the training runs that `config` asks for.
+    """Return the training runs that `config` requests.
 
     | config | runs |
     | --- | --- |
-    | rounds=n | prune, train, n times |
-    | ramp=f | train with closing gates for a fraction f of the epochs, cut, train |
-    | rewind | train, then n times: prune, go back, train |
+    | rounds=n | n times: prune, train |
+    | ramp=f | train while gates close, for a fraction f of the epochs; prune; train |
+    | rewind | train, then n times: prune, rewind, train |
     """
     if config.ramp:
         return [Phase(0, config.ramp, closes_gates=True), Phase(1, 1 - config.ramp)]
     first = 0 if config.rewind else 1
-    runs = range(first, config.rounds + 1)
-    return [Phase(number, 1 / len(runs)) for number in runs]
+    numbers = range(first, config.rounds + 1)
+    return [Phase(number, 1 / len(numbers)) for number in numbers]

@@ -39,7 +39,7 @@ def test_examples_are_counted_by_the_first_dimension():
 def test_all_batches_pass_and_none_at_all_is_refused():
     batches = [{"input_ids": torch.zeros(1, 2)}, {"input_ids": torch.ones(1, 2)}]
     assert list(require_batches(iter(batches))) == batches
-    with pytest.raises(ValueError, match="the dataloader is empty: at least one batch is needed"):
+    with pytest.raises(ValueError, match="the dataloader is empty: at least one batch is required"):
         list(require_batches([]))
 
 

@@ -163,7 +163,7 @@ def test_scoring_leaves_no_trace(make_model, make_batch, criterion, training):
 
 @pytest.mark.parametrize("criterion", ["fisher", "movement", "snip", "taylor", "wanda"])
 def test_empty_dataloader_is_refused(make_model, criterion):
-    with pytest.raises(ValueError, match="the dataloader is empty: at least one batch is needed"):
+    with pytest.raises(ValueError, match="the dataloader is empty: at least one batch is required"):
         CONNECTION_CRITERIA[criterion](make_model(), [])
 
 

@@ -303,7 +303,7 @@ def test_every_head_is_corrected_without_labels(make_model, make_batch, select, 
 
 def test_without_data_nothing_can_be_fitted(make_model, select):
     model, selection = make_model(), select("uneven widths")
-    with pytest.raises(ValueError, match="the dataloader is empty: at least one batch is needed"):
+    with pytest.raises(ValueError, match="the dataloader is empty: at least one batch is required"):
         reconstruct_outputs(remove_units(model, selection), model, selection, [])
 
 

@@ -280,7 +280,7 @@ def test_another_loss_can_be_given(make_model, make_batch):
 
 @pytest.mark.parametrize("criterion", BY_DATA)
 def test_empty_dataloader_is_refused(make_model, criterion):
-    with pytest.raises(ValueError, match="the dataloader is empty: at least one batch is needed"):
+    with pytest.raises(ValueError, match="the dataloader is empty: at least one batch is required"):
         CRITERIA[criterion](make_model(), [], example_loss)
 
 

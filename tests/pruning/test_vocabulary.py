@@ -475,17 +475,17 @@ def test_used_tokens_reads_texts_tensors_and_nested_ids():
     assert find_used_tokens(["river"], tokenizer) == sorted(set(ids))
     assert find_used_tokens([torch.tensor([[9, 7], [7, -100]]), [[8], [[3]]], [5, -100]], tokenizer) == [3, 5, 7, 8, 9]
     assert find_used_tokens(["river"] * 2500 + ["boats"], tokenizer) == find_used_tokens(["river boats"], tokenizer)
-    with pytest.raises(TypeError, match="dict is neither a text nor token ids"):
+    with pytest.raises(TypeError, match="data yields a dict, neither a text nor token ids"):
         find_used_tokens([{"input_ids": [1]}], tokenizer)
 
 
 def test_errors_say_what_to_do():
     tokenizer = make_bert_tokenizer()
     model = build("BertModel", tokenizer, WIDTHS)
-    with pytest.raises(ValueError, match=r"keep has ids outside 0\.\.\d+, the rows of the model: \[-1, 999\]"):
+    with pytest.raises(ValueError, match=r"keep has ids that are not rows of the model, such as \[-1, 999\]: give ids from 0 to \d+"):
         trim_vocabulary(model, tokenizer, [5, 999, -1])
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    with pytest.raises(ValueError, match="model 'WordLevel' cannot be trimmed: known are WordPiece, BPE, Unigram"):
+    with pytest.raises(ValueError, match="model 'WordLevel' cannot be trimmed: supported are WordPiece, BPE, Unigram"):
         find_used_tokens([], PreTrainedTokenizerFast(tokenizer_object=words))
     with pytest.raises(ValueError, match="ByT5Tokenizer is a slow tokenizer"):
         trim_vocabulary(model, transformers.ByT5Tokenizer(), [])
