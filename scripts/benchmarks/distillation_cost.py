@@ -22,6 +22,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_efficient import DistillationConfig, EfficientTrainer
 from hf_efficient.distillation.students import student_from_layers
+from hf_efficient.trainer.run import CompressionRun
 
 ROWS = 64
 CONFIGS = {
@@ -67,7 +68,7 @@ def build(sst2: Sst2, name: str, data: Any) -> Trainer:
     if name not in CONFIGS:
         return Trainer(**common)
     trainer = EfficientTrainer(**common, teacher=teacher, distillation=CONFIGS[name])
-    trainer.begin_distilling(trainer.teachers, CONFIGS[name], None)
+    CompressionRun(trainer, train=Trainer.train).set_up_distillation()
     return trainer
 
 

@@ -121,7 +121,10 @@ def gradients(trainer):
     step = trainer.optimizer.step
 
     def remember(*args, **kwargs):
-        named = [*trainer.model.named_parameters(), *trainer.distillation_training.distiller.projections.named_parameters("projections")]
+        named = [
+            *trainer.model.named_parameters(),
+            *trainer.distillation_training.distiller.projections.named_parameters("projections"),
+        ]
         found.append({name: p.grad.clone() for name, p in named if p.grad is not None})
         return step(*args, **kwargs)
 
@@ -313,7 +316,9 @@ def test_an_interrupted_pruning_resumes_with_its_projections(tmp_path, at):
 def asked(monkeypatch):
     """Counts how often the teacher is asked."""
     calls, ask = [], Teacher.predict
-    monkeypatch.setattr(Teacher, "predict", lambda self, *args, **kwargs: calls.append(1) or ask(self, *args, **kwargs))
+    monkeypatch.setattr(
+        Teacher, "predict", lambda self, *args, **kwargs: calls.append(1) or ask(self, *args, **kwargs)
+    )
     return calls
 
 

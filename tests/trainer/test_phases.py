@@ -25,7 +25,7 @@ def shape(model):
     ("changes", "expected"),
     [
         ({"rounds": 2}, [Phase(1, 0.5), Phase(2, 0.5)]),
-        ({"ramp": 0.25}, [Phase(0, 0.25, ramps=True), Phase(1, 0.75)]),
+        ({"ramp": 0.25}, [Phase(0, 0.25, closes_gates=True), Phase(1, 0.75)]),
         ({"rewind": "weights"}, [Phase(0, 0.5), Phase(1, 0.5)]),
         ({"rewind": "learning_rate", "rounds": 3}, [Phase(0, 0.25), Phase(1, 0.25), Phase(2, 0.25), Phase(3, 0.25)]),
     ],
@@ -42,7 +42,7 @@ def test_gates_close_while_training_and_what_is_closed_is_cut(tmp_path, criterio
     training_step = trainer.training_step
 
     def step(*args, **kwargs):
-        gates = trainer._gates
+        gates = trainer.phases.gate_callback
         open_units.append(sum(int(gate.sum()) for gate in gates.units.values()) if gates and gates.is_open else None)
         return training_step(*args, **kwargs)
 
@@ -54,20 +54,20 @@ def test_gates_close_while_training_and_what_is_closed_is_cut(tmp_path, criterio
     assert ramp[0] == 2 * (4 + 64)
     assert ramp[-1] < 0.95 * ramp[0]
     assert trainer.report.row("student").ratios.flops >= 2.0
-    assert trainer.report.stages[0] == f"gates closed by {criterion} while training"
+    assert trainer.report.stages[0] == f"gates closed by {criterion} during training"
 
 
 def test_the_gates_of_the_ramp_end_as_the_shape_that_is_cut(tmp_path):
     pruning = PruningConfig(neurons=0.5, ramp=0.5, recovery=False, **SMALL)
     trainer = build(tmp_path, techniques={"pruning": pruning}, num_train_epochs=4)
     ends = {}
-    final_scores = trainer._final_scores
+    final_scores = trainer.phases.scores_for_pruning
 
     def remember(*args):
-        ends.update({name: int(gate.sum()) for name, gate in trainer._gates.units.items()})
+        ends.update({name: int(gate.sum()) for name, gate in trainer.phases.gate_callback.units.items()})
         return final_scores(*args)
 
-    trainer._final_scores = remember
+    trainer.phases.scores_for_pruning = remember
     trainer.train()
     assert [ends[f"encoder.{index}.feed_forward"] for index in range(2)] == [
         width for _, width in shape(trainer.model)
@@ -125,13 +125,13 @@ def test_accumulated_gates_score_as_one_large_batch_does(tmp_path):
         pruning = PruningConfig(target_flops=2.0, ramp=0.5, criterion="movement", **SMALL)
         trainer = build(tmp_path, techniques={"pruning": pruning}, num_train_epochs=1, max_steps=2, **changes)
         found = {}
-        final_scores = trainer._final_scores
+        final_scores = trainer.phases.scores_for_pruning
 
         def remember(*args):
-            found.update({name: total.clone() for name, total in trainer._gates.sums.items()})
+            found.update({name: total.clone() for name, total in trainer.phases.gate_callback.sums.items()})
             return final_scores(*args)
 
-        trainer._final_scores = remember
+        trainer.phases.scores_for_pruning = remember
         trainer.train()
         return found
 

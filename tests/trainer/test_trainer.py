@@ -5,7 +5,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
-from trainers import arguments, build, classifier, collate, losses, rows, stop
+from trainers import arguments, build, classifier, collate, losses, rows, set_up_distillation, stop
 from transformers import AlbertConfig, AlbertForSequenceClassification, BertForSequenceClassification, Trainer
 
 from hf_efficient import (
@@ -17,7 +17,7 @@ from hf_efficient import (
     PruningConfig,
     QuantizationConfig,
 )
-from hf_efficient.hub import model_card as hub
+from hf_efficient.hub import publisher
 
 
 def first_gradient(trainer):
@@ -58,7 +58,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(tmp_path, dist
     def gradient(**changes):
         trainer = build(tmp_path, techniques=copy.deepcopy(techniques), max_steps=1, seed=3, **changes)
         if distils:
-            trainer.begin_distilling(trainer.teachers, trainer.distillation, None)
+            set_up_distillation(trainer)
         return first_gradient(trainer)
 
     large = gradient(per_device_train_batch_size=32)
@@ -177,7 +177,7 @@ def test_quantization_alone_trains_nothing(tmp_path):
     assert [row.role for row in trainer.report.models] == ["teacher", "quantized"]
     assert torch.equal(trainer.model.classifier.weight, before["classifier.weight"])
     assert trainer.report.row("quantized").ratios.size > 1.5
-    with pytest.raises(ValueError, match="quantized already"):
+    with pytest.raises(ValueError, match="is quantized and cannot be trained"):
         trainer.train()
 
 
@@ -242,7 +242,7 @@ def test_no_token_is_written(tmp_path):
 def test_a_checkpoint_is_not_pushed_while_one_is_on_its_way(tmp_path, monkeypatch):
     trainer, pushes = build(tmp_path, hub_token="hf_canary"), []
     trainer.hub_model_id = "me/films"
-    monkeypatch.setattr(hub, "push_checkpoint", lambda *asked: pushes.append((asked, Future())) or pushes[-1][1])
+    monkeypatch.setattr(publisher, "push_checkpoint", lambda *asked: pushes.append((asked, Future())) or pushes[-1][1])
     trainer._push_from_checkpoint("checkpoint-1")
     trainer._push_from_checkpoint("checkpoint-2")
     pushes[0][1].set_result(None)
@@ -264,7 +264,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path):
 
 
 REFUSED = [
-    ({"teacher": classifier()}, "teaches nothing: add distillation"),
+    ({"teacher": classifier()}, "given without distillation: add distillation"),
     ({"teacher": classifier(labels=4), "distillation": DistillationConfig()}, "give both the same label map"),
 ]
 
@@ -346,7 +346,7 @@ def test_attention_stays_as_it_was_asked_for_and_is_reported(tmp_path, name):
     trainer.train()
     assert trainer.model.config._attn_implementation == name
     assert trainer.report.configs["training"]["attn_implementation"] == name
-    assert f"{name} attention" in trainer.report.circumstances()
+    assert f"{name} attention" in trainer.report.conditions()
 
 
 def test_what_training_took_is_reported_and_what_was_not_counted_is_null(tmp_path):

@@ -22,7 +22,7 @@ class Projections(TrainerCallback):
     weights = torch.zeros(0)
 
     def on_train_end(self, args, state, control, **kwargs):
-        distiller = self.trainer.distiller
+        distiller = self.trainer.distillation_training.distiller
         parameters = [] if distiller is None else distiller.projections.parameters()
         self.weights = torch.cat([weight.detach().flatten() for weight in parameters] or [self.weights])
 

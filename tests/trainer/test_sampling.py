@@ -1,0 +1,27 @@
+from torch.utils.data import SequentialSampler
+from trainers import LENGTHS, arguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from hf_efficient.trainer.sampling import seed_by_epoch
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(tmp_path):
+    epoch = [0.0]
+
+    def sampler(seed):
+        grouped = LengthGroupedSampler(2, lengths=list(LENGTHS) * 4)
+        return seed_by_epoch(grouped, arguments(tmp_path, seed=seed), lambda: epoch[0])
+
+    first = list(sampler(1))
+    epoch[0] = 0.9999999  # a sum of fractions that should be 1
+    second = list(sampler(1))
+    epoch[0] = None
+    assert list(sampler(1)) == first != second
+    assert list(sampler(2)) != first
+    assert sorted(first) == sorted(second) == list(range(32))
+
+
+def test_samplers_that_do_not_group_by_length_stay_as_they_are(tmp_path):
+    sequential = SequentialSampler(range(4))
+    assert seed_by_epoch(sequential, arguments(tmp_path), lambda: 0.0) is sequential
+    assert seed_by_epoch(None, arguments(tmp_path), lambda: 0.0) is None
