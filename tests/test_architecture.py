@@ -46,7 +46,7 @@ HEAVY = {
 }
 # Modules of models/ that are not saved next to a model's weights.
 NOT_SHIPPED = {"models.__init__", "models.surgery", "models.inputs"}
-SHIPPED_TOGETHER = {"blocks", "codebook", "encoder", "family", "structure", "t5_attention", "t5_family"}
+REMOTE_CODE_PACKAGES = {"torch", "transformers"} | sys.stdlib_module_names
 DYNAMIC_IMPORTS = {"import_module", "resolve_name", "__import__"}
 # The registry resolves texts, which are read as imports here; the demo reads the docstrings of other packages.
 IMPORT_BY_TEXT = {"__init__", "registry", "commands.demo_dataset"}
@@ -57,6 +57,7 @@ SOURCES = {
 MODULES = {module: ast.parse(source) for module, source in SOURCES.items()}
 ROOMS = sorted(module.removesuffix(".__init__") for module in MODULES if module.endswith(".__init__"))
 CONFIG_MODULES = [name for name in MODULES if name.endswith(".config")]
+REMOTE_CODE = {name for name in MODULES if name.startswith("models.")} - NOT_SHIPPED
 LIGHT_MODULES = ["__init__", *CONFIG_MODULES, "pruning.criteria", "tasks.__init__"]
 
 
@@ -65,7 +66,7 @@ def room_of(module):
 
 
 def module_named(name):
-    """Returns the module of the package that a dotted name means, None if there is none."""
+    """Return the module of the package that a dotted name means, None if there is none."""
     first, *rest = name.split(".")
     if first != "hf_efficient":
         return None
@@ -73,7 +74,7 @@ def module_named(name):
 
 
 def statement_imports(module, tree):
-    """Yields (name, line) of the import statements in `tree`, relative ones with the package's name in front."""
+    """Yield (name, line) of the import statements in `tree`, relative ones with the package's name in front."""
     folder = ["hf_efficient", *module.split(".")[:-1]]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -83,11 +84,12 @@ def statement_imports(module, tree):
             start = [*start, *(node.module.split(".") if node.module else [])]
             for alias in node.names:
                 full = ".".join([*start, alias.name])
-                yield (full if module_named(full) else ".".join(start)), node.lineno
+                if full != "hf_efficient.__version__":
+                    yield (full if module_named(full) else ".".join(start)), node.lineno
 
 
 def text_imports(module, tree):
-    """Yields (name, line) of the modules named by texts: entries of registries, the table of public names."""
+    """Yield (name, line) of the modules named by texts: entries of registries, the table of public names."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             match = re.fullmatch(r"(hf_efficient(?:\.\w+)+)(?::\w+)?", node.value)
@@ -98,7 +100,7 @@ def text_imports(module, tree):
 
 
 def own_imports(module, tree):
-    """Yields (module, line) of the package's modules that `module` imports or names by a text."""
+    """Yield (module, line) of the package's modules that `module` imports or names by a text."""
     for name, line in (*statement_imports(module, tree), *text_imports(module, tree)):
         imported = module_named(name)
         if imported:
@@ -106,7 +108,7 @@ def own_imports(module, tree):
 
 
 def import_violations(module, tree):
-    """Returns the imports of `module` that are not of a lower level."""
+    """Return the imports of `module` that are not of a lower level."""
     room, violations = room_of(module), []
     for name, line in own_imports(module, tree):
         imported = room_of(name)
@@ -117,7 +119,7 @@ def import_violations(module, tree):
 
 
 def late_imports(module, tree):
-    """Returns the imports inside functions, except of heavy dependencies and in the `run` of a command."""
+    """Return the imports inside functions, except of heavy dependencies and in the `run` of a command."""
     runs = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
     allowed = {id(node) for run in runs for node in ast.walk(run)} if room_of(module) == "commands" else set()
     violations = []
@@ -140,7 +142,7 @@ def late_imports(module, tree):
 
 
 def dynamic_imports(module, tree):
-    """Returns the calls that import a module by a name that may be computed."""
+    """Return the calls that import a module by a name that may be computed."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [
         f"{module}:{node.lineno} imports by {ast.unparse(node.func)}"
@@ -154,7 +156,7 @@ def is_type_checking(node):
 
 
 def import_time_statements(node):
-    """Yields the statements that run when the module is imported: not those of functions or under TYPE_CHECKING."""
+    """Yield the statements that run when the module is imported: not those of functions or under TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
         if is_type_checking(child) or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -164,7 +166,7 @@ def import_time_statements(node):
 
 
 def import_time_imports(module, tree):
-    """Yields the names of the modules that importing `module` imports, with the rooms that they lie in."""
+    """Yield the names of the modules that importing `module` imports, with the rooms that they lie in."""
     for node in import_time_statements(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             for name, _ in statement_imports(module, ast.Module([node], [])):
@@ -175,7 +177,7 @@ def import_time_imports(module, tree):
 
 
 def heavy_imports(module, tree, allowed=frozenset()):
-    """Returns what importing `module` imports, directly or not, that is neither standard, ours nor allowed."""
+    """Return what importing `module` imports, directly or not, that is neither standard, ours nor allowed."""
     violations, seen, todo = set(), {module}, [(module, tree)]
     while todo:
         current, current_tree = todo.pop()
@@ -198,7 +200,7 @@ def prints(module, tree):
 
 
 def plain_errors(module, tree):
-    """Returns the places that raise ValueError or TypeError, which the command line shows with their traceback."""
+    """Return the places that raise ValueError or TypeError, which the command line shows with their traceback."""
     return [
         f"{module}:{node.lineno} raises {ast.unparse(node.exc).partition('(')[0]}"
         for node in ast.walk(tree)
@@ -208,8 +210,41 @@ def plain_errors(module, tree):
     ]
 
 
+def remote_code_violations(module, tree):
+    """Return the imports of a module saved next to the weights that fail where this package is not installed."""
+    violations = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            is_saved = node.level == 1 and f"models.{node.module}" in REMOTE_CODE
+            names = [] if is_saved else ["." * node.level + (node.module or "")]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+            names = [name for name in names if name.partition(".")[0] not in REMOTE_CODE_PACKAGES]
+        else:
+            continue
+        violations += [f"{module}:{node.lineno} imports {name}" for name in names]
+    return violations
+
+
+def wrong_texts(module, tree):
+    """Return the texts "module:name" that name no definition of the package."""
+    violations = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            match = re.fullmatch(r"(hf_efficient(?:\.\w+)*):(\w+)", node.value)
+            target = match and module_named(match[1])
+            if match and not (target and match[2] in defined_names(MODULES[target])):
+                violations.append(f"{module}:{node.lineno} names {node.value}")
+    return violations
+
+
+def check(rule, modules=MODULES):
+    """Return the violations of a rule in all of `modules`."""
+    return [violation for module in sorted(modules) for violation in rule(module, MODULES[module])]
+
+
 def defined_names(tree):
-    """Yields the names that a module defines or imports at its top level."""
+    """Yield the names that a module defines or imports at its top level."""
     for node in import_time_statements(tree):
         if isinstance(node, ast.ClassDef):
             yield node.name
@@ -229,13 +264,15 @@ def test_few_files_lie_beside_the_rooms():
     assert len([module for module in MODULES if "." not in module]) <= MAX_FILES_BESIDE_ROOMS
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_run_downwards(module):
-    assert import_violations(module, MODULES[module]) == []
+def test_imports_run_downwards():
+    assert not check(import_violations)
 
 
 def test_modules_do_not_import_each_other():
-    graph = {module: {name for name, _ in own_imports(module, tree)} - {module} for module, tree in MODULES.items()}
+    graph = {
+        module: {module_named(name) for name, _ in statement_imports(module, tree)} - {module, None}
+        for module, tree in MODULES.items()
+    }
     try:
         order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -243,25 +280,16 @@ def test_modules_do_not_import_each_other():
     assert len(order) == len(MODULES)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_are_at_the_top_of_a_module(module):
-    assert late_imports(module, MODULES[module]) == []
+def test_imports_are_at_the_top_of_a_module():
+    assert not check(late_imports)
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name not in IMPORT_BY_TEXT])
-def test_modules_are_imported_by_name(module):
-    assert dynamic_imports(module, MODULES[module]) == []
+def test_modules_are_imported_by_name():
+    assert not check(dynamic_imports, MODULES.keys() - IMPORT_BY_TEXT)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_texts_that_name_a_definition_are_right(module):
-    for node in ast.walk(MODULES[module]):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            match = re.fullmatch(r"(hf_efficient(?:\.\w+)*):(\w+)", node.value)
-            if match:
-                target = module_named(match[1])
-                assert target, f"line {node.lineno}: there is no module {match[1]}"
-                assert match[2] in defined_names(MODULES[target]), f"line {node.lineno}: {match[0]} does not exist"
+def test_texts_that_name_a_definition_are_right():
+    assert not check(wrong_texts)
 
 
 def test_the_package_itself_imports_next_to_nothing():
@@ -269,9 +297,8 @@ def test_the_package_itself_imports_next_to_nothing():
     assert imported == {"registry"}
 
 
-@pytest.mark.parametrize("module", LIGHT_MODULES)
-def test_light_modules_import_only_the_standard_library(module):
-    assert heavy_imports(module, MODULES[module]) == []
+def test_light_modules_import_only_the_standard_library():
+    assert not check(heavy_imports, LIGHT_MODULES)
 
 
 def test_the_command_line_is_light():
@@ -280,41 +307,27 @@ def test_the_command_line_is_light():
         assert heavy_imports(module, MODULES[module], allowed={"yaml", "rich"}) == []
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) == "models" and name not in NOT_SHIPPED])
-def test_remote_code_is_self_contained(module):
-    tree = MODULES[module]
-    imported = {name.partition(".")[0] for name, _ in statement_imports(module, tree)} - {"hf_efficient"}
-    assert imported <= {"torch", "transformers"} | sys.stdlib_module_names
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("hf_efficient")):
-            assert node.level == 1, (
-                f"line {node.lineno}: code next to the weights imports `.structure`, not the package"
-            )
-            assert node.module in SHIPPED_TOGETHER, f"line {node.lineno}: {node.module} is saved with no model"
-        elif isinstance(node, ast.Import):
-            assert not [alias for alias in node.names if alias.name.startswith("hf_efficient")]
+def test_remote_code_is_self_contained():
+    assert not check(remote_code_violations, REMOTE_CODE)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_the_library_does_not_print(module):
-    assert prints(module, MODULES[module]) == []
+def test_the_library_does_not_print():
+    assert not check(prints)
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) != "models" or name in NOT_SHIPPED])
-def test_errors_that_a_user_can_fix_are_user_errors(module):
-    assert plain_errors(module, MODULES[module]) == []
+def test_errors_that_a_user_can_fix_are_user_errors():
+    assert not check(plain_errors, MODULES.keys() - REMOTE_CODE)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_is_long(module):
-    lines = len(SOURCES[module].splitlines())
-    assert lines <= MAX_LINES, f"{module} owns two things: split it"
+def test_no_module_is_long():
+    lines = {module: len(source.splitlines()) for module, source in SOURCES.items()}
+    assert not {module: count for module, count in lines.items() if count > MAX_LINES}, "split these modules"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_say_what_they_own(room):
-    docstring = ast.get_docstring(MODULES[f"{room}.__init__"]) or ""
-    assert len([line for line in docstring.splitlines() if line.strip()]) >= MIN_DOCSTRING_LINES
+def test_rooms_say_what_they_own():
+    lines = {room: (ast.get_docstring(MODULES[f"{room}.__init__"]) or "").splitlines() for room in ROOMS}
+    short = [room for room in ROOMS if len(list(filter(None, lines[room]))) < MIN_DOCSTRING_LINES]
+    assert not short, "say what these rooms own, take and give"
 
 
 @pytest.mark.parametrize(
@@ -401,8 +414,15 @@ def test_rule_on_light_modules_follows_imports():
         (plain_errors, "raise TypeError"),
         (dynamic_imports, "importlib.import_module('torch')"),
         (dynamic_imports, "resolve_name(name)"),
+        (remote_code_violations, "from hf_efficient.models.structure import Structure"),
+        (remote_code_violations, "from ..errors import UserError"),
+        (remote_code_violations, "from .inputs import select_inputs"),
+        (remote_code_violations, "import numpy"),
+        (wrong_texts, "TASKS = {'x': 'hf_efficient.tasks.task:Tusk'}"),
+        (wrong_texts, "TASKS = {'x': 'hf_efficient.tasks.tusk:Task'}"),
     ],
 )
 def test_other_rules_can_fail(rule, source):
-    assert len(rule("trainer.trainer", ast.parse(source))) == 1
-    assert rule("trainer.trainer", ast.parse("raise UserError('give a number')")) == []
+    assert len(rule("models.structure", ast.parse(source))) == 1
+    fine = "import torch\nfrom .structure import Structure\nT = 'hf_efficient.tasks.task:Task'\nraise UserError('no')"
+    assert rule("models.structure", ast.parse(fine)) == []

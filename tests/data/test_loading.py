@@ -11,7 +11,7 @@ ROWS = [{"text": f"text {index}", "label": index % 2} for index in range(20)]
 
 
 def write_rows(path, rows=ROWS):
-    """Writes rows in the format of the file's suffix, and returns the path as a text."""
+    """Write rows in the format of the file's suffix, and return the path as a text."""
     if path.suffix in (".json", ".jsonl"):
         path.write_text("\n".join(map(json.dumps, rows)))
     elif path.suffix == ".parquet":

@@ -25,7 +25,7 @@ def base_config():
 
 @pytest.fixture(scope="session")
 def make_splits():
-    """Builds splits that both have the given rows."""
+    """Build splits that both have the given rows."""
 
     def make(rows, features=None):
         data = Dataset.from_list(rows, features=features)
@@ -36,7 +36,7 @@ def make_splits():
 
 @pytest.fixture(scope="session")
 def encode(tokenizer, base_config):
-    """Tokenizes splits for a task; returns them and the encoder."""
+    """Tokenize splits for a task; return them and the encoder."""
 
     def encode_splits(task, splits, data=None, config=base_config, label_to_id=None):
         data = data or DataConfig()
