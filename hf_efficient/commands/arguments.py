@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import sys
 import textwrap
 import types
 from collections.abc import Iterable, Sequence
@@ -167,7 +168,7 @@ class FlagParser(argparse.ArgumentParser):
     def _describe_unknown(self, flag: str) -> str:
         names = [name for name in self._option_string_actions if name.startswith("--") and "-" not in name[2:]]
         similar = difflib.get_close_matches(flag.replace("-", "_").replace("__", "--", 1), names, cutoff=0.75)
-        hint = f"did you mean {' or '.join(similar)}?" if similar else f"{self.prog} --help lists the flags"
+        hint = f"did you mean {', '.join(similar)}?" if similar else f"{self.prog} --help lists the flags"
         return f"unknown flag {flag}: {hint}"
 
 
@@ -199,7 +200,8 @@ def parse_flags(
     parser = _build_parser(command, description, example, set(groups), in_full="--help-all" in argv)
     namespace = parser.parse_all([*_read_config_file(argv), *argv, *fixed])
     if namespace.help_all:
-        parser.exit(message=f"{parser.format_help()}\nAll of TrainingArguments:\n{TRAINING_ARGUMENTS['help']()}\n")
+        sys.stdout.write(f"{parser.format_help()}\nAll of TrainingArguments:\n{TRAINING_ARGUMENTS['help']()}\n")
+        parser.exit()
     if namespace.model_name_or_path is None:
         parser.error("--model_name_or_path is required: give a directory with a model, or a name on the Hub")
     if "output_dir" not in namespace.training:
