@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from hf_efficient.commands.arguments import FlagParser, check_model_name, describe_default, parse_options
 from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
-from hf_efficient.measurement.training_costs import (
+from hf_efficient.measurement.training_settings import (
     ACCUMULATIONS,
     ATTENTIONS,
     ON_OFF,

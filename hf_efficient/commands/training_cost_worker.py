@@ -1,4 +1,7 @@
-"""One setting of training, measured in a process of its own: `python -m hf_efficient.commands.training_cost_worker JOB RESULT`."""
+"""One training setting measured in its own process.
+
+Usage: `python -m hf_efficient.commands.training_cost_worker SPEC RESULT`, two JSON files: one to read, one to write.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from transformers import (
-    PreTrainedModel,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -29,22 +31,32 @@ from transformers import (
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.measurement.memory import ProcessMemory
 from hf_efficient.measurement.report import CompressionReport
-from hf_efficient.measurement.training_costs import Setting, TrainingCost
+from hf_efficient.measurement.training_costs import TrainingCost
+from hf_efficient.measurement.training_settings import Setting
 from hf_efficient.tasks.inference import get_task
 from hf_efficient.tasks.random_batch import Inputs, random_batch
 from hf_efficient.trainer.trainer import EfficientTrainer
 
-# What transformers 5.23 calls it; it warns of the old name, which is the only one that earlier versions know.
-NEW_NAME, OLD_NAME = "activation_checkpointing", "gradient_checkpointing"
-CHECKPOINTING_ARGUMENT = NEW_NAME if hasattr(TrainingArguments, NEW_NAME) else OLD_NAME
-OOM_SCORE_ADJUSTMENT = "1000"  # of all processes, when the machine is out of memory
+# Its name since transformers 5.23, which warns of the old one.
+CHECKPOINTING_ARGUMENT = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
+OOM_SCORE_ADJUSTMENT = "1000"  # the kernel ends this process first when memory runs out
 
 
 @dataclass(frozen=True)
 class TrainingRunSpec:
-    """What a worker is told: a setting of the training of the model called `model`, for the task called `task`.
+    """The training run that a worker measures.
 
-    `probes` asks for one micro-batch more, by itself, to see what its activations take.
+    | field | meaning |
+    | --- | --- |
+    | setting | what is measured |
+    | model | a directory, or a name on the Hub |
+    | task | the name in `TASKS` |
+    | batch_size | examples of one optimizer step |
+    | sequence_length | tokens of an example |
+    | warmup_steps, steps | optimizer steps that are not counted, and those whose median is reported |
+    | measures_activations | whether the activations of one micro-batch are measured separately, after training |
     """
 
     setting: Setting
@@ -55,128 +67,132 @@ class TrainingRunSpec:
     warmup_steps: int
     steps: int
     trust_remote_code: bool = False
-    probes: bool = True
+    measures_activations: bool = True
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Examples of one forward pass."""
+        return self.batch_size // self.setting.accumulation
 
     def to_json(self) -> str:
-        """Return the job as text."""
+        """Return the spec as text."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> TrainingRunSpec:
-        """Return the job that `to_json` wrote."""
+        """Return the spec that `to_json` wrote."""
         data = json.loads(text)
         return cls(**{**data, "setting": Setting(**data["setting"])})
 
 
-def measure_training_run(job: TrainingRunSpec) -> TrainingCost:
-    """Return what the training of `job` costs in this process, with a teacher that is a copy of the model."""
+def measure_training_run(spec: TrainingRunSpec) -> TrainingCost:
+    """Return the costs of a training run in this process; the teacher, if there is one, is a copy of the model."""
     set_seed(0)
-    setting = job.setting
-    model = get_task(job.task).auto_class.from_pretrained(
-        job.model,
+    setting = spec.setting
+    model = get_task(spec.task).auto_class.from_pretrained(
+        spec.model,
         attn_implementation=setting.attention,
         dtype=torch.float32,
-        trust_remote_code=job.trust_remote_code,
+        trust_remote_code=spec.trust_remote_code,
     )
-    micro = job.batch_size // setting.accumulation
     with tempfile.TemporaryDirectory() as folder:
         trainer = _TrainerWithoutReport(
             model=model,
             args=TrainingArguments(
                 folder,
-                max_steps=job.warmup_steps + job.steps,
-                per_device_train_batch_size=micro,
+                max_steps=spec.warmup_steps + spec.steps,
+                per_device_train_batch_size=spec.micro_batch_size,
                 gradient_accumulation_steps=setting.accumulation,
                 bf16=setting.precision == "bf16",
                 use_cpu=not torch.accelerator.is_available(),
-                learning_rate=0.0,  # the weights stay finite, and the optimizer does all of its work
+                learning_rate=0.0,  # keeps the weights finite; the optimizer does the same work
                 save_strategy="no",
                 logging_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
                 **{CHECKPOINTING_ARGUMENT: setting.checkpointing},
             ),
-            train_dataset=RepeatedBatchDataset(random_batch(model, job.batch_size, job.sequence_length), job),
+            train_dataset=RepeatedBatchDataset(random_batch(model, spec.batch_size, spec.sequence_length), spec),
             data_collator=default_data_collator,
             teacher=model if setting.distillation else None,
             distillation=DistillationConfig() if setting.distillation else None,
         )
-        watch = TrainingCostCallback(trainer, job.probes)
-        trainer.add_callback(watch)
+        callback = TrainingCostCallback(trainer, spec.measures_activations)
+        trainer.add_callback(callback)
         trainer.train()
-    step = statistics.median(watch.durations[job.warmup_steps :])
+    step_seconds = statistics.median(callback.durations[spec.warmup_steps :])
     return TrainingCost(
         setting,
-        micro,
-        peak_memory_bytes=watch.peak,
-        training_memory_bytes=watch.growth,
-        activation_memory_bytes=watch.activations,
-        step_ms=1e3 * step,
-        samples_per_second=job.batch_size / step,
+        spec.micro_batch_size,
+        peak_memory_bytes=callback.peak_bytes,
+        training_memory_bytes=callback.growth_bytes,
+        activation_memory_bytes=callback.activation_bytes,
+        step_ms=1e3 * step_seconds,
+        samples_per_second=spec.batch_size / step_seconds,
     )
 
 
 class _TrainerWithoutReport(EfficientTrainer):
-    """The trainer, which leaves it at training."""
+    """A trainer that measures no models after training."""
 
     def build_report(self, models: Mapping[str, Any], exported: Mapping[str, Any]) -> CompressionReport:
         return CompressionReport()
 
 
 class TrainingCostCallback(TrainerCallback):
-    """Takes times and memory, from where everything but the first step is prepared."""
+    """Measures the time of each optimizer step and the memory of training, with model and teacher already loaded."""
 
-    def __init__(self, trainer: EfficientTrainer, probes: bool) -> None:
-        self.trainer, self.probes = trainer, probes
-        self.durations: list[float] = []
-        self.peak: int | None = None
-        self.growth: int | None = None
-        self.activations: int | None = None
+    def __init__(self, trainer: EfficientTrainer, measures_activations: bool) -> None:
+        self.trainer, self.measures_activations = trainer, measures_activations
+        self.durations: list[float] = []  # seconds
+        self.peak_bytes: int | None = None
+        self.growth_bytes: int | None = None
+        self.activation_bytes: int | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Model and teacher are where they are trained."""
+        """Start the measurements; model and teacher are on their device."""
         self.memory = ProcessMemory(args.device)
-        self.last = time.perf_counter()
+        self.last_step_end = time.perf_counter()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The optimizer has made a step."""
+        """Record the duration of an optimizer step."""
         if args.device.type != "cpu":
             torch.accelerator.synchronize()
         now = time.perf_counter()
-        self.durations.append(now - self.last)
-        self.last = now
+        self.durations.append(now - self.last_step_end)
+        self.last_step_end = now
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the peak, then looks at one micro-batch alone if that is asked for."""
-        self.peak, self.growth = self.memory.peak(), self.memory.growth()
-        if self.probes:
-            self._probe(args)
+        """Read the peak of memory, and measure activations if requested."""
+        self.peak_bytes, self.growth_bytes = self.memory.peak(), self.memory.growth()
+        if self.measures_activations:
+            self._measure_activations(args)
 
-    def _probe(self, args: TrainingArguments) -> None:
-        """Make a forward and backward pass with gradients there before it, as after another micro-batch."""
+    def _measure_activations(self, args: TrainingArguments) -> None:
+        """Run one forward and backward pass with gradients allocated, as after another micro-batch."""
         trainer = self.trainer
         batch = next(iter(trainer.get_train_dataloader()))
-        batches, count = trainer.get_batch_samples(iter([batch]), 1, args.device)
+        batches, num_items = trainer.get_batch_samples(iter([batch]), 1, args.device)
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
-                parameter.grad = torch.empty_like(parameter).zero_()  # zeros_like would not touch the pages
+                parameter.grad = torch.empty_like(parameter).zero_()  # zeros_like would not touch the memory pages
         self.memory.start()
-        trainer.training_step(trainer.model_wrapped, batches[0], count)
+        trainer.training_step(trainer.model_wrapped, batches[0], num_items)
         if self.memory.can_reset:
-            self.activations = self.memory.growth()
+            self.activation_bytes = self.memory.growth()
 
 
 class RepeatedBatchDataset(Dataset[Inputs]):
-    """The examples of one batch again and again, for as many steps as the job has."""
+    """The examples of one batch, repeated for all steps of a training run."""
 
-    def __init__(self, batch: Inputs, job: TrainingRunSpec) -> None:
-        self.batch, self.count = batch, job.batch_size * (job.warmup_steps + job.steps)
+    def __init__(self, batch: Inputs, spec: TrainingRunSpec) -> None:
+        self.batch, self.count = batch, spec.batch_size * (spec.warmup_steps + spec.steps)
 
     def __len__(self) -> int:
         return self.count
@@ -186,12 +202,12 @@ class RepeatedBatchDataset(Dataset[Inputs]):
 
 
 def main(arguments: list[str]) -> None:
-    """Does the job in the first file, and writes the row into the second."""
-    with suppress(OSError):  # where there is such a thing
+    """Measure the training run of the first file, and write its costs into the second."""
+    with suppress(OSError):  # exists on Linux only
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJUSTMENT, encoding="utf-8")
-    job, result = arguments
-    row = measure_training_run(TrainingRunSpec.from_json(Path(job).read_text(encoding="utf-8")))
-    Path(result).write_text(json.dumps(dataclasses.asdict(row)), encoding="utf-8")
+    spec_file, result_file = map(Path, arguments)
+    row = measure_training_run(TrainingRunSpec.from_json(spec_file.read_text(encoding="utf-8")))
+    result_file.write_text(json.dumps(dataclasses.asdict(row)), encoding="utf-8")
 
 
 if __name__ == "__main__":

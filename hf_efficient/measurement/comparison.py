@@ -1,4 +1,4 @@
-"""Models side by side: size counted, speed taken in turn."""
+"""Size, speed, memory and energy of models, compared with each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hf_efficient.measurement.latency import (
 )
 from hf_efficient.measurement.memory import peak_bytes
 from hf_efficient.measurement.report_rows import GenerationLatency, ModelRow, with_ratios
-from hf_efficient.measurement.runtimes import TITLES, build_runner, check_runtime
+from hf_efficient.measurement.runtimes import RUNTIME_TITLES, build_runner, check_runtime
 
 MIN_ZERO_DIFFERENCE = 0.01
 ENERGY_SECONDS = 5.0
@@ -36,7 +36,15 @@ NEW_TOKENS = 20
 
 
 def measure(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str = "model", repeats: int = 60) -> ModelRow:
-    """Return what `model` costs on `inputs`, tensors (batch, tokens): size, operations and latency."""
+    """Return the size, the operations, the latency and the memory of `model` on `inputs`.
+
+    | argument | meaning |
+    | --- | --- |
+    | model | any torch module; it is put into eval mode |
+    | inputs | keyword arguments of its forward pass, tensors (batch, tokens) |
+    | name | what the model is called in tables |
+    | repeats | the number of forward passes whose median is the latency |
+    """
     return compare({name: model}, inputs, repeats=repeats)[0]
 
 
@@ -51,23 +59,27 @@ def compare(
     repeats: int = 60,
     runtimes: Mapping[str, str] | None = None,
 ) -> tuple[ModelRow, ...]:
-    """Return a row for each of `models`, latencies taken in turn, ratios against the one in the role "teacher".
+    """Return a row for each of `models`, timed alternately, with ratios relative to the role "teacher".
 
     | argument | meaning |
     | --- | --- |
-    | models | by role: "teacher", "student", ... |
-    | inputs | tensors (batch, tokens), the same for all |
-    | metrics | by role, what was found on the evaluation set; `metric` names the one that counts |
-    | names | by role, what to call the model in tables; None: the role |
-    | structures | by role, what is left of each layer |
-    | compiled | by role, what torch.compile made of the model, to be timed in its place |
-    | runtimes | by role, the name in `RUNTIMES` of where the model is timed; None: torch |
+    | models | the models by role: "teacher", "student", ... |
+    | inputs | tensors (batch, tokens), the same for all models |
+    | metrics | by role, the metrics on the evaluation data |
+    | metric | the name of the metric that models are compared by |
+    | names | by role, what the model is called in tables; the role by default |
+    | structures | by role, the heads and neurons of each layer |
+    | compiled | by role, the compiled forward pass to time instead of the model's own |
+    | repeats | the number of forward passes that are timed |
+    | runtimes | by role, the name in `RUNTIMES` of the runtime to time the model in; torch by default |
 
-    A module that runs elsewhere than in torch says so in `runtime`, "openvino int8", and has no parameters to count.
+    A module that runs outside of torch names its runtime in an attribute `runtime`, "openvino int8"; it has no
+    parameters to count.
 
-    Raises ValueError: a runtime is unknown or not installed.
+    Raises UserError if a runtime is unknown or not installed.
     """
-    compiled, runtimes = compiled or {}, runtimes or {}
+    compiled = {} if compiled is None else compiled
+    runtimes = {} if runtimes is None else runtimes
     for runtime in runtimes.values():
         check_runtime(runtime)
     for model in models.values():
@@ -79,77 +91,80 @@ def compare(
         for role, model in models.items()
     }
     durations = time_interleaved(calls, repeats)
-    generations = _generations(
+    generation = _time_generation(
         {role: model for role, model in models.items() if role not in compiled}, inputs, repeats
     )
-    batch_size, *_, length = next(iter(inputs.values())).shape
-    device = next(iter(inputs.values())).device
+    first_input = next(iter(inputs.values()))
+    (batch_size, *_, length), device = first_input.shape, first_input.device
     rows = []
     for role, model in models.items():
         runtime = "compiled" if role in compiled else runtimes.get(role, "torch")
-        elsewhere = getattr(model, "runtime", None)
-        title = elsewhere or f"{TITLES.get(runtime, runtime)} {str(_dtype(model)).rpartition('.')[2]}"
+        external_runtime: str | None = getattr(model, "runtime", None)
+        title = external_runtime or f"{RUNTIME_TITLES.get(runtime, runtime)} {_dtype_name(model)}"
         latency = summarize_latency(durations[role], batch_size, length, title)
-        in_torch = elsewhere is None and runtime in ("torch", "compiled")
-        size = _bytes_on_disk(model)
-        rows.append(
-            ModelRow(
-                name=(names or {}).get(role, role),
-                role=role,
-                metrics=(metrics or {}).get(role, {}),
-                parameters=None if elsewhere else count_parameters(model),
-                nonzero_parameters=None if elsewhere else count_nonzero_parameters(model),
-                flops=None if elsewhere else count_flops(model, inputs),
-                bytes_on_disk=size,
-                latency_ms=latency,
-                generation_ms=generations.get(role),
-                samples_per_second=batch_size / latency.p50 * 1e3,
-                peak_memory_bytes=_peak(size, calls[role], device) if in_torch else None,
-                energy_joules_per_sample=_joules(calls[role], batch_size, device),
-                structure=(structures or {}).get(role),
-            )
+        row = ModelRow(
+            name=(names or {}).get(role, role),
+            role=role,
+            metrics=(metrics or {}).get(role, {}),
+            bytes_on_disk=_bytes_on_disk(model),
+            latency_ms=latency,
+            generation_ms=generation.get(role),
+            samples_per_second=batch_size / latency.p50 * 1e3,
+            energy_joules_per_sample=_energy_per_sample(calls[role], batch_size, device),
+            structure=(structures or {}).get(role),
         )
+        if external_runtime is None:
+            row = replace(
+                row,
+                parameters=count_parameters(model),
+                nonzero_parameters=count_nonzero_parameters(model),
+                flops=count_flops(model, inputs),
+            )
+            if runtime in ("torch", "compiled"):
+                row = replace(row, peak_memory_bytes=_peak_memory_bytes(row.bytes_on_disk, calls[role], device))
+        rows.append(row)
     return with_ratios(_with_compressed_sizes(rows, models), metric)
 
 
-def _generations(
+def _time_generation(
     models: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], repeats: int
 ) -> dict[str, GenerationLatency]:
-    """Return how fast those of `models` write that do, each token greedily, taking turns."""
-    writers = {role: model for role, model in models.items() if getattr(model, "can_generate", bool)()}
-    if not writers:
+    """Return by role the time of greedy generation of those of `models` that generate text, timed alternately."""
+    generators = {role: model for role, model in models.items() if getattr(model, "can_generate", bool)()}
+    if not generators:
         return {}
     calls = {
         f"{role} {tokens}": generation_call(model, inputs, tokens)
-        for role, model in writers.items()
+        for role, model in generators.items()
         for tokens in (1, NEW_TOKENS)
     }
     durations = time_interleaved(calls, max(1, repeats // 6), warmup=1, turn=5)
     batch_size, length = inputs["input_ids"].shape
-    found = {}
-    for role in writers:
-        first, whole = (statistics.median(durations[f"{role} {tokens}"]) for tokens in (1, NEW_TOKENS))
-        found[role] = GenerationLatency(first, (whole - first) / (NEW_TOKENS - 1), NEW_TOKENS, batch_size, length)
-    return found
+    result = {}
+    for role in generators:
+        first, full = (statistics.median(durations[f"{role} {tokens}"]) for tokens in (1, NEW_TOKENS))
+        result[role] = GenerationLatency(first, (full - first) / (NEW_TOKENS - 1), NEW_TOKENS, batch_size, length)
+    return result
 
 
 def generation_call(model: Any, inputs: Mapping[str, torch.Tensor], tokens: int) -> Callable[[], object]:
-    """Return a call that lets `model` write so many tokens to `inputs`, greedily and with a cache."""
-    asked = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
-    return partial(model.eval().generate, **{name: inputs[name] for name in ("input_ids", "attention_mask")}, **asked)
+    """Return a call in which `model` generates `tokens` tokens from `inputs`, greedily and with a cache."""
+    texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
+    return partial(model.eval().generate, **texts, **options)
 
 
-def _peak(weights: int | None, call: Callable[[], object], device: torch.device) -> int | None:
-    """Return the bytes of the weights and of the most tensors that are alive at one time during `call`."""
+def _peak_memory_bytes(weights: int | None, call: Callable[[], object], device: torch.device) -> int | None:
+    """Return the bytes of the weights plus the peak of the tensors that `call` allocates."""
     with torch.inference_mode():
-        alive = peak_bytes(call, device)
-    return None if weights is None or alive is None else weights + alive
+        activations = peak_bytes(call, device)
+    return None if weights is None or activations is None else weights + activations
 
 
-def _joules(call: Callable[[], object], batch_size: int, device: torch.device) -> float | None:
-    """Return the energy of one sample, counted over some seconds of calls; None where no counter can be read.
+def _energy_per_sample(call: Callable[[], object], batch_size: int, device: torch.device) -> float | None:
+    """Return the energy of one sample in joules, measured over several seconds of calls; None without a counter.
 
-    Counters are the machine's: beside other processes that do the same nothing is counted.
+    Counters measure the machine, so nothing is measured where several processes do the same work.
     """
     counter, calls = EnergyCounter(device), 0
     if torch.distributed.is_initialized() or not counter.counts:
@@ -160,50 +175,53 @@ def _joules(call: Callable[[], object], batch_size: int, device: torch.device) -
             call()
             synchronize()
             calls += 1
-    return counter.energy.joules / (calls * batch_size) if counter.energy else None
+    return None if counter.energy is None else counter.energy.joules / (calls * batch_size)
 
 
 def _bytes_on_disk(model: nn.Module) -> int | None:
     if hasattr(model, "save_pretrained"):
         return saved_bytes(model)
-    size: Any = getattr(model, "bytes_on_disk", None)
+    size: int | None = getattr(model, "bytes_on_disk", None)
     return size
 
 
 def _with_compressed_sizes(rows: Sequence[ModelRow], models: Mapping[str, nn.Module]) -> list[ModelRow]:
-    """Return `rows` with the compressed sizes of the models that have zeros, and of the first to compare with them.
+    """Return `rows` with the compressed sizes of the models with zeros, and of the first model to compare with.
 
-    Compressing takes time: without a model that has more zeros than the first, nothing is compressed.
+    Compression is slow, so it is skipped unless a model has more zeros than the first.
     """
-    dense = rows[0].density or 1.0
-    sparse = [row.role for row in rows[1:] if row.density is not None and dense - row.density >= MIN_ZERO_DIFFERENCE]
-    # Small weights round to zero in eight bits: that alone removes no connection.
-    if all(_dtype(models[role]) == "int8" for role in sparse):
+    first_density = rows[0].density or 1.0
+    sparse_roles = [
+        row.role for row in rows[1:] if row.density is not None and first_density - row.density >= MIN_ZERO_DIFFERENCE
+    ]
+    # Quantization rounds small weights to zero; that alone is not sparsity.
+    if all(_dtype_name(models[role]) == "int8" for role in sparse_roles):
         return list(rows)
     return [
         replace(row, compressed_bytes_on_disk=compressed_bytes(models[row.role]))
-        if row.bytes_on_disk is not None and row.role in (rows[0].role, *sparse)
+        if row.bytes_on_disk is not None and row.role in (rows[0].role, *sparse_roles)
         else row
         for row in rows
     ]
 
 
 def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dict[str, torch.Tensor]:
-    """Return inputs (batch, tokens) for `model`, no longer than it can read and without padding, on its device.
+    """Return random inputs (batch, tokens) for `model` on its device, without padding.
 
-    An encoder with a decoder reads texts that end with the end token, which stands nowhere else, and as many tokens in
-    the decoder. Where one of several texts is chosen, there is just one to choose: (batch, 1, tokens).
+    They are no longer than the model accepts. An encoder-decoder model gets texts that end with the end token, which
+    occurs nowhere else, and decoder inputs of the same length. A multiple-choice model gets one choice a text:
+    (batch, 1, tokens).
     """
     config: Any = model.config
     length = min(sequence_length, _max_positions(model) or sequence_length)
     inputs = sample_inputs(config.vocab_size, batch_size, length, torch.device("cpu"))
-    decodes = getattr(config, "is_encoder_decoder", False)
-    end = getattr(config, "eos_token_id", None) if decodes else None
+    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
+    end = getattr(config, "eos_token_id", None) if is_encoder_decoder else None
     special = [token for token in (getattr(config, "pad_token_id", None), end) if isinstance(token, int)]
     ids = inputs["input_ids"]
     for token in special:
         ids[ids == token] = next(other for other in range(config.vocab_size) if other not in special)
-    if decodes:
+    if is_encoder_decoder:
         inputs["decoder_input_ids"] = ids.clone()
         if isinstance(end, int):
             ids[:, -1] = end
@@ -214,19 +232,22 @@ def model_inputs(model: nn.Module, batch_size: int, sequence_length: int) -> dic
 
 
 def _max_positions(model: nn.Module) -> int | None:
-    """Return how many tokens `model` can read, None where its positions have no table.
+    """Return the number of tokens that `model` accepts; None if its positions are not limited by a table.
 
-    Models of the RoBERTa kind count positions from the one after the padding id, so a part of the table is never used.
+    RoBERTa and similar models count positions from the one after the padding id, which leaves a part of the table
+    unused.
     """
     config: Any = model.config
     rows: int | None = getattr(config, "max_position_embeddings", None)
     for name, module in model.named_modules():
-        unused = getattr(module, "padding_idx", None)
-        if rows is not None and unused is not None and name.endswith("position_embeddings"):
-            return rows - int(unused) - 1
+        padding_index = getattr(module, "padding_idx", None)
+        if rows is not None and padding_index is not None and name.endswith("position_embeddings"):
+            return rows - int(padding_index) - 1
     return rows
 
 
-def _dtype(model: nn.Module) -> torch.dtype | str:
-    quantized = any(hasattr(parameter, "tensor_data_names") for parameter in model.parameters())
-    return "int8" if quantized else next(model.parameters()).dtype
+def _dtype_name(model: nn.Module) -> str:
+    """Return "int8" for a quantized model, else the data type of its first parameter, "float32"."""
+    if any(hasattr(parameter, "tensor_data_names") for parameter in model.parameters()):
+        return "int8"
+    return str(next(model.parameters()).dtype).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""What a model costs whatever the machine: parameters, floating point operations, bytes on disk."""
+"""Costs of a model that do not depend on the machine: parameters, floating point operations, bytes on disk."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CHUNK_BYTES = 1 << 20
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of weights, shared ones counted once, whatever their type."""
+    """Return the number of weights; shared ones count once, quantized ones as in the float model."""
     return sum(weight.numel() for weight in _weights(model))
 
 
 def _weights(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the parameters, and the weights that modules make of something smaller when they are asked for them."""
+    """Yield the parameters, and the weights that modules compute from a compressed representation."""
     yield from model.parameters()
     for module in model.modules():
         if isinstance(getattr(type(module), "weight", None), property):
@@ -33,7 +33,7 @@ def _weights(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def count_nonzero_parameters(model: nn.Module) -> int:
-    """Return how many weights differ from zero; quantized ones are looked at as the numbers that they stand for."""
+    """Return the number of weights that are not zero; quantized ones are dequantized first."""
     total = 0
     for parameter in _weights(model):
         values = parameter.dequantize() if hasattr(parameter, "tensor_data_names") else parameter
@@ -42,10 +42,9 @@ def count_nonzero_parameters(model: nn.Module) -> int:
 
 
 def count_flops(model: Any, inputs: Mapping[str, torch.Tensor]) -> int | None:
-    """Return the floating point operations of one forward pass; multiplication and addition are counted apart.
+    """Return the floating point operations of one forward pass; a multiplication and an addition count as two.
 
-    Works on the meta device too, where nothing is computed. None for quantized models, whose integer operations torch
-    does not count.
+    Works on the meta device too. None for quantized models, whose integer operations torch does not count.
     """
     if any(hasattr(parameter, "tensor_data_names") for parameter in model.parameters()):
         return None
@@ -55,8 +54,8 @@ def count_flops(model: Any, inputs: Mapping[str, torch.Tensor]) -> int | None:
     model.eval()
     try:
         if attention is not None:
-            model.set_attn_implementation("eager")  # fused attention kernels of the CPU are not in torch's formulas
-        # With gradients on: the counter's module tracker stumbles over views of parameters that have none.
+            model.set_attn_implementation("eager")  # torch does not count the fused attention kernels of the CPU
+        # With gradients enabled: torch's module tracker fails on views of parameters without them.
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             model(**inputs)
     finally:
@@ -67,27 +66,27 @@ def count_flops(model: Any, inputs: Mapping[str, torch.Tensor]) -> int | None:
 
 
 def folder_bytes(folder: str | Path) -> int:
-    """Return the bytes of the weight files (safetensors, ONNX, OpenVINO) in `folder`, not of those in subfolders."""
+    """Return the bytes of the weight files (safetensors, ONNX, OpenVINO) in `folder`, without its subfolders."""
     return sum(path.stat().st_size for path in _weight_files(folder))
 
 
 def saved_bytes(model: nn.Module) -> int:
-    """Return the bytes of the weight files that `save_pretrained` writes, in the dtype that the model runs in."""
-    with _saved(model) as folder:
+    """Return the bytes of the weight files that `save_pretrained` writes, in the data type of the model."""
+    with _saved_model(model) as folder:
         return folder_bytes(folder)
 
 
 def compressed_bytes(model: nn.Module) -> int:
-    """Return the bytes of the weight files that `save_pretrained` writes once each is compressed without loss.
+    """Return the bytes of the weight files that `save_pretrained` writes, each compressed by deflate (zlib, level 6).
 
-    The codec is zlib's deflate at level 6, that of gzip and zip by default: the same weights give the same number. It
-    reads files in pieces of 1 MiB, at some 20 MB a second. Zeros all but vanish, other weights hardly shrink.
+    The same weights always give the same number. Zeros take almost no space when compressed, other weights hardly
+    shrink. Takes about a second for 20 MB.
     """
-    with _saved(model) as folder:
-        return sum(_deflated_bytes(path) for path in _weight_files(folder))
+    with _saved_model(model) as folder:
+        return sum(_compressed_file_bytes(path) for path in _weight_files(folder))
 
 
-def _deflated_bytes(path: Path) -> int:
+def _compressed_file_bytes(path: Path) -> int:
     codec, total = zlib.compressobj(level=6), 0
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
@@ -98,7 +97,7 @@ def _deflated_bytes(path: Path) -> int:
 
 
 def _sorted_header(file: BinaryIO) -> bytes:
-    """Return the header of a safetensors file with its metadata sorted: every save writes those in another order."""
+    """Return the header of a safetensors file with its metadata sorted, because their order differs at every save."""
     size = file.read(8)
     header = json.loads(file.read(int.from_bytes(size, "little")))
     header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
@@ -111,8 +110,8 @@ def _weight_files(folder: str | Path) -> list[Path]:
 
 
 @contextmanager
-def _saved(model: nn.Module) -> Iterator[str]:
+def _saved_model(model: nn.Module) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        # Not in the original format: transformers cannot undo the conversion of 8-bit weights that it has loaded.
+        # Not in the original format: transformers cannot convert 8-bit weights back after loading them.
         model.save_pretrained(folder, save_original_format=False)  # type: ignore[operator]
         yield folder

@@ -1,4 +1,4 @@
-"""The machine and the package versions that a measurement was made with."""
+"""The machine and the versions of packages that a measurement was made with."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-INSTRUCTIONS = ("avx2", "avx512_f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+INSTRUCTION_SETS = ("avx2", "avx512_f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 VERSIONED_PACKAGES = ("hf_efficient", "torch", "transformers", "torchao", "datasets", "accelerate", "optimum")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return the processor, its cores, the accelerator, the operating system and the versions of the libraries."""
+    """Return the processor, its cores and instruction sets, the accelerator, the system and package versions."""
     versions: dict[str, str | None] = {}
     for package in VERSIONED_PACKAGES:
         try:
@@ -23,10 +23,10 @@ def describe_environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "processor": _processor(),
+        "processor": _processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "instructions": [name for name in INSTRUCTIONS if torch.cpu.get_capabilities().get(name)],
+        "instructions": [name for name in INSTRUCTION_SETS if torch.cpu.get_capabilities().get(name)],
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -34,7 +34,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Metrics as `evaluate` knows them, computed by scikit-learn and scipy, so that none is downloaded."""
+"""Metrics of each task, computed locally; those that are metrics of `evaluate` need no download."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _LocalMetric(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.__doc__ or "",
             citation="",
-            inputs_description="predictions and references, one number each for every example",
+            inputs_description="predictions and references, one number for each example",
             features=datasets.Features(
                 {"predictions": datasets.Value(self.value_type), "references": datasets.Value(self.value_type)}
             ),
@@ -37,14 +37,14 @@ class Accuracy(_LocalMetric):
 
 
 class MacroF1(_LocalMetric):
-    """The F1 score of every class, averaged with equal weight."""
+    """The unweighted mean of the F1 scores of all classes."""
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         return {"f1": float(f1_score(references, predictions, average="macro"))}
 
 
 class Pearson(_LocalMetric):
-    """Pearson's correlation of predictions and references; not a number where one of them is constant."""
+    """Pearson correlation of predictions and references; NaN if one of them is constant."""
 
     value_type = "float64"
 
@@ -53,7 +53,7 @@ class Pearson(_LocalMetric):
 
 
 class Spearman(_LocalMetric):
-    """Spearman's rank correlation of predictions and references; not a number where one of them is constant."""
+    """Spearman rank correlation of predictions and references; NaN if one of them is constant."""
 
     value_type = "float64"
 
@@ -68,105 +68,107 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     return result
 
 
-def masked_lm_metrics(judged: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return accuracy and perplexity of guesses at masked tokens.
+def masked_lm_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return accuracy and perplexity of predictions of masked tokens.
 
     | argument | shape | meaning |
     | --- | --- | --- |
-    | judged | (rows, tokens, 2) | minus the log probability of the token that was there, and whether it was guessed |
-    | labels | (rows, tokens) | the tokens that were there, -100 where none was masked |
+    | scores | (rows, tokens, 2) | negative log probability of the original token; 1 if it was predicted, else 0 |
+    | labels | (rows, tokens) | the original tokens, -100 where no token was masked |
     """
-    lost, right = judged[labels != -100].astype(np.float64).T
-    return {"accuracy": float(right.mean()), "perplexity": float(np.exp(lost.mean()))}
+    losses, is_correct = scores[labels != -100].astype(np.float64).T
+    return {"accuracy": float(is_correct.mean()), "perplexity": float(np.exp(losses.mean()))}
 
 
 def regression_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return Pearson's and Spearman's correlation of `logits` (examples, 1) with `labels` (examples,)."""
+    """Return Pearson and Spearman correlation of `logits` (examples, 1) with `labels` (examples,)."""
     metrics = evaluate.combine([Pearson(), Spearman()])
     result: dict[str, float] = metrics.compute(predictions=logits.squeeze(-1), references=labels)
     return result
 
 
 def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return micro and macro F1, and how many rows have just the right classes.
+    """Return micro F1, macro F1 and exact-match accuracy of multi-label classification.
 
-    `logits` and `labels` are (examples, classes); a class is predicted where its probability is above one half.
+    `logits` and `labels` are (examples, classes); a class is predicted if its probability is above one half.
     """
-    chosen = logits > 0
+    predictions = logits > 0
     return {
-        "f1": float(f1_score(labels, chosen, average="micro", zero_division=0)),
-        "f1_macro": float(f1_score(labels, chosen, average="macro", zero_division=0)),
-        "accuracy": float(accuracy_score(labels, chosen)),
+        "f1": float(f1_score(labels, predictions, average="micro", zero_division=0)),
+        "f1_macro": float(f1_score(labels, predictions, average="macro", zero_division=0)),
+        "accuracy": float(accuracy_score(labels, predictions)),
     }
 
 
 def token_classification_metrics(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """Return precision, recall and F1 of whole spans, and accuracy of single words, by seqeval.
+    """Return precision, recall and F1 of complete spans, and accuracy of single words, computed by seqeval.
 
-    | argument | shape |
+    | argument | meaning |
     | --- | --- |
     | logits | (rows, tokens, classes) |
-    | labels | (rows, tokens), -100 where none counts |
-    | names | the classes, in the IOB format: O, B-person, I-person |
+    | labels | (rows, tokens), -100 for tokens that are ignored |
+    | names | the names of the classes in IOB format: O, B-person, I-person |
     """
     from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 
     rows = list(zip(logits.argmax(-1), labels, strict=True))
-    said = [[names[tag] for tag in tags[known != -100]] for tags, known in rows]
-    right = [[names[tag] for tag in known[known != -100]] for _, known in rows]
+    predictions = [[names[tag] for tag in predicted[tags != -100]] for predicted, tags in rows]
+    references = [[names[tag] for tag in tags[tags != -100]] for _, tags in rows]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # classes that are never predicted count as zero
+        warnings.simplefilter("ignore")  # classes that are never predicted score zero
         scores = {
-            "f1": f1_score(right, said),
-            "precision": precision_score(right, said),
-            "recall": recall_score(right, said),
-            "accuracy": accuracy_score(right, said),
+            "f1": f1_score(references, predictions),
+            "precision": precision_score(references, predictions),
+            "recall": recall_score(references, predictions),
+            "accuracy": accuracy_score(references, predictions),
         }
     return {name: float(value) for name, value in scores.items()}
 
 
-def question_answering_metrics(said: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return exact match and F1, as fractions, of answers against the best of those that are right.
+def question_answering_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return F1 and exact match, as fractions, of `predictions` against the best of the references of each question.
 
-    Texts are compared as words, without case, punctuation and articles; a question without an answer is right when
-    nothing was said. Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text",
+    Texts are compared as words, without case, punctuation and articles. An empty prediction is correct for a question
+    without a reference. Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text",
     section 6.1.
     """
-    rows = zip(said, answers, strict=True)
-    pairs = [(_words(text), [_words(known) for known in right] or [[]]) for text, right in rows]
-    exact = [max(float(words == known) for known in right) for words, right in pairs]
-    overlap = [max(_overlap(words, known) for known in right) for words, right in pairs]
-    return {"f1": float(np.mean(overlap)), "exact_match": float(np.mean(exact))}
+    rows = [
+        (_normalized_words(prediction), [_normalized_words(text) for text in texts] or [[]])
+        for prediction, texts in zip(predictions, references, strict=True)
+    ]
+    exact = [max(float(words == reference) for reference in texts) for words, texts in rows]
+    f1 = [max(_word_f1(words, reference) for reference in texts) for words, texts in rows]
+    return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
 
 
-def _words(text: str) -> list[str]:
+def _normalized_words(text: str) -> list[str]:
     plain = "".join(character for character in text.lower() if character not in string.punctuation)
     return [word for word in plain.split() if word not in ("a", "an", "the")]
 
 
-def _overlap(said: Sequence[str], right: Sequence[str]) -> float:
+def _word_f1(prediction: Sequence[str], reference: Sequence[str]) -> float:
     """Return the harmonic mean of precision and recall of words."""
-    if not said or not right:
-        return float(said == right)
-    common = sum((Counter(said) & Counter(right)).values())
-    return 2 * common / (len(said) + len(right))
+    if not prediction or not reference:
+        return float(prediction == reference)
+    common = sum((Counter(prediction) & Counter(reference)).values())
+    return 2 * common / (len(prediction) + len(reference))
 
 
-def translation_metrics(said: Sequence[str], right: Sequence[str]) -> dict[str, float]:
-    """Return sacreBLEU and chrF, 0 to 100, of translations against one reference each."""
+def translation_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Return sacreBLEU and chrF (0 to 100) of translations with one reference each."""
     import sacrebleu
 
     return {
-        "sacrebleu": float(sacrebleu.corpus_bleu(said, [right]).score),
-        "chrf": float(sacrebleu.corpus_chrf(said, [right]).score),
+        "sacrebleu": float(sacrebleu.corpus_bleu(predictions, [references]).score),
+        "chrf": float(sacrebleu.corpus_chrf(predictions, [references]).score),
     }
 
 
-def summary_metrics(said: Sequence[str], right: Sequence[str]) -> dict[str, float]:
-    """Return ROUGE-1, ROUGE-2 and ROUGE-L, 0 to 100, of summaries against one reference each; words are stemmed."""
+def summary_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L (0 to 100) of summaries with one reference each; words are stemmed."""
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(names, use_stemmer=True)
-    scores = [scorer.score(known, text) for text, known in zip(said, right, strict=True)]
+    scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
     return {name: 100 * float(np.mean([score[name].fmeasure for score in scores])) for name in names}

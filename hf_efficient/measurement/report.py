@@ -125,14 +125,15 @@ class CompressionReport:
 
     def table(self) -> Table:
         """Return the table for the screen."""
+        from rich.markup import escape
         from rich.table import Table
 
         header, body = self.table_cells()
-        table = Table(title=self._title() or None, caption=self.conditions())
+        table = Table(title=escape(self._title()) or None, caption=escape(self.conditions()))
         for index, name in enumerate(header):
-            table.add_column(name, justify="right" if index else "left")
+            table.add_column(escape(name), justify="right" if index else "left", overflow="fold")
         for row in body:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         return table
 
     def markdown(self) -> str:

@@ -1,4 +1,4 @@
-"""Where a forward pass runs: torch as it is, compiled, ONNX Runtime or OpenVINO, each behind one kind of callable."""
+"""Runtimes that a forward pass can be timed in: torch, torch.compile, ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from hf_efficient.errors import UserError
 Inputs = Mapping[str, torch.Tensor]
 Call = Callable[[], Any]
 
-# What a runtime needs besides torch, in the optional extra of its name.
+# Packages that a runtime needs besides torch; the optional extra of its name installs them.
 RUNTIME_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
-TITLES = {"compiled": "torch.compile", "onnx": "onnxruntime"}
-_ORT_ERRORS = 3
+RUNTIME_TITLES = {"compiled": "torch.compile", "onnx": "onnxruntime"}
+_ORT_LOG_LEVEL_ERROR = 3
 _OPENVINO_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 def check_runtime(name: str) -> None:
-    """Raises ValueError where `name` is not one of `RUNTIMES`, or needs packages that are not installed."""
+    """Check the name of a runtime. Raises UserError if it is not in `RUNTIMES` or its packages are not installed."""
     if name not in RUNTIMES:
         raise UserError(f"runtime {name!r} is unknown: give one of {', '.join(RUNTIMES)}")
     missing = [package for package in RUNTIME_PACKAGES.get(name, ()) if find_spec(package) is None]
@@ -41,17 +41,17 @@ def check_runtime(name: str) -> None:
 def build_runner(name: str, model: nn.Module, inputs: Inputs) -> Call:
     """Return a callable that runs one forward pass of `model` on `inputs` in the runtime `name`, without gradients.
 
-    It answers as `model` does, and in the precision of its weights. All that is made once is made here: the model is
-    exported or compiled for the shapes of `inputs`, on as many threads as torch has now, and put into eval mode.
+    It returns the outputs of `model`, computed in the precision of its weights. The model is put into eval mode, and
+    exported or compiled here for the shapes of `inputs`, with the number of threads that torch uses.
 
-    Raises ValueError: the runtime is unknown, not installed, or does not run on the model's device.
+    Raises UserError if the runtime is unknown or not installed.
     """
     check_runtime(name)
     return RUNTIMES[name](model.eval(), inputs)
 
 
 def torch_runner(model: nn.Module, inputs: Inputs) -> Call:
-    """Return the forward pass as torch runs it, operation by operation."""
+    """Return the forward pass in eager mode."""
 
     def call() -> Any:
         with torch.inference_mode():
@@ -61,12 +61,12 @@ def torch_runner(model: nn.Module, inputs: Inputs) -> Call:
 
 
 def compiled_torch_runner(model: nn.Module, inputs: Inputs) -> Call:
-    """Return the forward pass under torch.compile, one graph for these shapes, compiled by a first run."""
+    """Return the forward pass under torch.compile, already compiled into one graph for these shapes."""
 
     def forward() -> Any:
         return model(**inputs)
 
-    # The compiler keeps what it compiled by code object, and gives up, in silence, when one has too many.
+    # torch.compile silently falls back to eager mode when one code object has been compiled too often.
     forward.__code__ = forward.__code__.replace()
     compiled = torch.compile(forward, fullgraph=True, dynamic=False)
 
@@ -80,24 +80,24 @@ def compiled_torch_runner(model: nn.Module, inputs: Inputs) -> Call:
 
 
 def onnx_runtime_runner(model: nn.Module, inputs: Inputs) -> Call:
-    """Return the forward pass of the model's ONNX form in ONNX Runtime."""
+    """Return the forward pass of the model, exported to ONNX, in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = _ORT_ERRORS
+    options.log_severity_level = _ORT_LOG_LEVEL_ERROR
     with suppress_output():
         exported = transformers.exporters.OnnxExporter().export(
             model, dict(inputs), transformers.exporters.OnnxConfig()
         )
         exported.to(_device(model), session_options=options)
-    return _call_of(exported, inputs)
+    return _exported_call(exported, inputs)
 
 
 def openvino_runner(model: nn.Module, inputs: Inputs) -> Call:
-    """Return the forward pass of the model's OpenVINO form, in the weights' precision.
+    """Return the forward pass of the model, exported to OpenVINO, in the precision of its weights.
 
-    Left to itself OpenVINO computes in bfloat16 wherever the processor can.
+    By default OpenVINO would compute in bfloat16 on processors that support it.
     """
     properties = {
         "INFERENCE_PRECISION_HINT": _OPENVINO_PRECISIONS[next(model.parameters()).dtype],
@@ -108,7 +108,7 @@ def openvino_runner(model: nn.Module, inputs: Inputs) -> Call:
             model, dict(inputs), transformers.exporters.OpenVINOConfig()
         )
         exported.to(_device(model), config=properties)
-    return _call_of(exported, inputs)
+    return _exported_call(exported, inputs)
 
 
 RUNTIMES: dict[str, Callable[[nn.Module, Inputs], Call]] = {
@@ -119,7 +119,7 @@ RUNTIMES: dict[str, Callable[[nn.Module, Inputs], Call]] = {
 }
 
 
-def _call_of(exported: Any, inputs: Inputs) -> Call:
+def _exported_call(exported: Any, inputs: Inputs) -> Call:
     def call() -> Any:
         with torch.inference_mode():
             return exported(**inputs)
@@ -133,12 +133,12 @@ def _device(model: nn.Module) -> torch.device:
 
 @contextmanager
 def suppress_output() -> Iterator[None]:
-    """Keeps what exporters and compilers print, log and warn on their way off the screen; errors pass."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
+    """Suppress what exporters and compilers print, log and warn; exceptions are not affected."""
+    previous_level = logging.root.manager.disable
+    logging.disable(max(previous_level, logging.WARNING))
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(previous_level)

@@ -44,7 +44,8 @@ from hf_efficient import CompressionReport, EfficientTrainer
 from hf_efficient.commands.training_cost_worker import TrainingRunSpec
 from hf_efficient.commands.training_costs import run_in_worker
 from hf_efficient.measurement.environment import describe_environment
-from hf_efficient.measurement.training_costs import Setting, TrainingCost
+from hf_efficient.measurement.training_costs import TrainingCost
+from hf_efficient.measurement.training_settings import Setting
 from hf_efficient.tasks.random_batch import random_batch
 
 VOCABULARY = 1000

@@ -7,10 +7,11 @@ from reviews import save_model, tiny_config
 from transformers import AutoConfig, BertForSequenceClassification, set_seed
 
 from hf_efficient.cli import main
-from hf_efficient.commands import training_costs as training_measured
+from hf_efficient.commands import training_costs as training_costs_command
 from hf_efficient.commands.training_cost_worker import TrainingRunSpec, measure_training_run
 from hf_efficient.commands.training_costs import measure_training_costs, run_in_worker
-from hf_efficient.measurement.training_costs import Setting, TrainingCost, TrainingCosts
+from hf_efficient.measurement.training_costs import TrainingCost, TrainingCosts
+from hf_efficient.measurement.training_settings import Setting
 from hf_efficient.tasks import TASKS
 from hf_efficient.tasks.random_batch import LABEL_FACTORIES
 
@@ -47,7 +48,7 @@ def test_settings_are_measured_and_the_fastest_that_fits_is_named(wide, tmp_path
     assert (tmp_path / "training_costs.png").stat().st_size > 10_000
 
     # What is there is not measured again, and the smallest is named when nothing fits.
-    monkeypatch.setattr(training_measured, "run_in_worker", lambda job: pytest.fail("it was there already"))
+    monkeypatch.setattr(training_costs_command, "run_in_worker", lambda job: pytest.fail("it was there already"))
     assert main([*command, "--checkpointing", "on", "--memory_budget", "1MB"]) == 0
     assert "None fits 1 MB; the smallest there is: with checkpointing" in " ".join(capsys.readouterr().out.split())
     assert TrainingCosts.load(tmp_path) == costs
@@ -60,7 +61,7 @@ def test_a_setting_that_fails_is_a_row_and_the_others_go_on(wide, tmp_path, monk
             return TrainingCost(job.setting, 32, 1000, 500, 250, 10.0, 3200.0)
         return run_in_worker(dataclasses.replace(job, task="no task"))
 
-    monkeypatch.setattr(training_measured, "run_in_worker", run)
+    monkeypatch.setattr(training_costs_command, "run_in_worker", run)
     settings = (Setting(checkpointing=True), Setting())
     costs = measure_training_costs(str(wide), settings, folder=tmp_path)
     failed, measured = costs.settings
@@ -72,11 +73,11 @@ def test_a_setting_that_fails_is_a_row_and_the_others_go_on(wide, tmp_path, monk
 
 
 def test_a_killed_process_is_out_of_memory():
-    assert training_measured._failure_reason(-9, "half a line") == "ended by SIGKILL: out of memory?"
-    assert training_measured._failure_reason(1, "Traceback\n  File\nRuntimeError: no memory\n\n") == "RuntimeError: no memory"
+    assert training_costs_command._failure_reason(-9, "half a line") == "ended by SIGKILL: out of memory?"
+    assert training_costs_command._failure_reason(1, "Traceback\n  File\nRuntimeError: no memory\n\n") == "RuntimeError: no memory"
     left = "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\nand more of it\n[W] a warning at the end\n"
-    assert training_measured._failure_reason(1, left) == "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
-    assert training_measured._failure_reason(3, "") == "ended with status 3"
+    assert training_costs_command._failure_reason(1, left) == "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
+    assert training_costs_command._failure_reason(3, "") == "ended with status 3"
 
 
 @pytest.mark.parametrize("head", LABEL_FACTORIES)
@@ -91,7 +92,7 @@ def test_every_head_is_trained_on_random_data(make_model, head, tmp_path):
 
 def test_a_text_is_no_longer_than_the_model_reads(wide, monkeypatch):
     seen = []
-    monkeypatch.setattr(training_measured, "run_in_worker", lambda job: seen.append(job) or TrainingCost(job.setting, 32))
+    monkeypatch.setattr(training_costs_command, "run_in_worker", lambda job: seen.append(job) or TrainingCost(job.setting, 32))
     costs = measure_training_costs(str(wide), [Setting()], sequence_length=4096)
     assert costs.sequence_length == seen[0].sequence_length == 128
 

@@ -101,4 +101,4 @@ def test_a_sample_takes_its_share(counters, monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(comparison.time, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(comparison, "ENERGY_SECONDS", 4.5)
-    assert comparison._joules(lambda: None, 9, torch.device("cpu")) == pytest.approx(7200 / (4 * 9))
+    assert comparison._energy_per_sample(lambda: None, 9, torch.device("cpu")) == pytest.approx(7200 / (4 * 9))

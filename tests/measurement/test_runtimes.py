@@ -91,8 +91,8 @@ def test_export_says_nothing_and_runs_on_as_many_threads_as_torch(
 ):
     require(runtime)
     exported = []
-    call_of = runtimes._call_of
-    monkeypatch.setattr(runtimes, "_call_of", lambda model, inputs: exported.append(model) or call_of(model, inputs))
+    call_of = runtimes._exported_call
+    monkeypatch.setattr(runtimes, "_exported_call", lambda model, inputs: exported.append(model) or call_of(model, inputs))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
