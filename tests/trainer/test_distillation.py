@@ -280,7 +280,9 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, at):
     checkpoint = tmp_path / "broken" / "checkpoint-3"
     learn(resumed, str(checkpoint) if checkpoint.exists() else None)
     assert_same_state(resumed.model, whole.model)
-    assert_same_state(resumed.distiller.projections, whole.distiller.projections)
+    assert_same_state(
+        resumed.distillation_training.distiller.projections, whole.distillation_training.distiller.projections
+    )
     start = fresh("start").model.state_dict()
     assert not torch.equal(start["classifier.weight"], whole.model.state_dict()["classifier.weight"])
 

@@ -11,11 +11,6 @@ STEPS = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 2, "lear
 SMALL = {"scoring_samples": 16, "multiple_of": 4}
 
 
-def interrupted(folder, techniques, at, **changes):
-    """Builds a trainer, and trains and stops as `stop` does."""
-    stop(build(folder, techniques=techniques, **{**STEPS, **changes}), at)
-
-
 def shape(model):
     layers = model.base_model.encoder.layer
     return [(layer.attention.output.dense.in_features, layer.output.dense.in_features) for layer in layers]
@@ -76,30 +71,30 @@ def test_the_gates_of_the_ramp_end_as_the_shape_that_is_cut(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "interrupted_at"),
     [
-        {"target_flops": 2.0, "ramp": 0.6},
-        {"target_flops": 2.0, "ramp": 0.6, "criterion": "movement"},
-        {"target_flops": 2.0, "rewind": "weights"},
-        {"heads": 0.5, "neurons": 0.25, "rewind": "learning_rate"},
-        {"weights": 0.7, "rounds": 2},
-        {"weights": 0.7, "ramp": 0.6, "criterion": "magnitude"},
-        {"n_m": "2:4", "rewind": "weights", "criterion": "magnitude"},
-        {"target_flops": 1.5, "weights": 0.5},
+        ({"target_flops": 2.0, "ramp": 0.6}, 0),
+        ({"target_flops": 2.0, "ramp": 0.6}, 3),
+        ({"target_flops": 2.0, "ramp": 0.6, "criterion": "movement"}, 9),
+        ({"target_flops": 2.0, "rewind": "weights"}, 3),
+        ({"heads": 0.5, "neurons": 0.25, "rewind": "learning_rate"}, 9),
+        ({"weights": 0.7, "rounds": 2}, 9),
+        ({"weights": 0.7, "ramp": 0.6, "criterion": "magnitude"}, 3),
+        ({"n_m": "2:4", "rewind": "weights", "criterion": "magnitude"}, 9),
+        ({"target_flops": 1.5, "weights": 0.5}, 0),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("at", [0, 3, 9])
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, changes, at):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_run(tmp_path, changes, interrupted_at):
     techniques = {"pruning": PruningConfig(**changes, **SMALL)}
-    whole, broken, resumed = (
+    complete, interrupted, resumed = (
         build(tmp_path / name, model=classifier(dropout=0.1), techniques=techniques, **STEPS)
-        for name in ("whole", "broken", "broken")
+        for name in ("complete", "interrupted", "interrupted")
     )
-    whole.train()
-    stop(broken, at)
+    complete.train()
+    stop(interrupted, interrupted_at)
     resumed.train(resume_from_checkpoint=True)
-    expected = whole.model.state_dict()
+    expected = complete.model.state_dict()
     assert resumed.model.state_dict().keys() == expected.keys()
     for name, value in resumed.model.state_dict().items():
         assert torch.equal(value, expected[name]), name
