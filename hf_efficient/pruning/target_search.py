@@ -81,7 +81,7 @@ class TargetSearch:
         if config.target is None:
             return
         if cost is None:
-            raise ValueError(f"{config.target[0]} needs a cost: use hf_efficient.functions.build_target_search")
+            raise UserError(f"{config.target[0]} needs a cost: use hf_efficient.functions.build_target_search")
         self.cost = cost
         cache_key = _cost_cache_key(model, self.reference, config)
         cached = _load_cost_table(cost_file, cache_key)

@@ -123,7 +123,7 @@ def _flatten(item: Any) -> Iterator[int]:
         for part in item:
             yield from _flatten(part)
     else:
-        raise TypeError(
+        raise UserError(
             f"data yields a {type(item).__name__}, neither a text nor token ids: give strings, tensors or lists of ids"
         )
 

@@ -475,7 +475,7 @@ def test_used_tokens_reads_texts_tensors_and_nested_ids():
     assert find_used_tokens(["river"], tokenizer) == sorted(set(ids))
     assert find_used_tokens([torch.tensor([[9, 7], [7, -100]]), [[8], [[3]]], [5, -100]], tokenizer) == [3, 5, 7, 8, 9]
     assert find_used_tokens(["river"] * 2500 + ["boats"], tokenizer) == find_used_tokens(["river boats"], tokenizer)
-    with pytest.raises(TypeError, match="data yields a dict, neither a text nor token ids"):
+    with pytest.raises(ValueError, match="data yields a dict, neither a text nor token ids"):
         find_used_tokens([{"input_ids": [1]}], tokenizer)
 
 
