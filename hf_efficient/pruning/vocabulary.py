@@ -45,7 +45,7 @@ def find_used_tokens(data: Iterable[str | TokenIds], tokenizer: PreTrainedTokeni
     ids: for a word that WordPiece cannot split, the pieces at its start are included too, since without them the
     trimmed tokenizer might be able to split it.
 
-    Raises UserError if the tokenizer cannot be trimmed; TypeError if `data` yields anything else.
+    Raises UserError if the tokenizer cannot be trimmed or `data` yields anything else.
     """
     model_type = tokenizer_state(tokenizer)["model"]["type"]
     used: set[int] = set()
