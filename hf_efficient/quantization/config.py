@@ -1,4 +1,4 @@
-"""Which form a model's weights are stored in: the settings of quantization."""
+"""Configuration of quantization."""
 
 from __future__ import annotations
 
@@ -13,49 +13,52 @@ SCHEMES = (*INT8_SCHEMES, "codebook")
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """Which quantized form a model gets, and which of its parts stay in float.
+    """How the weights of a model are quantized, and which of its modules stay in float.
 
-    Raises ValueError: a field is out of its range, a pattern is no regular expression, or the fields contradict.
+    Raises UserError if a field is out of its range, a pattern is not a regular expression, or two fields contradict
+    each other.
     """
 
     scheme: str | None = field(
         default="int8_dynamic",
         metadata={
-            "help": "int8_dynamic: 8-bit weights a channel and activations a token; int8_weight_only: weights alone; "
-            "codebook: weights are indices into tables found by k-means."
+            "help": "int8_dynamic: int8 weights, a scale per channel, and int8 activations, a scale per token; "
+            "int8_weight_only: int8 weights alone; codebook: weights are indices into tables found by k-means."
         },
     )
     bits: int | None = field(
-        default=None, metadata={"help": "Bits of an index into a codebook, 2 to 8; 4 when left out."}
+        default=None, metadata={"help": "Bits of an index into a codebook, 2 to 8; by default 4."}
     )
     embedding_bits: int | None = field(
         default=None,
         metadata={
-            "help": "Bits of the embedding tables: below 8 they are codebooks whatever the scheme. Left out: 8 under "
-            "an 8-bit scheme, `bits` under codebook."
+            "help": "Bits of the embedding tables: below 8 they become codebooks, whatever the scheme. By default 8 "
+            "with an int8 scheme, and `bits` with scheme=codebook."
         },
     )
     codebook_rows: int = field(
-        default=64, metadata={"help": "Rows of a weight that share a codebook; 0: all of them."}
+        default=64, metadata={"help": "Rows of a weight matrix that share a codebook; 0: all of them."}
     )
     keep_packed: bool = field(
         default=False,
         metadata={"help": "Unpack codebooks at every use: slower, but memory stays as small as the file."},
     )
     quantize_embeddings: bool = field(
-        default=True, metadata={"help": "Quantize embedding tables too: they are half of a small encoder."}
+        default=True,
+        metadata={"help": "Quantize embedding tables too; in a small encoder they hold half of the weights."},
     )
     aware: bool = field(
-        default=False, metadata={"help": "Train the model to live with 8 bits: it rounds in training as it will then."}
+        default=False,
+        metadata={"help": "Quantization-aware training: the forward pass of training rounds as the int8 model will."},
     )
     skip_modules: str = field(
         default="",
-        metadata={"help": "Comma separated regular expressions; modules with a matching name stay in float."},
+        metadata={"help": "Comma-separated regular expressions; modules whose name matches one stay in float."},
     )
     compile: bool = field(
         default=True,
         metadata={
-            "help": "Also measure the 8-bit model under torch.compile, without which it saves memory but no time."
+            "help": "Also measure the int8 model under torch.compile, without which it saves memory but no time."
         },
     )
 
@@ -68,8 +71,8 @@ class QuantizationConfig:
                 raise UserError(f"{name}={value} is out of range: give 2 to 8")
         if self.is_int8 and self.bits not in (None, 8):
             raise UserError(
-                f"bits={self.bits} is for codebooks, {self.scheme} has 8: give scheme='codebook', or embedding_bits "
-                "for the embeddings alone"
+                f"bits={self.bits} sets the bits of codebooks, and {self.scheme} has 8: give scheme='codebook', or "
+                "embedding_bits for the embeddings alone"
             )
         if not self.quantize_embeddings and self.embedding_bits is not None:
             raise UserError(
@@ -79,7 +82,7 @@ class QuantizationConfig:
             raise UserError(f"codebook_rows={self.codebook_rows} must not be negative: give 64, or 0 for all rows")
         if self.aware and self.scheme not in INT8_SCHEMES:
             raise UserError(
-                f"aware=True trains for 8 bits, scheme is {self.scheme!r}: give scheme, {' or '.join(INT8_SCHEMES)}"
+                f"aware=True trains for int8, and scheme is {self.scheme!r}: give scheme={' or '.join(INT8_SCHEMES)}"
             )
         for pattern in self.skip_patterns:
             try:
@@ -90,7 +93,7 @@ class QuantizationConfig:
     @property
     def skip_patterns(self) -> tuple[str, ...]:
         """The regular expressions of `skip_modules`."""
-        # Not at the comma of a repetition, {1,2}.
+        # Split at commas except those of a repetition such as {1,2}.
         return tuple(pattern.strip() for pattern in re.split(r",(?![^{]*\})", self.skip_modules) if pattern.strip())
 
     def skips(self, name: str) -> bool:
@@ -104,22 +107,22 @@ class QuantizationConfig:
 
     @property
     def is_int8(self) -> bool:
-        """Whether Linears become integers with a scale."""
+        """Whether the Linears of the layers get int8 weights."""
         return self.scheme in INT8_SCHEMES
 
     @property
     def embeddings_are_codebooks(self) -> bool:
-        """Whether embedding tables become indices into tables."""
+        """Whether embedding tables become codebooks."""
         return self.scheme == "codebook" or (self.embedding_bits or 8) < 8
 
     def describe(self) -> str:
-        """Return what is done, for a report."""
+        """Return one line on what is quantized, for a report."""
         if self.scheme == "codebook":
-            return f"stored as indices of {self.index_bits} bits into codebooks, task head in float"
-        tables = f", embeddings in codebooks of {self.embedding_bits} bits" if self.embeddings_are_codebooks else ""
-        return f"quantized to 8 bits ({self.scheme}){tables}, task head in float"
+            return f"quantized to {self.index_bits}-bit codebooks; the task head stays in float"
+        tables = f", embeddings to {self.embedding_bits}-bit codebooks" if self.embeddings_are_codebooks else ""
+        return f"quantized to int8 ({self.scheme}){tables}; the task head stays in float"
 
     @property
     def title(self) -> str:
-        """What to call the result in a table."""
+        """The name of the quantized model in a table."""
         return f"{self.index_bits}-bit codebook" if self.scheme == "codebook" else "8-bit"

@@ -1,7 +1,8 @@
-"""Quantization-aware training: the forward pass rounds as the 8-bit model will, gradients pass as if it did not."""
+"""Fake quantization: in training the forward pass rounds as the int8 model will, with straight-through gradients."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,41 +15,40 @@ from hf_efficient.quantization.int8 import needs_reduced_range
 from hf_efficient.quantization.module_selection import check_selection, select_embeddings, select_linears
 from hf_efficient.quantization.torchao_import import suppress_torchao_warnings
 
-# Integers that values are rounded to, and where sums of their products would overflow.
-ALL, FEWER = (-128, 127), (-64, 63)
+# Smallest and largest integer; the reduced range is for processors on which sums of products would overflow.
+FULL_RANGE, REDUCED_RANGE = (-128, 127), (-64, 63)
 
 
 class _RoundStraightThrough(torch.autograd.Function):
-    """Nearest integers of a range, with the straight-through gradient: that of the identity."""
+    """Rounding to the integers of a range, with the straight-through gradient: that of the identity."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, lowest: int, highest: int) -> torch.Tensor:
-        """Return the integers, in the type of `values`."""
+        """Return the nearest integers in the range, in the dtype of `values`."""
         return values.round().clamp(lowest, highest)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Return the gradient as it came."""
+        """Return the gradient unchanged."""
         return gradients[0], None, None
 
 
 def quantize_rows(
-    values: torch.Tensor, lowest: int = ALL[0], highest: int = ALL[1]
+    values: torch.Tensor, lowest: int = FULL_RANGE[0], highest: int = FULL_RANGE[1]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `values` (rows, size) as integers of that range, still in float32, and the scale (rows, 1) of each row.
+    """Quantize each row of `values` (rows, size) symmetrically, with the scale that the int8 model uses.
 
-    The scale is that of the 8-bit model: symmetric, from the largest magnitude of the row. Integers pass gradients
-    on as if nothing was rounded; scales have none.
+    Return the integers (rows, size) in float32, with straight-through gradients, and the scales (rows, 1), without
+    gradients. A scale is computed from the largest magnitude of its row.
+
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference", section 3; Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
     """
-    with suppress_torchao_warnings():
-        from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine
-
+    choose_qparams, mapping = _torchao_qparams()
     values = values.float()
-    scale, _ = choose_qparams_affine(
+    scale, _ = choose_qparams(
         values.detach(),
-        MappingType.SYMMETRIC,
+        mapping.SYMMETRIC,
         (1, values.shape[-1]),
         torch.int8,
         quant_min=lowest,
@@ -62,59 +62,74 @@ def quantize_rows(
     return rounded, scale
 
 
-class FakeInt8Linear(nn.Linear):
-    """A Linear that computes as its 8-bit form will; a Linear becomes one by its class, and stops likewise.
+@cache
+def _torchao_qparams() -> tuple[Any, Any]:
+    """Return `choose_qparams_affine` and `MappingType` of torchao, imported once: every forward pass needs them."""
+    with suppress_torchao_warnings():
+        from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine
 
-    Integers are multiplied, in float, and scaled afterwards in the order of torchao: another order would round
-    otherwise here and there, and one step of rounding is no small difference.
+    return choose_qparams_affine, MappingType
+
+
+class FakeInt8Linear(nn.Linear):
+    """A Linear that computes as the int8 model will; setting `__class__` turns a Linear into one and back.
+
+    Integers are multiplied in float and scaled afterwards in the order of torchao, since another order would round
+    some values to a neighbouring integer.
+
+    | attribute | meaning |
+    | --- | --- |
+    | activations | range of the integers of activations; None: activations stay in float |
+    | weights | range of the integers of weights |
     """
 
     activations: tuple[int, int] | None
     weights: tuple[int, int]
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Return (..., out_features) of (..., in_features)."""
+        """Return outputs (..., out_features) of inputs (..., in_features)."""
         rows = states.flatten(0, -2)
         weights, scales = quantize_rows(self.weight, *self.weights)
         if self.activations is None:
-            found = F.linear(rows, weights.to(rows.dtype))
+            outputs = F.linear(rows, weights.to(rows.dtype))
         else:
-            rounded, of_rows = quantize_rows(rows, *self.activations)
-            found = (F.linear(rounded, weights) * of_rows).to(states.dtype)
-        found = found * scales.flatten().to(found.dtype)
+            integers, row_scales = quantize_rows(rows, *self.activations)
+            outputs = (F.linear(integers, weights) * row_scales).to(states.dtype)
+        outputs = outputs * scales.flatten().to(outputs.dtype)
         if self.bias is not None:
-            found = found + self.bias
-        return found.view(*states.shape[:-1], -1).to(states.dtype)
+            outputs = outputs + self.bias
+        return outputs.view(*states.shape[:-1], -1).to(states.dtype)
 
 
 class FakeInt8Embedding(nn.Embedding):
-    """An Embedding whose rows are rounded as they will be in 8 bits."""
+    """An Embedding whose rows are rounded as those of the int8 model will be."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return (..., embedding_dim) of (...)."""
+        """Return embeddings (..., embedding_dim) of token ids (...)."""
         rows = super().forward(ids)
-        rounded, scales = quantize_rows(rows.flatten(0, -2))
-        return (rounded * scales).view_as(rows).to(rows.dtype)
+        integers, scales = quantize_rows(rows.flatten(0, -2))
+        return (integers * scales).view_as(rows).to(rows.dtype)
 
 
 def enable_fake_quantization(model: PreTrainedModel, config: QuantizationConfig) -> None:
-    """Lets `model` compute, in place, as `quantize` with this config will make it; parameters stay what they are.
+    """Make `model` compute, in place, as `quantize` with this config will; its parameters do not change.
 
-    Raises ValueError: nothing of `model` would be quantized.
+    Raises UserError if no module of `model` would be quantized.
     """
     check_selection(model, config)
-    span = FEWER if config.scheme == "int8_dynamic" and needs_reduced_range(model.device) else ALL
+    reduces_range = config.scheme == "int8_dynamic" and needs_reduced_range(model.device)
+    integer_range = REDUCED_RANGE if reduces_range else FULL_RANGE
     for _, linear in select_linears(model, config):
         linear.__class__ = FakeInt8Linear
-        linear.activations = span if config.scheme == "int8_dynamic" else None
-        linear.weights = span
+        linear.activations = integer_range if config.scheme == "int8_dynamic" else None
+        linear.weights = integer_range
     for _, embedding in select_embeddings(model, config):
         if not config.embeddings_are_codebooks:
             embedding.__class__ = FakeInt8Embedding
 
 
 def disable_fake_quantization(model: PreTrainedModel) -> None:
-    """Undoes `prepare`: `model` computes in float again, with the weights that it has learned."""
+    """Undo `enable_fake_quantization`: `model` computes in float again, with the weights that it has learned."""
     for module in model.modules():
         if isinstance(module, FakeInt8Linear):
             module.__class__ = nn.Linear  # type: ignore[assignment]

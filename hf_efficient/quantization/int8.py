@@ -1,4 +1,4 @@
-"""Uniform 8 bits: weights, and for `int8_dynamic` activations, as integers with a scale, by torchao."""
+"""Int8 quantization by torchao: weights and, for `int8_dynamic`, activations are integers with a scale."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ logger = logging.get_logger(__name__)
 
 
 def quantize_int8(model: PreTrainedModel, config: QuantizationConfig) -> PreTrainedModel:
-    """Return a copy of `model` in an 8-bit scheme, which `from_pretrained` loads as it is.
+    """Return a copy of `model` in an int8 scheme; `from_pretrained` loads it from the folder it is saved in.
 
-    Raises ValueError: nothing of it would be quantized.
+    Raises UserError if no module of `model` would be quantized.
     """
     with suppress_torchao_warnings():
-        # Nothing is written on the way: of several processes only the first would.
+        # From memory, not through a folder: every process quantizes, and only the first one may write.
         quantized: PreTrainedModel = type(model).from_pretrained(
             None,
             config=copy.deepcopy(model.config),
@@ -43,59 +43,62 @@ def quantize_int8(model: PreTrainedModel, config: QuantizationConfig) -> PreTrai
 def compile_model(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Callable[..., Any] | None:
     """Return `model` under torch.compile, for any batch size and length, compiled by a first run on `inputs`.
 
-    Eagerly, torchao unpacks a whole embedding table for every lookup, and quantizes activations in many small steps;
-    compiled, both melt into the kernels around them. None where it cannot be compiled: no C++ compiler, say.
+    In eager mode torchao dequantizes a complete embedding table for every lookup and quantizes activations in many
+    small steps; compilation fuses both into the neighbouring kernels. Return None, and log a warning, where the model
+    cannot be compiled, for example without a C++ compiler.
     """
     try:
         with suppress_torchao_warnings(), warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
-            result: Callable[..., Any] = torch.compile(model.eval(), dynamic=True)
-            result(**inputs)
+            compiled: Callable[..., Any] = torch.compile(model.eval(), dynamic=True)
+            compiled(**inputs)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        logger.warning(f"the 8-bit model is not measured under torch.compile, which does not work here: {reason}")
+        logger.warning(f"the int8 model is not measured under torch.compile, which fails on this machine: {reason}")
         return None
-    return result
+    return compiled
 
 
 def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
-    """Return the `TorchAoConfig` that says, by patterns of parameter names, what of `model` is quantized how.
+    """Return the `TorchAoConfig` that maps patterns of parameter names of `model` to how they are quantized.
 
-    Raises ValueError: no parameter of `model` is to be quantized.
+    Raises UserError if no parameter of `model` would be quantized.
     """
     with suppress_torchao_warnings():
         from torchao.quantization import FqnToConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
         from transformers import TorchAoConfig
 
-    linears: Any = Int8WeightOnlyConfig()
+    linear_config: Any = Int8WeightOnlyConfig()
     if config.scheme == "int8_dynamic":
-        linears = Int8DynamicActivationInt8WeightConfig(reduce_range=needs_reduced_range(model.device))
-    wanted = dict.fromkeys(_patterns(model, list(select_linears(model, config))), linears)
+        linear_config = Int8DynamicActivationInt8WeightConfig(reduce_range=needs_reduced_range(model.device))
+    configs = dict.fromkeys(_weight_patterns(model, list(select_linears(model, config))), linear_config)
     if not config.embeddings_are_codebooks:
-        wanted |= dict.fromkeys(_patterns(model, list(select_embeddings(model, config))), Int8WeightOnlyConfig())
-    if not wanted:
+        embeddings = list(select_embeddings(model, config))
+        configs |= dict.fromkeys(_weight_patterns(model, embeddings), Int8WeightOnlyConfig())
+    if not configs:
         raise UserError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
-    return TorchAoConfig(FqnToConfig(wanted))
+    return TorchAoConfig(FqnToConfig(configs))
 
 
 def needs_reduced_range(device: torch.device) -> bool:
-    """Whether 8-bit sums overflow on this device, so that fewer steps are safer: on CPUs without VNNI."""
+    """Whether int8 sums can overflow on this device, so that a smaller range is needed: on CPUs without VNNI."""
     with suppress_torchao_warnings():
         from torchao.utils import should_reduce_range
 
     return bool(should_reduce_range(device))
 
 
-def _patterns(model: PreTrainedModel, chosen: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
-    """Yield patterns that match the weights of the chosen modules, whichever head stands around the base model."""
-    names, kinds = {name for name, _ in chosen}, {type(module) for _, module in chosen}
-    whole: dict[str, list[str]] = {}
+def _weight_patterns(model: PreTrainedModel, modules: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
+    """Yield patterns that match the weights of `modules` with any head: one for all layers where they allow it."""
+    names, classes = {name for name, _ in modules}, {type(module) for _, module in modules}
+    names_by_pattern: dict[str, list[str]] = {}
     for name, module in model.base_model.named_modules():
-        if type(module) in kinds:
-            whole.setdefault(re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name)), []).append(name)
-    for generic, members in whole.items():
-        left = [name for name in members if name in names]
-        if left == members:
-            yield rf"re:(.*\.)?{generic}\.weight"
+        if type(module) in classes:
+            pattern = re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name))
+            names_by_pattern.setdefault(pattern, []).append(name)
+    for pattern, matching in names_by_pattern.items():
+        selected = [name for name in matching if name in names]
+        if selected == matching:
+            yield rf"re:(.*\.)?{pattern}\.weight"
         else:
-            yield from (rf"re:(.*\.)?{re.escape(name)}\.weight" for name in left)
+            yield from (rf"re:(.*\.)?{re.escape(name)}\.weight" for name in selected)

@@ -19,28 +19,28 @@ logger = logging.get_logger(__name__)
 def select_linears(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, Any]]:
     """Yield the Linears of the layers that `config` quantizes, with their names in the base model."""
     for name, module in model.base_model.named_modules():
-        if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name) and not _skipped(model, config, name):
+        if isinstance(module, nn.Linear) and re.search(r"\.\d+\.", name) and not _is_skipped(model, config, name):
             yield name, module
 
 
 def select_embeddings(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, Any]]:
     """Yield the embedding tables that `config` quantizes, with their names in the base model.
 
-    Tables that stand in two places, such as the output layer's, stay in float: one would be left dangling. So does the
-    small one of T5's position bias, which is added to attention scores.
+    Tables with tied weights stay in float, since the weight would no longer be shared. So does the small table of T5's
+    relative position bias, which is added to attention scores.
     """
     if not config.quantize_embeddings:
         return
-    tied: Mapping[str, str] = model.all_tied_weights_keys
-    shared = {id(model.get_parameter(name)) for name in (*tied, *tied.values())}
+    tied_keys: Mapping[str, str] = model.all_tied_weights_keys
+    tied = {id(model.get_parameter(name)) for name in (*tied_keys, *tied_keys.values())}
     for name, module in model.base_model.named_modules():
-        words = isinstance(module, nn.Embedding) and not name.endswith("relative_attention_bias")
-        if words and id(module.weight) not in shared and not _skipped(model, config, name):
+        is_embedding = isinstance(module, nn.Embedding) and not name.endswith("relative_attention_bias")
+        if is_embedding and id(module.weight) not in tied and not _is_skipped(model, config, name):
             yield name, module
 
 
 def check_selection(model: PreTrainedModel, config: QuantizationConfig) -> None:
-    """Raises ValueError: nothing of `model` would be quantized. Warns of patterns that match none of its modules."""
+    """Raise UserError if no module of `model` would be quantized; warn of patterns that match no module."""
     names = [name for name, _ in (*model.named_modules(), *model.base_model.named_modules())]
     for pattern in config.skip_patterns:
         if not any(re.search(pattern, name) for name in names):
@@ -49,7 +49,7 @@ def check_selection(model: PreTrainedModel, config: QuantizationConfig) -> None:
         raise UserError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
 
 
-def _skipped(model: PreTrainedModel, config: QuantizationConfig, name: str) -> bool:
-    """Whether a pattern matches the name of a module, in the base model or as `model.named_modules()` gives it."""
+def _is_skipped(model: PreTrainedModel, config: QuantizationConfig, name: str) -> bool:
+    """Whether a pattern matches the name of a module in the base model, or its full name in `model`."""
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     return config.skips(prefix + name) or config.skips(name)

@@ -1,4 +1,4 @@
-"""Keeps remarks that nobody can act on off the user's screen."""
+"""Importing torchao without its warnings, which a user cannot act on."""
 
 import logging
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ _LOGGER_NAMES = ("torchao", "torch.utils._pytree", "torchao.kernel")
 
 @contextmanager
 def suppress_torchao_warnings() -> Iterator[None]:
-    """Silences what torchao says while it is imported: that it cannot load kernels made for other machines."""
+    """Suppress the warnings of torchao's import, such as that it cannot load kernels built for other machines."""
     loggers = [logging.getLogger(name) for name in ("", *_LOGGER_NAMES)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Checks of a quantization before any work is done."""
+"""Checks of a quantization before it starts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from hf_efficient.quantization.module_selection import check_selection
 
 
 def check_quantization(model: PreTrainedModel, config: QuantizationConfig) -> None:
-    """Check what cannot work before any of the work is done; see `quantize`."""
+    """Check that `quantize` can quantize `model` with `config`.
+
+    Raises UserError if no scheme is set, the model is quantized already or no module of it would be quantized;
+    UnsupportedModelError if codebooks are requested for an architecture of an unknown family.
+    """
     if config.scheme is None:
-        raise UserError(f"scheme=None asks for nothing: give one of {', '.join(SCHEMES)}")
+        raise UserError(f"scheme=None quantizes nothing: give one of {', '.join(SCHEMES)}")
     if is_quantized(model):
-        raise UserError("the model is quantized already: start from its float form")
+        raise UserError("the model is quantized already: start from the float model")
     check_selection(model, config)
     if config.embeddings_are_codebooks:
         family = family_of(model)
         family.class_for(type(model), family.pruned_config(model.config, family.structure(model.config)))
-        if not any(True for _ in select_codebook_weights(model, config)):
+        if next(select_codebook_weights(model, config), None) is None:
             raise UserError(
-                f"no weight of {type(model).__name__} would be in a codebook with skip_modules={config.skip_modules!r}"
+                f"no weight of {type(model).__name__} would become a codebook with skip_modules="
+                f"{config.skip_modules!r}: skip less, or leave out embedding_bits"
             )

@@ -17,7 +17,7 @@ from hf_efficient.quantization.codebook import compare_with_uniform, fit_codeboo
 CODEBOOK = QuantizationConfig("codebook", codebook_rows=8)
 
 
-def books_of(model):
+def codebooks_of(model):
     return {name: module for name, module in model.named_modules() if isinstance(module, Codebook)}
 
 
@@ -26,7 +26,7 @@ def books_of(model):
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("count", [1, 7, 8, 1000])
-def test_packed_indices_come_back_and_take_their_bits(bits, count):
+def test_packed_indices_unpack_to_the_same_and_take_the_given_bits(bits, count):
     indices = torch.randint(0, 1 << bits, (count,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     packed = pack(indices, bits)
     assert packed.dtype == torch.uint8
@@ -34,7 +34,7 @@ def test_packed_indices_come_back_and_take_their_bits(bits, count):
     assert torch.equal(unpack(packed, bits, count), indices)
 
 
-def test_bits_lie_one_after_another():
+def test_pack_stores_low_bits_first():
     assert pack(torch.tensor([1, 2, 3]), 4).tolist() == [0x21, 0x03]
     assert pack(torch.tensor([5, 7, 1]), 3).tolist() == [0b01111101, 0]
 
@@ -42,7 +42,7 @@ def test_bits_lie_one_after_another():
 # ---- fitting ----
 
 
-def test_values_that_are_few_enough_are_kept_as_they_are():
+def test_fit_codebook_is_exact_for_few_distinct_values():
     weight = torch.tensor([[1.0, -2.0, 1.0, 0.5], [7.0, 7.0, -3.0, 0.0]])
     indices, table = fit_codebook(weight, 2, 1)
     assert table.shape == (2, 4)
@@ -50,7 +50,7 @@ def test_values_that_are_few_enough_are_kept_as_they_are():
     assert torch.equal(table, table.sort().values)
 
 
-def test_a_table_is_the_means_of_what_refers_to_it():
+def test_fit_codebook_returns_the_means_of_the_clusters():
     weight = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
     indices, table = fit_codebook(weight, 3, 8)
     for index in range(8):
@@ -60,30 +60,30 @@ def test_a_table_is_the_means_of_what_refers_to_it():
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
-def test_it_loses_less_than_even_steps_in_as_much_room(bits):
+def test_codebook_error_is_smaller_than_uniform_error_of_the_same_size(bits):
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(1))
     indices, table = fit_codebook(weight, bits, 32)
     rounded = torch.stack([table[row // 32][indices[row].long()] for row in range(64)])
     assert (rounded - weight).square().sum() < (quantize_uniformly(weight, bits, 32) - weight).square().sum()
 
 
-def test_even_steps_take_as_much_room_as_the_tables():
+def test_uniform_scales_are_as_large_as_codebook_tables():
     weight = torch.randn(64, 96)
     rounded = quantize_uniformly(weight, 4, 32)
     parts = rounded.reshape(-1, 32 * 96 // 16)  # a scale of 32 bits each, as the tables of 16 values for 32 rows
     assert all(len(part.abs().unique()) <= 8 for part in parts)
 
 
-def test_what_costs_more_is_closer():
+def test_importance_reduces_the_error_of_important_entries():
     weight = torch.linspace(-1, 1, 4000).view(4, 1000)
     importance = torch.where(weight > 0.5, 100.0, 1.0)
-    plain, weighed = (fit_codebook(weight, 3, 4, costs) for costs in (None, importance))
-    errors = [(table[0][indices.long()] - weight)[weight > 0.5].square().sum() for indices, table in (plain, weighed)]
+    plain, weighted = (fit_codebook(weight, 3, 4, costs) for costs in (None, importance))
+    errors = [(table[0][indices.long()] - weight)[weight > 0.5].square().sum() for indices, table in (plain, weighted)]
     assert errors[1] < 0.5 * errors[0]
     assert torch.equal(fit_codebook(weight, 3, 4, torch.zeros_like(weight))[1], plain[1])
 
 
-def test_fitting_is_the_same_every_time():
+def test_fit_codebook_is_deterministic():
     weight = torch.randn(40, 100)
     assert all(
         torch.equal(a, b) for a, b in zip(fit_codebook(weight, 4, 16), fit_codebook(weight, 4, 16), strict=True)
@@ -93,27 +93,27 @@ def test_fitting_is_the_same_every_time():
 # ---- models ----
 
 
-def test_reloads_to_the_same_bits(make_model, make_batch, outputs, assert_same, any_head, tmp_path):
+def test_saved_model_reloads_with_equal_outputs(make_model, make_batch, outputs, assert_same, any_head, tmp_path):
     model, batch = make_model(any_head), make_batch(any_head)
     small = quantize(model, CODEBOOK)
-    assert books_of(small)
+    assert codebooks_of(small)
     small.save_pretrained(tmp_path)
     loaded = type(small).from_pretrained(tmp_path)
-    assert books_of(loaded).keys() == books_of(small).keys()
+    assert codebooks_of(loaded).keys() == codebooks_of(small).keys()
     assert_same(outputs(loaded, batch), outputs(small, batch), atol=0)
     auto = getattr(transformers, type(small)._auto_class).from_pretrained(tmp_path)
     assert type(auto) is type(small)
 
 
-def test_computes_with_the_weights_that_the_tables_stand_for(make_model, make_batch, outputs, assert_same, any_head):
+def test_outputs_are_those_of_the_decoded_weights(make_model, make_batch, outputs, assert_same, any_head):
     model, batch = make_model(any_head), make_batch(any_head)
     small = quantize(model, CODEBOOK)
-    for name, book in books_of(small).items():
+    for name, book in codebooks_of(small).items():
         model.get_parameter(f"{name}.weight").data.copy_(book.weight)
     assert_same(outputs(small, batch), outputs(model, batch), atol=1e-6)
 
 
-def test_pruned_models_have_codebooks_too(
+def test_pruned_model_with_codebooks_reloads_with_equal_outputs(
     make_model, make_batch, outputs, assert_same, select, uneven_shape, tmp_path
 ):
     small = quantize(remove_units(make_model(), select(uneven_shape)), CODEBOOK)
@@ -123,41 +123,41 @@ def test_pruned_models_have_codebooks_too(
 
 
 @pytest.mark.parametrize("scheme", ["int8_dynamic", "int8_weight_only"])
-def test_embeddings_in_codebooks_beside_layers_in_8_bits(
+def test_codebook_embeddings_with_int8_layers_reload_with_equal_outputs(
     make_model, make_batch, outputs, assert_same, scheme, tmp_path
 ):
     small = quantize(make_model(), QuantizationConfig(scheme, embedding_bits=4, codebook_rows=8))
-    assert all(isinstance(book, CodebookEmbedding) for book in books_of(small).values())
-    assert len(books_of(small)) == 3
-    eight = [name for name, weight in small.named_parameters() if hasattr(weight, "tensor_data_names")]
-    assert len(eight) == 18
+    assert all(isinstance(book, CodebookEmbedding) for book in codebooks_of(small).values())
+    assert len(codebooks_of(small)) == 3
+    int8_weights = [name for name, weight in small.named_parameters() if hasattr(weight, "tensor_data_names")]
+    assert len(int8_weights) == 18
     small.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert_same(outputs(loaded, make_batch()), outputs(small, make_batch()), atol=0)
 
 
-def test_weights_are_made_once_or_for_every_use(make_model, make_batch, monkeypatch):
-    made, make = [], Codebook._unpack_weight
-    monkeypatch.setattr(Codebook, "_unpack_weight", lambda self: made.append(1) or make(self))
+def test_weights_are_decoded_once_or_at_every_use(make_model, make_batch, monkeypatch):
+    decoded, unpack = [], Codebook._unpack_weight
+    monkeypatch.setattr(Codebook, "_unpack_weight", lambda self: decoded.append(1) or unpack(self))
     for keep_packed, expected in ((False, 21), (True, 42)):
         small = quantize(make_model(), QuantizationConfig("codebook", codebook_rows=8, keep_packed=keep_packed))
-        made.clear()
+        decoded.clear()
         first, second = (small(**make_batch()).logits for _ in range(2))
         assert torch.equal(first, second)
-        assert len(made) == expected
+        assert len(decoded) == expected
 
 
-def test_weights_made_for_inference_serve_gradients_too(make_model, make_batch):
+def test_weights_decoded_in_inference_mode_allow_gradients(make_model, make_batch):
     small, batch = quantize(make_model(), QuantizationConfig("codebook")), make_batch()
     with torch.inference_mode():
         expected = small(**batch).logits
-    found = small(**batch).logits
-    found.sum().backward()
-    assert torch.equal(found, expected)
+    logits = small(**batch).logits
+    logits.sum().backward()
+    assert torch.equal(logits, expected)
     assert small.classifier.weight.grad.abs().sum() > 0
 
 
-def test_what_was_made_is_forgotten_when_the_tables_change(make_model, make_batch):
+def test_decoded_weights_are_dropped_when_weights_are_loaded(make_model, make_batch):
     small = quantize(make_model(), CODEBOOK)
     before = small(**make_batch()).logits
     other = quantize(make_model(seed=5), CODEBOOK)
@@ -167,7 +167,7 @@ def test_what_was_made_is_forgotten_when_the_tables_change(make_model, make_batc
     assert small.to(torch.bfloat16)(**make_batch()).logits.dtype == torch.bfloat16
 
 
-def test_the_file_is_as_small_as_the_bits_tell(make_model):
+def test_saved_size_follows_the_bits(make_model):
     model = make_model(hidden_size=128, intermediate_size=512, vocab_size=1000)
     sizes = [
         saved_bytes(quantize(model, QuantizationConfig("codebook", bits=bits, codebook_rows=0))) for bits in (2, 4)
@@ -176,42 +176,44 @@ def test_the_file_is_as_small_as_the_bits_tell(make_model):
     assert sizes[0] < sizes[1] < 0.18 * saved_bytes(model)
 
 
-def test_counts_are_those_of_the_weights(make_model):
+def test_parameter_counts_are_those_of_the_float_model(make_model):
     model = make_model()
     small = quantize(model, CODEBOOK)
     assert count_parameters(small) == count_parameters(model)
     assert count_nonzero_parameters(small) == pytest.approx(count_nonzero_parameters(model), rel=0.1)
 
 
-def test_what_is_skipped_stays_in_float(make_model):
+def test_skipped_modules_stay_in_float(make_model):
     small = quantize(make_model(), QuantizationConfig("codebook", skip_modules="query", quantize_embeddings=False))
-    assert len(books_of(small)) == 15
+    assert len(codebooks_of(small)) == 15
     assert isinstance(small.bert.encoder.layer[0].attention.self.query, nn.Linear)
     assert isinstance(small.bert.embeddings.word_embeddings, nn.Embedding)
 
 
-def test_calibration_weighs_by_squared_gradients(make_model, make_batch):
+def test_calibration_changes_codebooks_of_weights_with_gradients(make_model, make_batch):
     model = make_model()
-    plain, weighed = (quantize(model, QuantizationConfig("codebook", bits=2), data) for data in (None, [make_batch()]))
-    tables = [small.bert.encoder.layer[0].output.dense.table for small in (plain, weighed)]
+    plain, weighted = (
+        quantize(model, QuantizationConfig("codebook", bits=2), data) for data in (None, [make_batch()])
+    )
+    tables = [small.bert.encoder.layer[0].output.dense.table for small in (plain, weighted)]
     assert not torch.equal(*tables)
-    assert torch.equal(*(small.bert.embeddings.word_embeddings.table for small in (plain, weighed)))
+    assert torch.equal(*(small.bert.embeddings.word_embeddings.table for small in (plain, weighted)))
 
 
-def test_the_report_tells_bits_and_errors(make_model):
+def test_describe_quantization_gives_bits_and_errors_of_codebooks(make_model):
     model = make_model()
     small = quantize(model, CODEBOOK)
-    found = compare_with_uniform(model, small)
-    assert 4 < found["bits_per_weight"] < 9
-    assert 0 < found["error"] < found["uniform_error"] < 1
+    comparison = compare_with_uniform(model, small)
+    assert 4 < comparison["bits_per_weight"] < 9
+    assert 0 < comparison["error"] < comparison["uniform_error"] < 1
     assert re.search(
-        r"codebooks hold \d\.\d\d bits a weight, with a squared error of",
+        r"the codebooks take \d\.\d\d bits per weight with a relative squared error of",
         describe_quantization(model, small, CODEBOOK),
     )
     assert compare_with_uniform(model, model) is None
 
 
-def test_trainer_ships_codebooks(tmp_path):
+def test_trainer_saves_a_model_with_codebooks(tmp_path):
     trainer = build(tmp_path, techniques={"quantization": CODEBOOK, "pruning": PruningConfig(heads=0.5)})
     trainer.train()
     assert is_quantized(trainer.model)
@@ -225,7 +227,7 @@ def test_trainer_ships_codebooks(tmp_path):
         build(tmp_path / "again", model=trainer.model).train()
 
 
-# ---- refusals ----
+# ---- user errors ----
 
 
 @pytest.mark.parametrize(
@@ -236,30 +238,30 @@ def test_trainer_ships_codebooks(tmp_path):
         ({"codebook_rows": -1}, "codebook_rows=-1 must not be negative"),
         (
             {"scheme": "codebook", "aware": True},
-            "aware=True trains for 8 bits, scheme is 'codebook': give scheme, int8",
+            "aware=True trains for int8, and scheme is 'codebook': give scheme=int8",
         ),
     ],
 )
-def test_bad_settings_are_refused(fields, message):
+def test_config_refuses_values_out_of_range(fields, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         QuantizationConfig(**fields)
 
 
-def test_what_is_quantized_is_not_quantized_or_pruned_again(make_model):
+def test_quantized_model_is_not_quantized_or_pruned_again(make_model):
     small = quantize(make_model(), CODEBOOK)
-    with pytest.raises(ValueError, match="the model is quantized already: start from its float form"):
+    with pytest.raises(ValueError, match="the model is quantized already: start from the float model"):
         quantize(small, CODEBOOK)
     with pytest.raises(ValueError, match="a quantized model cannot be pruned"):
         prune(small, PruningConfig(heads=0.5, criterion="magnitude"))
 
 
-def test_nothing_to_quantize_is_refused(make_model):
+def test_quantize_refuses_a_config_that_skips_everything(make_model):
     config = QuantizationConfig("codebook", quantize_embeddings=False, skip_modules="layer")
     with pytest.raises(ValueError, match="nothing to quantize in BertForSequenceClassification"):
         quantize(make_model(), config)
 
 
-def test_only_linears_and_embeddings_have_codebooks():
+def test_codebook_for_refuses_other_modules():
     with pytest.raises(TypeError, match="a LayerNorm has no codebook: only Linear and Embedding"):
         codebook_for(nn.LayerNorm(4), bits=4, group=2)
     assert isinstance(codebook_for(nn.Linear(4, 4), bits=4, group=2), CodebookLinear)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 import transformers
+from heads import BERT_HEADS
 from safetensors.torch import load_file
 from torch import nn
 
@@ -34,7 +35,7 @@ def scheme(request):
     return request.param
 
 
-def eight_bit(model):
+def int8_modules(model):
     return [name.removesuffix(".weight") for name, p in model.named_parameters() if hasattr(p, "tensor_data_names")]
 
 
@@ -45,70 +46,73 @@ def eight_bit(model):
         ({"skip_modules": "query,(key"}, "skip_modules='(key' is not a regular expression"),
     ],
 )
-def test_bad_config_is_told_what_to_do(fields, message):
+def test_config_refuses_unknown_values(fields, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         QuantizationConfig(**fields)
 
 
-def test_config_survives_json():
+def test_config_round_trips_through_json():
     config = QuantizationConfig("int8_weight_only", quantize_embeddings=False, skip_modules="query, key")
     assert QuantizationConfig(**json.loads(json.dumps(asdict(config)))) == config
     assert config.skip_patterns == ("query", "key")
 
 
-def test_every_field_has_a_help():
+def test_every_field_has_help():
     assert all(field.metadata["help"].endswith(".") for field in QuantizationConfig.__dataclass_fields__.values())
 
 
-def test_reloads_to_the_same_bits(make_model, make_batch, outputs, assert_same, scheme, head, tmp_path):
+@pytest.mark.parametrize(
+    ("head", "scheme"), [(head, SCHEMES[number % len(SCHEMES)]) for number, head in enumerate(BERT_HEADS)]
+)
+def test_saved_model_reloads_with_equal_outputs(make_model, make_batch, outputs, assert_same, scheme, head, tmp_path):
     quantized = quantize(make_model(head), QuantizationConfig(scheme))
     quantized.save_pretrained(tmp_path)
     loaded = getattr(transformers, head).from_pretrained(tmp_path)
-    assert eight_bit(loaded) == eight_bit(quantized)
-    assert len(eight_bit(loaded)) == 18 + (2 if head == "BertForMaskedLM" else 3)
+    assert int8_modules(loaded) == int8_modules(quantized)
+    assert len(int8_modules(loaded)) == 18 + (2 if head == "BertForMaskedLM" else 3)
     assert_same(outputs(loaded, make_batch(head)), outputs(quantized, make_batch(head)), atol=0)
 
 
-def test_pruned_reloads_to_the_same_bits(
-    make_model, make_batch, outputs, assert_same, select, scheme, uneven_shape, tmp_path
+def test_saved_pruned_model_reloads_with_equal_outputs(
+    make_model, make_batch, outputs, assert_same, select, uneven_shape, tmp_path
 ):
-    quantized = quantize(remove_units(make_model(), select(uneven_shape)), QuantizationConfig(scheme))
+    quantized = quantize(remove_units(make_model(), select(uneven_shape)))
     quantized.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert eight_bit(loaded) == eight_bit(quantized)
-    assert {name.partition("layer.")[2][:1] for name in eight_bit(loaded) if "layer." in name}
+    assert int8_modules(loaded) == int8_modules(quantized)
+    assert {name.partition("layer.")[2][:1] for name in int8_modules(loaded) if "layer." in name}
     assert_same(outputs(loaded, make_batch()), outputs(quantized, make_batch()), atol=0)
 
 
-def test_answers_stay_close(make_model, make_batch, scheme):
+def test_logits_stay_close_to_those_in_float(make_model, make_batch, scheme):
     model, batch = make_model(), make_batch()
     quantized = quantize(model, QuantizationConfig(scheme))
     difference = (quantized(**batch).logits - model(**batch).logits).detach()
     assert 0 < float(difference.norm() / model(**batch).logits.detach().norm()) < 0.1
 
 
-def test_weight_only_is_the_rounded_weights_and_dynamic_rounds_activations_too(make_model, make_batch, outputs):
+def test_int8_dynamic_rounds_activations_and_int8_weight_only_does_not(make_model, make_batch, outputs):
     difference = {}
     for scheme in SCHEMES:
         quantized, rounded = quantize(make_model(), QuantizationConfig(scheme)), make_model()
         with torch.no_grad():
-            for name in eight_bit(quantized):
+            for name in int8_modules(quantized):
                 rounded.get_submodule(name).weight.copy_(quantized.get_submodule(name).weight.dequantize())
-        answers = [outputs(model, make_batch())["logits"] for model in (quantized, rounded)]
-        difference[scheme] = float((answers[0] - answers[1]).abs().max())
+        logits = [outputs(model, make_batch())["logits"] for model in (quantized, rounded)]
+        difference[scheme] = float((logits[0] - logits[1]).abs().max())
     assert difference["int8_weight_only"] < 1e-4
     assert difference["int8_dynamic"] > 1e-3
 
 
-def test_layers_and_embeddings_are_quantized_and_the_rest_is_not(make_model, scheme):
+def test_layers_and_embeddings_are_quantized_and_the_rest_stays_in_float(make_model, scheme):
     model = make_model()
     quantized = quantize(model, QuantizationConfig(scheme))
-    assert sorted(eight_bit(quantized)) == sorted([*LAYER_LINEARS, *EMBEDDINGS])
+    assert sorted(int8_modules(quantized)) == sorted([*LAYER_LINEARS, *EMBEDDINGS])
     for name in ("classifier", "bert.pooler.dense", "bert.embeddings.LayerNorm"):
         assert torch.equal(quantized.get_submodule(name).weight, model.get_submodule(name).weight)
 
 
-def test_stored_integers_are_the_weights_rounded_by_their_row(make_model, scheme):
+def test_weights_are_rounded_with_a_scale_per_row(make_model, scheme):
     model = make_model()
     quantized = quantize(model, QuantizationConfig(scheme))
     for name in (LAYER_LINEARS[7], EMBEDDINGS[0]):
@@ -117,10 +121,10 @@ def test_stored_integers_are_the_weights_rounded_by_their_row(make_model, scheme
         assert ((stored - weight).abs() <= largest / 127 / 2 * 1.01).all()
 
 
-def test_embeddings_stay_in_float_when_told(make_model, scheme):
+def test_embeddings_stay_in_float_without_quantize_embeddings(make_model, scheme):
     model = make_model()
     quantized = quantize(model, QuantizationConfig(scheme, quantize_embeddings=False))
-    assert sorted(eight_bit(quantized)) == sorted(LAYER_LINEARS)
+    assert sorted(int8_modules(quantized)) == sorted(LAYER_LINEARS)
     assert torch.equal(quantized.bert.embeddings.word_embeddings.weight, model.bert.embeddings.word_embeddings.weight)
 
 
@@ -137,27 +141,27 @@ def test_embeddings_stay_in_float_when_told(make_model, scheme):
 )
 def test_skipped_modules_stay_in_float(make_model, make_batch, outputs, assert_same, patterns, skipped, tmp_path):
     quantized = quantize(make_model(), QuantizationConfig(skip_modules=patterns))
-    assert sorted(eight_bit(quantized)) == sorted({*LAYER_LINEARS, *EMBEDDINGS} - {*skipped})
+    assert sorted(int8_modules(quantized)) == sorted({*LAYER_LINEARS, *EMBEDDINGS} - {*skipped})
     quantized.save_pretrained(tmp_path)
     loaded = type(quantized).from_pretrained(tmp_path)
-    assert eight_bit(loaded) == eight_bit(quantized)
+    assert int8_modules(loaded) == int8_modules(quantized)
     assert_same(outputs(loaded, make_batch()), outputs(quantized, make_batch()), atol=0)
 
 
-def test_skipping_everything_is_refused(make_model):
+def test_quantize_refuses_a_config_that_skips_everything(make_model):
     with pytest.raises(
         ValueError, match=re.escape("nothing to quantize in BertForSequenceClassification with skip_modules='.*'")
     ):
         quantize(make_model(), QuantizationConfig(skip_modules=".*"))
 
 
-def test_quantizing_twice_is_refused(make_model):
+def test_quantize_refuses_a_quantized_model(make_model):
     quantized = quantize(make_model())
-    with pytest.raises(ValueError, match="the model is quantized already: start from its float form"):
+    with pytest.raises(ValueError, match="the model is quantized already: start from the float model"):
         quantize(quantized)
 
 
-def test_calibration_data_is_refused(make_model):
+def test_int8_refuses_calibration_batches(make_model):
     with pytest.raises(ValueError, match="scheme='int8_dynamic' needs no calibration data: leave `calibration` out"):
         quantize(make_model(), calibration=[])
 
@@ -165,7 +169,7 @@ def test_calibration_data_is_refused(make_model):
 def test_tied_embeddings_stay_in_float_and_tied(make_model, make_batch, scheme, tmp_path):
     model, batch = make_model("BertForMaskedLM"), make_batch("BertForMaskedLM", labelled=True)
     quantized = quantize(model, QuantizationConfig(scheme))
-    assert eight_bit(quantized) == [*EMBEDDINGS[1:], *LAYER_LINEARS]  # but for the table of words
+    assert int8_modules(quantized) == [*EMBEDDINGS[1:], *LAYER_LINEARS]  # without the word embeddings
     quantized.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
     table = loaded.bert.embeddings.word_embeddings.weight
@@ -174,17 +178,17 @@ def test_tied_embeddings_stay_in_float_and_tied(make_model, make_batch, scheme, 
     assert loaded(**batch).loss.item() == pytest.approx(model(**batch).loss.item(), rel=0.1)
 
 
-def test_quantizing_leaves_the_model_as_it_is(make_model, scheme):
+def test_quantize_does_not_change_the_model(make_model, scheme):
     model = make_model().train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     quantized = quantize(model, QuantizationConfig(scheme))
     assert (model.training, quantized.training) == (True, False)
     assert not hasattr(model.config, "quantization_config")
-    assert not eight_bit(model)
+    assert not int8_modules(model)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_bytes_shrink_to_one_a_weight_and_a_scale_a_row(make_model, scheme, tmp_path):
+def test_saved_bytes_are_one_per_weight_and_a_scale_per_row(make_model, scheme, tmp_path):
     model = make_model()
     quantize(model, QuantizationConfig(scheme)).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -198,43 +202,45 @@ def test_bytes_shrink_to_one_a_weight_and_a_scale_a_row(make_model, scheme, tmp_
     assert expected < 0.45 * 4 * model.num_parameters()
 
 
-def test_larger_model_takes_close_to_a_quarter_of_the_disk(make_model):
+def test_larger_model_is_almost_four_times_smaller(make_model):
     model = make_model(hidden_size=128, intermediate_size=512, vocab_size=2000)
     assert 3.3 < saved_bytes(model) / saved_bytes(quantize(model)) < 4
 
 
-def test_models_of_other_families_can_be_quantized(tmp_path):
+def test_distilbert_is_quantized():
     from transformers import DistilBertConfig, DistilBertModel
 
     config = DistilBertConfig(dim=32, n_heads=4, n_layers=2, hidden_dim=64, vocab_size=100, max_position_embeddings=40)
     quantized = quantize(DistilBertModel(config).eval())
     linears = [name for name, module in quantized.named_modules() if isinstance(module, nn.Linear)]
-    assert sorted(eight_bit(quantized)) == sorted(
+    assert sorted(int8_modules(quantized)) == sorted(
         [*linears, "embeddings.word_embeddings", "embeddings.position_embeddings"]
     )
 
 
-def test_model_that_cannot_be_compiled_is_left_alone_and_the_reason_is_told(make_model, make_batch, monkeypatch):
+def test_compile_model_warns_and_returns_none_without_a_compiler(make_model, make_batch, monkeypatch):
     def fail(model, dynamic):
         raise RuntimeError("no C++ compiler\nand many lines more")
 
-    told = []
+    warnings = []
     monkeypatch.setattr(torch, "compile", fail)
-    monkeypatch.setattr(int8.logger, "warning", told.append)
-    assert int8.compiled(make_model(), make_batch()) is None
-    assert told == ["the 8-bit model is not measured under torch.compile, which does not work here: no C++ compiler"]
+    monkeypatch.setattr(int8.logger, "warning", warnings.append)
+    assert int8.compile_model(make_model(), make_batch()) is None
+    assert warnings == [
+        "the int8 model is not measured under torch.compile, which fails on this machine: no C++ compiler"
+    ]
 
 
-def test_model_is_compiled_by_a_first_run(make_model, make_batch, monkeypatch):
+def test_compile_model_compiles_by_a_first_run(make_model, make_batch, monkeypatch):
     model, runs = make_model().train(), []
     monkeypatch.setattr(
         torch, "compile", lambda model, dynamic: lambda **inputs: runs.append((dynamic, inputs.keys()))
     )
-    assert int8.compiled(model, make_batch()) is not None
+    assert int8.compile_model(model, make_batch()) is not None
     assert runs == [(True, make_batch().keys())]
     assert not model.training
 
 
-def test_no_scheme_is_refused(make_model):
-    with pytest.raises(ValueError, match="scheme=None asks for nothing: give one of int8_dynamic, int8_weight_only"):
+def test_quantize_without_a_scheme_is_refused(make_model):
+    with pytest.raises(ValueError, match="scheme=None quantizes nothing: give one of int8_dynamic, int8_weight_only"):
         quantize(make_model("BertForSequenceClassification"), QuantizationConfig(scheme=None))

@@ -1,4 +1,4 @@
-"""Settings of quantization that contradict, are ignored, or name modules in the ways that people do."""
+"""Tests of which modules are quantized, and of settings that contradict each other."""
 
 import re
 
@@ -12,50 +12,55 @@ from hf_efficient.quantization.validation import check_quantization
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({"bits": 4}, "bits=4 is for codebooks, int8_dynamic has 8: give scheme='codebook', or embedding_bits"),
+        (
+            {"bits": 4},
+            "bits=4 sets the bits of codebooks, and int8_dynamic has 8: give scheme='codebook', or embedding_bits",
+        ),
         ({"quantize_embeddings": False, "embedding_bits": 4}, "contradict each other: give one"),
     ],
 )
-def test_what_would_be_ignored_is_refused(settings, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_contradicting_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         QuantizationConfig(**settings)
 
 
 @pytest.mark.parametrize(
     "pattern", [r"bert\.encoder\.layer\.0", r"encoder\.layer\.0", r"layer\.0\.", r"layer\.[0]{1,2}"]
 )
-def test_modules_are_named_in_full_or_within_the_base_model(make_model, pattern):
+def test_skip_modules_matches_full_names_and_names_in_the_base_model(make_model, pattern):
     names = [name for name, _ in select_linears(make_model(), QuantizationConfig(skip_modules=pattern))]
     assert len(names) == 2 * 6
     assert not any("layer.0." in name for name in names)
 
 
-def test_commas_of_repetitions_are_no_ends_of_patterns():
+def test_skip_modules_keeps_commas_of_repetitions():
     config = QuantizationConfig(skip_modules=r"layer\.\d{1,2}\.attention, pooler")
     assert config.skip_patterns == (r"layer\.\d{1,2}\.attention", "pooler")
 
 
-def test_a_pattern_that_matches_nothing_is_said(make_model, monkeypatch):
-    said = []
-    monkeypatch.setattr("hf_efficient.quantization.module_selection.logger.warning", said.append)
+def test_pattern_without_a_match_is_a_warning(make_model, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("hf_efficient.quantization.module_selection.logger.warning", warnings.append)
     check_quantization(make_model(), QuantizationConfig(skip_modules="decoder, query"))
-    assert said == ["skip_modules='decoder' matches no module of BertForSequenceClassification: nothing is skipped"]
+    assert warnings == [
+        "skip_modules='decoder' matches no module of BertForSequenceClassification: nothing is skipped"
+    ]
 
 
-def test_position_bias_stays_in_float(make_model):
+def test_relative_position_bias_stays_in_float(make_model):
     assert not list(select_embeddings(make_model("T5ForConditionalGeneration"), QuantizationConfig()))
 
 
-def test_codebooks_of_nothing_are_refused_before_training(make_model):
+def test_skipping_all_codebooks_is_refused(make_model):
     config = QuantizationConfig(aware=True, embedding_bits=4, skip_modules="embeddings")
-    with pytest.raises(ValueError, match="no weight of BertForSequenceClassification would be in a codebook"):
+    with pytest.raises(ValueError, match="no weight of BertForSequenceClassification would become a codebook"):
         check_quantization(make_model(), config)
 
 
 @pytest.mark.parametrize("head", ["T5ForConditionalGeneration", "BertForSequenceClassification"])
-def test_codebooks_run_in_half_precision(make_model, make_batch, tmp_path, head):
+def test_codebooks_load_and_run_in_float16(make_model, make_batch, tmp_path, head):
     quantize(make_model(head), QuantizationConfig("codebook", bits=8)).save_pretrained(tmp_path)
     small = type(quantize(make_model(head), QuantizationConfig("codebook"))).from_pretrained(
         tmp_path, dtype=torch.float16
@@ -64,7 +69,7 @@ def test_codebooks_run_in_half_precision(make_model, make_batch, tmp_path, head)
     assert torch.isfinite(small(**batch).logits).all()
 
 
-def test_half_precision_evaluation_converts_no_model(tmp_path):
+def test_bf16_full_eval_measures_models_in_their_own_dtype(tmp_path):
     techniques = {"quantization": QuantizationConfig(compile=False)}
     trainer = build(tmp_path, techniques=techniques, bf16_full_eval=True)
     trainer.train()
@@ -72,7 +77,7 @@ def test_half_precision_evaluation_converts_no_model(tmp_path):
     assert trainer.args.bf16_full_eval
 
 
-def test_an_interrupted_training_leaves_the_users_modules(tmp_path, monkeypatch):
+def test_interrupted_training_restores_the_modules(tmp_path, monkeypatch):
     trainer = build(tmp_path, techniques={"quantization": QuantizationConfig(aware=True, compile=False)})
     before = [type(module) for module in trainer.model.modules()]
 
