@@ -5,29 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hf_efficient.errors import UserError
-from hf_efficient.measurement.runtimes import RUNTIME_PACKAGES
 
-EXPORT_FORMATS = tuple(RUNTIME_PACKAGES)
+EXPORT_FORMATS = ("onnx", "openvino")
+# Besides float32, which every format has.
 FORMAT_QUANTIZATIONS = {"onnx": ("int8",), "openvino": ("int8", "int8_weight_only")}
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """For which runtimes a model is written besides, and in which form.
+    """Formats that a model is exported to, and how the exports are quantized.
 
-    Raises ValueError: a runtime or a form is unknown, or no runtime knows the form.
+    Raises UserError if a format is unknown or has no such quantization.
     """
 
     export: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"Also write the model for these runtimes, in folders of their names: {', '.join(EXPORT_FORMATS)}.",
+            "help": f"Formats to export the model to as well, each in a folder of its name: {', '.join(EXPORT_FORMATS)}.",
             "nargs": "+",
         },
     )
     export_quantization: str = field(
         default="int8",
-        metadata={"help": "Form of the exports: int8; int8_weight_only (OpenVINO alone); none: float32."},
+        metadata={"help": "Quantization of the exports: int8, int8_weight_only (OpenVINO only), or none for float32."},
     )
 
     def __post_init__(self) -> None:
@@ -38,30 +38,30 @@ class ExportConfig:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The runtimes, each once."""
+        """The formats, each once."""
         return tuple(dict.fromkeys(self.export or ()))
 
     @property
     def quantization(self) -> str | None:
-        """The quantization that `export` is given."""
+        """The quantization of the exports; None: float32."""
         return None if self.export_quantization == "none" else self.export_quantization
 
     def needs_calibration(self, format: str) -> bool:
-        """Whether the export to `format` finds the ranges of activations on data."""
+        """Whether the export to `format` computes the ranges of activations from calibration batches."""
         return needs_calibration(format, self.quantization)
 
 
 def check_export_format(format: str, quantization: str | None) -> None:
-    """Raises ValueError: there is no such format, or not in that form."""
+    """Raise UserError if the format is unknown or has no such quantization."""
     if format not in EXPORT_FORMATS:
         raise UserError(f"format={format!r} is unknown: give one of {', '.join(EXPORT_FORMATS)}")
     if quantization is not None and quantization not in FORMAT_QUANTIZATIONS[format]:
         raise UserError(
-            f"quantization={quantization!r} is unknown for {format}: give one of {', '.join(FORMAT_QUANTIZATIONS[format])}, "
-            "or none for float32"
+            f"quantization={quantization!r} is not available for {format}: give one of "
+            f"{', '.join(FORMAT_QUANTIZATIONS[format])}, or none for float32"
         )
 
 
 def needs_calibration(format: str, quantization: str | None) -> bool:
-    """Whether that form finds the ranges of activations on data, before it is run."""
+    """Whether this export computes the ranges of activations from calibration batches."""
     return (format, quantization) == ("openvino", "int8")

@@ -1,4 +1,4 @@
-"""Models for other runtimes: ONNX Runtime and OpenVINO, in float or in 8 bits, checked against torch."""
+"""Export to ONNX Runtime and OpenVINO, in float32 or int8, with a check against torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from transformers import PreTrainedModel
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.config import check_export_format, needs_calibration
 from hf_efficient.exporters.inputs import calibration_inputs, component_inputs, generates_text, sample_export_inputs
-from hf_efficient.exporters.runtime_models import (
-    load_exported,
-    quantization_title,
-)
+from hf_efficient.exporters.runtime_models import load_exported, quantization_title
 from hf_efficient.measurement.runtimes import check_runtime, suppress_output
 from hf_efficient.models import family_of, is_quantized
 from hf_efficient.models.family import stock_fields
@@ -35,7 +32,10 @@ CHECKED_DECODE_STEPS = 6
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported model in a folder; `difference` is the largest from torch, as a share of torch's largest answer."""
+    """An exported model in a folder.
+
+    `difference` is the largest absolute difference from torch's outputs, relative to the largest of them.
+    """
 
     format: str
     quantization: str | None
@@ -43,9 +43,9 @@ class ExportResult:
     difference: float
 
     def describe(self) -> str:
-        """Return what was done, for a report."""
-        form = quantization_title(self.quantization)
-        return f"exported to {self.format} ({form}), within {self.difference:.1e} of torch's largest answer"
+        """Return one line on the export, for a report."""
+        title = quantization_title(self.quantization)
+        return f"exported to {self.format} ({title}); outputs differ from torch by at most {self.difference:.2%}"
 
 
 def export(
@@ -55,85 +55,91 @@ def export(
     quantization: str | None = None,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
 ) -> ExportResult:
-    """Write `model` into `directory` as `transformers.exporters.ExportedModel.from_pretrained` loads it.
+    """Export `model` into `directory`, which `transformers.exporters.ExportedModel.from_pretrained` loads.
 
     | argument | meaning |
     | --- | --- |
     | format | "onnx" or "openvino" |
     | quantization | None: float32; "int8"; for OpenVINO also "int8_weight_only" |
-    | calibration | batches of the user's data, (batch, tokens), that the ranges of OpenVINO's int8 come from |
+    | calibration | batches of training data, (batch, tokens); OpenVINO's int8 computes activation ranges from them |
 
-    In 8 bits ONNX Runtime finds the range of activations as they come, OpenVINO has it fixed by `calibration`. Any
-    batch size and length can be run. Uneven shapes need no code of ours there: the folder's config is that of the
-    stock class. What was written is loaded again and compared with torch.
+    With int8, ONNX Runtime computes the range of activations at run time; OpenVINO fixes it from `calibration`. The
+    export runs with any batch size and length. Pruned models need no code of this package there: the folder has the
+    config of the stock class. The export is loaded again and compared with torch.
 
-    A model that writes text becomes three graphs, which `hf_efficient.load_exported` puts together again to generate.
+    A model that generates text is exported as three graphs; `hf_efficient.load_exported` loads all three and returns
+    a model with `generate`.
 
-    The folder is made, or replaced where it holds an earlier export. The model stays as it is.
+    The folder is created, or replaced if it holds an earlier export. `model` is not changed.
 
-    Raises ValueError: the format or its quantization is unknown or not installed, calibration data is missing, the
-    model is quantized already, or the folder holds something else. Raises TypeError: its family is unknown. Raises
-    RuntimeError: in float32 it answers otherwise than torch.
+    Raises UserError if the format or quantization is unknown or its packages are not installed, calibration batches
+    are missing, the model is quantized already, or the folder holds other files; UnsupportedModelError if the family
+    of the model is unknown; RuntimeError if outputs in float32 differ from torch's.
     """
     check_export(model, format, quantization)
     folder = _check_export_dir(directory)
     if needs_calibration(format, quantization) and calibration is None:
         raise UserError(
-            "OpenVINO's int8 fixes the ranges of activations in advance: give `calibration`, batches of your data, or "
+            "OpenVINO's int8 computes activation ranges from data: give `calibration`, batches of your data, or "
             "quantization='int8_weight_only'"
         )
     # Runtimes lack kernels for half precision, and the user's model may be training.
     model = copy.deepcopy(model).float().eval()
-    beside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
+    temporary_dir = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(temporary_dir, ignore_errors=True)
     samples = component_inputs(model, sample_export_inputs(model, 2, 16))
     with suppress_output():
-        data = calibration_inputs(model, calibration, list(samples)) if calibration is not None else {}
+        batches = {} if calibration is None else calibration_inputs(model, calibration, list(samples))
         exporter = getattr(transformers.exporters, EXPORTERS[format])()
         components = {
-            name: exporter.export(part, dict(inputs), _exporter_config(format, model, quantization, data.get(name)))
-            for name, (part, inputs) in samples.items()
+            name: exporter.export(
+                component, dict(inputs), _exporter_config(format, model, quantization, batches.get(name))
+            )
+            for name, (component, inputs) in samples.items()
         }
-        exported = transformers.exporters.ExportedModel(
-            {name: each.components["model"] for name, each in components.items()},
+        exported_model = transformers.exporters.ExportedModel(
+            {name: exported.components["model"] for name, exported in components.items()},
             next(iter(components.values())).export_format,
             config=_stock_config(model),
             generation_config=model.generation_config if generates_text(model) else None,
         )
-        exported.save_pretrained(beside)
-        differs = _max_relative_difference(model, load_exported(beside, full_precision=True))
-    found = ExportResult(format, quantization, str(folder), differs)
-    if quantization is None and not found.difference <= MAX_RELATIVE_DIFFERENCE:
+        exported_model.save_pretrained(temporary_dir)
+        difference = _max_relative_difference(model, load_exported(temporary_dir, full_precision=True))
+    if quantization is None and not difference <= MAX_RELATIVE_DIFFERENCE:  # NaN is refused too
         raise RuntimeError(
-            f"the {format} form in {beside} differs from torch by {found.difference:.1e} of its largest answer: do "
+            f"the {format} export in {temporary_dir} differs from torch by {difference:.2%} of the largest output: do "
             "not use it, and report the versions of torch, transformers and the runtime"
         )
     if folder.exists():
         shutil.rmtree(folder)
-    beside.replace(folder)
-    return found
+    temporary_dir.replace(folder)
+    return ExportResult(format, quantization, str(folder), difference)
 
 
 def check_export(model: PreTrainedModel, format: str, quantization: str | None) -> None:
-    """Check what cannot work before any of the work is done; see `export`."""
+    """Check that `export` can export `model` to this format.
+
+    Raises UserError if the format or quantization is unknown or its packages are not installed, or the model is
+    quantized already; UnsupportedModelError if its family is unknown.
+    """
     check_export_format(format, quantization)
     check_runtime(format)
     if is_quantized(model):
-        raise UserError("the model is quantized already: export its float form, which the runtime quantizes itself")
+        raise UserError("the model is quantized already: export the float model, which the runtime quantizes itself")
     _stock_config(model)
 
 
 def _check_export_dir(directory: str | os.PathLike[str]) -> Path:
-    """Return the folder to write. Raises ValueError: it holds what no export of ours left there."""
+    """Return the folder to write. Raise UserError if it holds other files than an export."""
     folder = Path(directory).resolve()
     manifest = folder / transformers.exporters.base.EXPORT_MANIFEST_FILE
     if folder.is_dir() and any(folder.iterdir()) and not manifest.exists():
-        raise UserError(f"{str(directory)!r} holds other files than an export: name a folder of its own, such as onnx")
+        raise UserError(f"{str(directory)!r} holds other files than an export: give a folder of its own, such as onnx")
     return folder
 
 
-def _exporter_config(format: str, model: PreTrainedModel, quantization: str | None, data: list[Any] | None) -> Any:
-    """Return the config of an exporter of Transformers."""
+def _exporter_config(format: str, model: PreTrainedModel, quantization: str | None, batches: list[Any] | None) -> Any:
+    """Return the config of Transformers' exporter to `format`."""
     quantizer: Any = None
     if format == "onnx":
         dynamic = transformers.exporters.OnnxRuntimeDynamicConfig(
@@ -142,16 +148,16 @@ def _exporter_config(format: str, model: PreTrainedModel, quantization: str | No
         quantizer = transformers.exporters.OnnxRuntimeQuantizer(dynamic) if quantization else None
         return transformers.exporters.OnnxConfig(dynamic=True, quantizer=quantizer)
     if quantization == "int8":
-        static = transformers.exporters.NNCFQuantizationConfig(subset_size=len(data or ()))
-        quantizer = transformers.exporters.NNCFOpenVINOQuantizer(static, calibration_dataset=data)
+        static = transformers.exporters.NNCFQuantizationConfig(subset_size=len(batches or ()))
+        quantizer = transformers.exporters.NNCFOpenVINOQuantizer(static, calibration_dataset=batches)
     elif quantization:
         quantizer = transformers.exporters.NNCFOpenVINOQuantizer(transformers.exporters.NNCFWeightCompressionConfig())
-    # A cache kept inside would be shared by all who generate at the same time.
+    # A cache inside the model would be shared by all calls that generate at the same time.
     return transformers.exporters.OpenVINOConfig(dynamic=True, quantizer=quantizer, stateful=False)
 
 
 def _stock_config(model: PreTrainedModel) -> Any:
-    """Return the config of the stock class, which any reader of the folder knows."""
+    """Return the config of the stock class, which loads without this package."""
     family = family_of(model)
     config = family.config_class(**stock_fields(model.config))
     config.architectures = [family.class_for(type(model), config).__name__]
@@ -159,24 +165,28 @@ def _stock_config(model: PreTrainedModel) -> Any:
 
 
 def _max_relative_difference(model: PreTrainedModel, loaded: nn.Module) -> float:
-    """Return the largest difference of the answers, as a share of the largest answer."""
+    """Return the largest absolute difference of the outputs, relative to the largest of torch's outputs."""
     inputs = sample_export_inputs(model, 3, 11)
     with torch.no_grad():
-        expected, found = _output_tensors(model, inputs), _output_tensors(loaded, inputs)
-    pairs = [(found[name].float().cpu(), value.float().cpu()) for name, value in expected.items() if name in found]
+        expected, exported = _output_tensors(model, inputs), _output_tensors(loaded, inputs)
+    pairs = [
+        (exported[name].float().cpu(), value.float().cpu()) for name, value in expected.items() if name in exported
+    ]
     largest = max((float(value.abs().max()) for _, value in pairs), default=0.0)
-    return max(float((other - value).abs().max()) for other, value in pairs) / largest if largest else math.nan
+    if not largest:
+        return math.nan
+    return max(float((output - value).abs().max()) for output, value in pairs) / largest
 
 
 def _output_tensors(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors that `model` answers; one that writes also goes on from its cache."""
+    """Return the outputs of `model`: of one that generates text, the logits of a prefill and several decode steps."""
     if not generates_text(model):
         return {n: v for n, v in model(**inputs).items() if torch.is_tensor(v) and v.is_floating_point()}
     ids = inputs["decoder_input_ids"]
-    texts = {name: value for name, value in inputs.items() if name != "decoder_input_ids"}
-    begun = model(**texts, decoder_input_ids=ids[:, :-1], use_cache=True)
-    # Once more what the cache holds at each step: too short a check hides a cache that is written over.
-    further = [begun]
+    encoder_inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids"}
+    # Several steps, since a cache that the runtime overwrites is still right after one.
+    steps = [model(**encoder_inputs, decoder_input_ids=ids[:, :-1], use_cache=True)]
     for _ in range(CHECKED_DECODE_STEPS):
-        further.append(model(**texts, decoder_input_ids=ids[:, -1:], past_key_values=further[-1].past_key_values))
-    return {f"logits {number}": outputs.logits for number, outputs in enumerate(further)}
+        cache = steps[-1].past_key_values
+        steps.append(model(**encoder_inputs, decoder_input_ids=ids[:, -1:], past_key_values=cache))
+    return {f"logits {number}": outputs.logits for number, outputs in enumerate(steps)}

@@ -1,4 +1,4 @@
-"""Exported models in the place of torch modules: they are called, evaluated, timed, and they generate."""
+"""Exported models as torch modules: they are called, evaluated, timed and generate text like any model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, Ge
 
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.cost import folder_bytes
-from hf_efficient.measurement.runtimes import TITLES, suppress_output
+from hf_efficient.measurement.runtimes import RUNTIME_TITLES, suppress_output
 from hf_efficient.models.inputs import is_label
 
-# What an encoder with a decoder is exported as: texts are read, first tokens written, then one after the other.
+# Components of an exported encoder-decoder: the encoder, the decoder's first call, and its calls with a filled cache.
 ENCODER, PREFILL, DECODE = "encoder", "prefill", "decode"
 
 
 class RuntimeModel(nn.Module):
-    """An exported model in the place of a module, for whoever evaluates or times modules; it has no parameters.
+    """An exported model as a module without parameters, to be evaluated and timed like any other.
 
-    It runs on as many threads as torch has now, and otherwise as `ExportedModel.from_pretrained` loads it.
+    | attribute | meaning |
+    | --- | --- |
+    | bytes_on_disk | size of the exported folder |
+    | runtime, title | names of the runtime and of the model in tables, with the quantization |
     """
 
     def __init__(self, exported: Any, directory: Path, quantization: str | None) -> None:
@@ -34,13 +37,13 @@ class RuntimeModel(nn.Module):
         self.config = exported.config
         self.bytes_on_disk = folder_bytes(directory)
         format = _export_format(exported)
-        form = quantization_title(quantization)
-        self.runtime, self.title = f"{TITLES.get(format, format)} {form}", f"{format} {form}"
+        suffix = quantization_title(quantization)
+        self.runtime, self.title = f"{RUNTIME_TITLES.get(format, format)} {suffix}", f"{format} {suffix}"
 
     def forward(self, **inputs: Any) -> Any:
-        """Return what the model that was exported answers; where labels are given, with a loss that is no number.
+        """Return the outputs of the exported model; if labels are given, with a loss of NaN.
 
-        A loss is not exported, and `Trainer` evaluates no model without one.
+        Losses are not exported, and `Trainer` needs one to evaluate.
         """
         outputs = self.exported(**fill_missing_inputs(inputs, self.exported.components["model"].metadata.kwargs))
         if any(is_label(name) for name in inputs):
@@ -49,7 +52,7 @@ class RuntimeModel(nn.Module):
 
 
 class _RuntimeEncoder(nn.Module):
-    """The part of an exported model that reads."""
+    """The encoder of an exported model."""
 
     main_input_name = "input_ids"
 
@@ -58,15 +61,16 @@ class _RuntimeEncoder(nn.Module):
         self.runner = runner
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
-        """Return hidden states, (batch, tokens, width)."""
+        """Return the encoder's outputs, with hidden states (batch, tokens, hidden)."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return self.runner(input_ids=input_ids, attention_mask=mask)
 
 
 class RuntimeSeq2SeqModel(RuntimeModel, GenerationMixin):
-    """An exported encoder with a decoder: called like T5, and generating as every model of Transformers does.
+    """An exported encoder-decoder with the interface of T5: `forward` and `generate`.
 
-    `prefill` reads the encoder's answer and the first tokens and fills the cache; `decode` goes on a token at a time.
+    The component `prefill` reads the encoder's outputs and the first tokens and fills the cache; `decode` adds one
+    token at a time.
     """
 
     main_input_name = "input_ids"
@@ -81,30 +85,30 @@ class RuntimeSeq2SeqModel(RuntimeModel, GenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where tokens are expected: what runs elsewhere moves them there by itself."""
+        """The device of inputs and outputs."""
         return self.exported.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of what is answered."""
+        """The dtype of the outputs."""
         return torch.float32
 
     @staticmethod
     def is_remote_code() -> bool:
-        """It is ours."""
+        """Whether the class comes from a repository: no. `generate` asks for it."""
         return False
 
     @staticmethod
     def get_experts_implementation() -> dict[str, str]:
-        """There are no experts in it, and so no ways to run them."""
+        """Return no implementations: there are no experts. `generate` asks for them."""
         return {}
 
     def can_generate(self) -> bool:
-        """It can."""
+        """Whether the model has `generate`: yes."""
         return True
 
     def get_encoder(self, *_: Any, **__: Any) -> Any:
-        """Return the part that reads the texts."""
+        """Return the encoder."""
         return self.encoder
 
     def forward(
@@ -118,26 +122,28 @@ class RuntimeSeq2SeqModel(RuntimeModel, GenerationMixin):
         use_cache: bool | None = None,
         **_: Any,
     ) -> Any:
-        """Return logits (batch, decoder tokens, vocabulary) and the cache, unless `use_cache` is False.
+        """Return logits (batch, decoder tokens, vocabulary) and, unless `use_cache` is False, the cache.
 
-        With labels there is a loss besides, that is no number.
+        If labels are given there is a loss of NaN too: losses are not exported.
+
+        Raises UserError if neither `input_ids` nor `encoder_outputs` are given.
         """
         if encoder_outputs is None:
             if input_ids is None:
-                raise UserError("give input_ids (batch, tokens), or encoder_outputs made of them")
+                raise UserError("give input_ids (batch, tokens), or the encoder_outputs of them")
             encoder_outputs = self.encoder(input_ids, attention_mask)
         if attention_mask is None:
             attention_mask = torch.ones(encoder_outputs.last_hidden_state.shape[:2], dtype=torch.long)
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = shift_right(labels, self.config)
-        begun = past_key_values is not None and past_key_values.get_seq_length() > 0
-        outputs = self.runners[DECODE if begun else PREFILL](
-            # OpenVINO would read the cache where it is, while it writes the next one there.
+        has_cache = past_key_values is not None and past_key_values.get_seq_length() > 0
+        outputs = self.runners[DECODE if has_cache else PREFILL](
+            # With shared memory OpenVINO would write the new cache over the one that it reads.
             share_inputs=False,
             attention_mask=attention_mask,
             encoder_outputs=encoder_outputs,
             decoder_input_ids=decoder_input_ids,
-            past_key_values=past_key_values if begun else new_decoder_cache(),
+            past_key_values=past_key_values if has_cache else new_decoder_cache(),
         )
         if use_cache is False:
             outputs["past_key_values"] = None
@@ -149,37 +155,39 @@ class RuntimeSeq2SeqModel(RuntimeModel, GenerationMixin):
 def load_exported(
     directory: str | os.PathLike[str], quantization: str | None = None, full_precision: bool = False
 ) -> RuntimeModel:
-    """Return the model in a folder that `export` wrote, on as many threads as torch has now.
+    """Return the model in a folder that `export` wrote; it runs on as many threads as torch uses now.
 
-    `quantization` is what it was exported with, for its name in tables. Left to itself OpenVINO computes in bfloat16
-    what is in float, where the processor can; `full_precision` keeps it from that.
+    | argument | meaning |
+    | --- | --- |
+    | quantization | what the model was exported with, for its name in tables |
+    | full_precision | compute float32 in float32; by default OpenVINO uses bfloat16 on processors that support it |
     """
     folder = Path(directory)
     with suppress_output():
         exported = transformers.exporters.ExportedModel.from_pretrained(folder)
-        writes = DECODE in exported.components
-        exported.to(**_session_options(_export_format(exported), full_precision, writes))
-    return (RuntimeSeq2SeqModel if writes else RuntimeModel)(exported, folder, quantization)
+        generates = DECODE in exported.components
+        exported.to(**_session_options(_export_format(exported), full_precision, generates))
+    return (RuntimeSeq2SeqModel if generates else RuntimeModel)(exported, folder, quantization)
 
 
 def quantization_title(quantization: str | None) -> str:
-    """Return what to call a quantization in a table."""
+    """Return the name of a quantization in tables."""
     return (quantization or "float32").replace("_", " ")
 
 
 def fill_missing_inputs(batch: Mapping[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Return just the inputs `names`, as the model would take those that are not there: no padding, one segment."""
-    absent = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
-    return {name: batch[name] if name in batch else absent[name](batch["input_ids"]) for name in names}
+    """Return the inputs `names`; a missing mask is all ones, missing token types are all zeros, as in the model."""
+    defaults = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}
+    return {name: batch[name] if name in batch else defaults[name](batch["input_ids"]) for name in names}
 
 
 def new_decoder_cache() -> Any:
-    """Return the cache of a decoder that has written nothing."""
+    """Return an empty decoder cache."""
     return EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
 def shift_right(labels: torch.Tensor, config: Any) -> torch.Tensor:
-    """Return what a decoder reads to write `labels`, (batch, tokens): the start token, and all but the last."""
+    """Return the decoder inputs (batch, tokens) for `labels` (batch, tokens): shifted right by the start token."""
     start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
     ids = torch.cat([start, labels[:, :-1]], dim=1)
     return ids.masked_fill(ids == -100, config.pad_token_id)
@@ -189,7 +197,7 @@ def _export_format(exported: Any) -> str:
     return str(getattr(exported.export_format, "value", exported.export_format))
 
 
-def _session_options(format: str, full_precision: bool, writes: bool) -> dict[str, Any]:
+def _session_options(format: str, full_precision: bool, generates: bool) -> dict[str, Any]:
     if format == "openvino":
         precision = {"INFERENCE_PRECISION_HINT": "f32"} if full_precision else {}
         return {"config": {"INFERENCE_NUM_THREADS": torch.get_num_threads(), **precision}}
@@ -197,6 +205,6 @@ def _session_options(format: str, full_precision: bool, writes: bool) -> dict[st
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    if writes:  # between two tokens torch computes, on processors that waiting threads would keep busy
+    if generates:  # torch computes between two tokens; waiting threads that spin would slow it down
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return {"session_options": options}
