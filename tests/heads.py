@@ -1,6 +1,28 @@
-"""All pruned model classes of all families, by name."""
+"""All pruned model classes of all families, by name, and pairs of them with other choices."""
+
+from collections.abc import Sequence
+from typing import TypeVar
 
 from hf_efficient.models import FAMILIES
 
+T = TypeVar("T")
+
 HEADS = {cls.__name__: (family, cls) for family in FAMILIES.values() for cls in family.pruned_classes}
 BERT_HEADS = tuple(cls.__name__ for cls in FAMILIES["bert"].pruned_classes)
+PRUNED_CLASSES = {cls.__name__: pruned for family in FAMILIES.values() for cls, pruned in family.pruned_classes.items()}
+CLASSIFIERS = [head for head in HEADS if head.endswith("ForSequenceClassification")]
+# One class of each family, of another task in each of the first six.
+ONE_HEAD_PER_FAMILY = [
+    [cls.__name__ for cls in family.pruned_classes][index % len(family.pruned_classes)]
+    for index, family in enumerate(FAMILIES.values())
+]
+
+
+def pairs_of_heads_and(choices: Sequence[T]) -> list[tuple[str, T]]:
+    """Return pairs in which every class occurs, and in every family every one of `choices`."""
+    pairs = []
+    for offset, family in enumerate(FAMILIES.values()):
+        heads = [cls.__name__ for cls in family.pruned_classes]
+        for index in range(max(len(heads), len(choices))):
+            pairs.append((heads[index % len(heads)], choices[(index + offset) % len(choices)]))
+    return pairs

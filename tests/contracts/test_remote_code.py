@@ -1,4 +1,4 @@
-"""What every family owes to a process without the package: code beside the weights that loads to the same bits."""
+"""What every family must do in a process without the package: code next to the weights loads the same model."""
 
 import json
 import os
@@ -10,17 +10,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from heads import CLASSIFIERS, HEADS, PRUNED_CLASSES
 
-from hf_efficient import FAMILIES, QuantizationConfig, quantize
+from hf_efficient import QuantizationConfig, quantize
 from hf_efficient.pruning.selection import remove_units
 
-PRUNED = {cls.__name__: pruned for family in FAMILIES.values() for cls, pruned in family.pruned_classes.items()}
-FAMILY_OF = {cls.__name__: family for family in FAMILIES.values() for cls in family.pruned_classes}
-CLASSIFIERS = [head for head in PRUNED if head.endswith("ForSequenceClassification")]
-HEADS = [*CLASSIFIERS, *(head for head in PRUNED if head.startswith("Bert") and head not in CLASSIFIERS)]
+GENERATION = "T5ForConditionalGeneration"
+LOADED_HEADS = [*CLASSIFIERS, *(head for head in HEADS if head.startswith("Bert") and head not in CLASSIFIERS)]
+LOADED_HEADS.append(GENERATION)
 QUANTIZED = "BertForSequenceClassification-int8"
 CODEBOOKS = [f"{head}-codebook" for head in ("BertForSequenceClassification", "T5ForSequenceClassification")]
-# Run where `hf_efficient` cannot be imported. `expected.pt` holds, by folder: Auto class, inputs, outputs and weights.
+# All families, and all folders that are saved again where the package is not installed.
+SAVED_AGAIN = [*CLASSIFIERS, GENERATION, *CODEBOOKS]
+# Runs where `hf_efficient` cannot be imported. `expected.pt` holds for each folder the Auto class, whether to save
+# again, inputs, outputs, weights and generated tokens.
 CONSUMER = """
 import copy, json, sys
 sys.modules["hf_efficient"] = None  # importing it raises ImportError
@@ -29,41 +32,45 @@ from pathlib import Path
 
 torch.set_num_threads(1)
 
-def answers(model, batch):
+def outputs_of(model, batch):
     with torch.no_grad():
-        answer = copy.deepcopy(model)(**batch)  # a copy, for weights in a mapped file may be aligned otherwise
-    return {name: value for name, value in answer.items() if torch.is_tensor(value)}
+        outputs = copy.deepcopy(model)(**batch)  # a copy: weights in a mapped file may have another alignment
+    return {name: value for name, value in outputs.items() if torch.is_tensor(value)}
 
 def differences(model, expected):
-    found, ours, weights = answers(model, expected["batch"]), model.state_dict(), expected["weights"]
+    outputs, state, weights = outputs_of(model, expected["batch"]), model.state_dict(), expected["weights"]
     return {
-        "outputs": max(float((found[name] - value).abs().max()) for name, value in expected["outputs"].items()),
-        "names": sorted(set(ours) ^ set(weights)) + sorted(set(found) ^ set(expected["outputs"])),
-        "weights": [name for name in weights if not torch.equal(ours[name], weights[name])],
+        "outputs": max(float((outputs[name] - value).abs().max()) for name, value in expected["outputs"].items()),
+        "names": sorted(set(state) ^ set(weights)) + sorted(set(outputs) ^ set(expected["outputs"])),
+        "weights": [name for name in weights if not torch.equal(state[name], weights[name])],
     }
 
 facts = {}
 for folder, expected in torch.load("expected.pt").items():
-    auto = getattr(transformers, expected["auto"])
+    auto_class = getattr(transformers, expected["auto_class"])
     try:
-        auto.from_pretrained(folder, trust_remote_code=False)
+        auto_class.from_pretrained(folder, trust_remote_code=False)
         untrusted = "loaded"
     except ValueError as error:
         untrusted = str(error)
-    model = auto.from_pretrained(folder, trust_remote_code=True)
+    model = auto_class.from_pretrained(folder, trust_remote_code=True)
     facts[folder] = {
         "class": type(model).__name__,
         "module": type(model).__module__,
         "untrusted": untrusted,
         "loaded": differences(model, expected),
     }
-    if not folder.endswith("int8"):  # which transformers cannot save again once it is loaded
+    if "generated" in expected:
+        tokens = model.generate(**expected["source"], max_new_tokens=8, min_new_tokens=8)
+        facts[folder]["generates_the_same"] = torch.equal(tokens, expected["generated"])
+    if expected["is_saved_again"]:
         base = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
-        own, theirs = base.state_dict(), model.base_model.state_dict()
+        base_state, state = base.state_dict(), model.base_model.state_dict()
+        state.pop("lm_head.weight", None)  # a T5 that generates is its own base model
         facts[folder]["base"] = type(base).__name__
-        facts[folder]["base_weights"] = [name for name in theirs if not torch.equal(theirs[name], own[name])]
+        facts[folder]["base_weights"] = [name for name in state if not torch.equal(state[name], base_state[name])]
         model.save_pretrained(folder + "-again")
-        again = auto.from_pretrained(folder + "-again", trust_remote_code=True)
+        again = auto_class.from_pretrained(folder + "-again", trust_remote_code=True)
         facts[folder]["saved_again"] = differences(again, expected)
 facts["package"] = sys.modules["hf_efficient"]
 Path("facts.json").write_text(json.dumps(facts))
@@ -72,30 +79,34 @@ Path("facts.json").write_text(json.dumps(facts))
 
 @pytest.fixture(scope="module")
 def consumer(tmp_path_factory, make_model, make_batch, outputs, select):
-    """What a process without the package found in the folders that this one saved, and those folders."""
-    place = tmp_path_factory.mktemp("consumer")
-    expected, students = {}, {head: remove_units(make_model(head), select("all of these", head)) for head in HEADS}
+    """Load saved models in a process without the package; return the folders and what that process reports."""
+    root = tmp_path_factory.mktemp("consumer")
+    students = {head: remove_units(make_model(head), select("all of these", head)) for head in LOADED_HEADS}
     students[QUANTIZED] = quantize(students["BertForSequenceClassification"], QuantizationConfig())
     for folder in CODEBOOKS:
-        head = folder.partition("-")[0]
-        students[folder] = quantize(students.get(head) or make_model(head), QuantizationConfig("codebook"))
+        students[folder] = quantize(students[folder.partition("-")[0]], QuantizationConfig("codebook"))
+    expected = {}
     for folder, student in students.items():
         head = folder.partition("-")[0]
-        student.save_pretrained(place / folder)
+        student.save_pretrained(root / folder)
         batch = make_batch(head)
         expected[folder] = {
-            "auto": PRUNED[head]._auto_class,
+            "auto_class": PRUNED_CLASSES[head]._auto_class,
+            "is_saved_again": folder in SAVED_AGAIN,
             "batch": batch,
             "outputs": outputs(student, batch),
             "weights": {} if folder == QUANTIZED else student.state_dict(),
         }
-    torch.save(expected, place / "expected.pt")
-    environment = {**os.environ, "HF_HOME": str(place / "home"), "HF_MODULES_CACHE": str(place / "home" / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", CONSUMER], cwd=place, env=environment, capture_output=True, text=True, timeout=300
+    source = {name: make_batch(GENERATION)[name] for name in ("input_ids", "attention_mask")}
+    generated = students[GENERATION].generate(**source, max_new_tokens=8, min_new_tokens=8)
+    expected[GENERATION] |= {"source": source, "generated": generated}
+    torch.save(expected, root / "expected.pt")
+    environment = {**os.environ, "HF_HOME": str(root / "home"), "HF_MODULES_CACHE": str(root / "home" / "modules")}
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", CONSUMER], cwd=root, env=environment, capture_output=True, text=True, timeout=600
     )
-    assert done.returncode == 0, done.stderr
-    return SimpleNamespace(place=place, expected=expected, facts=json.loads((place / "facts.json").read_text()))
+    assert process.returncode == 0, process.stderr
+    return SimpleNamespace(root=root, expected=expected, facts=json.loads((root / "facts.json").read_text()))
 
 
 def code_in(folder):
@@ -103,31 +114,33 @@ def code_in(folder):
 
 
 def assert_equal(differences):
-    """Fails unless the weights are equal bit by bit; processes may align them, and so round, otherwise."""
+    """Fail unless the weights are bit-identical; outputs may differ by rounding, since alignments differ."""
     assert (differences["names"], differences["weights"]) == ([], [])
     assert differences["outputs"] <= 1e-6
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_folder_names_the_code_of_every_auto_class(consumer, head):
-    auto_map = json.loads((consumer.place / head / "config.json").read_text())["auto_map"]
-    classes = FAMILY_OF[head].pruned_classes.values()
-    module = PRUNED[head].__module__.rpartition(".")[2]
+@pytest.mark.parametrize("head", LOADED_HEADS)
+def test_config_names_the_code_of_every_auto_class(consumer, head):
+    auto_map = json.loads((consumer.root / head / "config.json").read_text())["auto_map"]
+    classes = HEADS[head][0].pruned_classes.values()
+    module = PRUNED_CLASSES[head].__module__.rpartition(".")[2]
     assert auto_map.keys() == {"AutoConfig", *(cls._auto_class for cls in classes)}
     assert len(auto_map) == 1 + len(classes)
-    assert auto_map[PRUNED[head]._auto_class] == f"{module}.Pruned{head}"
+    assert auto_map[PRUNED_CLASSES[head]._auto_class] == f"{module}.Pruned{head}"
 
 
 @pytest.mark.parametrize("head", CLASSIFIERS)
 def test_code_in_the_folder_is_the_code_of_the_package(consumer, head):
-    code = code_in(consumer.place / head)
+    code = code_in(consumer.root / head)
     source = Path(sys.modules["hf_efficient.models"].__file__).parent
-    assert {f"{PRUNED[head].__module__.rpartition('.')[2]}.py", "structure.py"} <= code.keys()
+    family = {"t5_attention.py", "t5_family.py"} if "T5" in head else {"encoder.py"}
+    module = f"{PRUNED_CLASSES[head].__module__.rpartition('.')[2]}.py"
+    assert code.keys() == {module, *family, "blocks.py", "codebook.py", "family.py", "structure.py"}
     assert code == {name: (source / name).read_bytes() for name in code}
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_loads_where_the_package_is_not_installed(consumer, head):
+@pytest.mark.parametrize("head", LOADED_HEADS)
+def test_model_loads_without_the_package(consumer, head):
     facts = consumer.facts[head]
     assert consumer.facts["package"] is None
     assert facts["class"] == f"Pruned{head}"
@@ -135,42 +148,47 @@ def test_loads_where_the_package_is_not_installed(consumer, head):
     assert_equal(facts["loaded"])
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_asks_for_trust_where_the_package_is_not_installed(consumer, head):
+@pytest.mark.parametrize("head", LOADED_HEADS)
+def test_loading_without_the_package_requires_trust(consumer, head):
     assert "trust_remote_code=True" in consumer.facts[head]["untrusted"]
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_saved_again_without_the_package_is_as_good_as_new(
+@pytest.mark.parametrize("head", [*CLASSIFIERS, GENERATION])
+def test_model_saved_without_the_package_is_the_same(
     consumer, make_batch, outputs, assert_same, assert_same_weights, head
 ):
     assert_equal(consumer.facts[head]["saved_again"])
-    first, again = consumer.place / head, consumer.place / f"{head}-again"
+    first, again = consumer.root / head, consumer.root / f"{head}-again"
     auto_maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (first, again)]
     assert auto_maps[1] == auto_maps[0]
     assert code_in(again) == code_in(first)
-    here = getattr(transformers, PRUNED[head]._auto_class)
-    assert_same_weights(here.from_pretrained(again), here.from_pretrained(first))
-    assert_same(outputs(here.from_pretrained(again), make_batch(head)), consumer.expected[head]["outputs"], atol=1e-6)
+    auto_class = getattr(transformers, PRUNED_CLASSES[head]._auto_class)
+    reloaded = auto_class.from_pretrained(again)
+    assert_same_weights(reloaded, auto_class.from_pretrained(first))
+    assert_same(outputs(reloaded, make_batch(head)), consumer.expected[head]["outputs"], atol=1e-6)
 
 
-@pytest.mark.parametrize("head", CLASSIFIERS)
-def test_base_model_is_found_in_a_folder_with_a_task_head(consumer, head):
+@pytest.mark.parametrize("head", [*CLASSIFIERS, GENERATION])
+def test_base_model_loads_from_a_folder_with_a_task_head(consumer, head):
     facts = consumer.facts[head]
     assert facts["base"] == f"Pruned{head.partition('For')[0]}Model"
     assert facts["base_weights"] == []
 
 
-def test_eight_bit_loads_where_the_package_is_not_installed(consumer):
+def test_generates_the_same_without_the_package(consumer):
+    assert consumer.facts[GENERATION]["generates_the_same"]
+
+
+def test_int8_model_loads_without_the_package(consumer):
     facts = consumer.facts[QUANTIZED]
     assert facts["class"] == "PrunedBertForSequenceClassification"
     assert facts["loaded"]["outputs"] <= 1e-6
 
 
 @pytest.mark.parametrize("folder", CODEBOOKS)
-def test_codebooks_load_where_the_package_is_not_installed(consumer, folder):
+def test_codebooks_load_without_the_package(consumer, folder):
     facts = consumer.facts[folder]
     assert facts["class"] == f"Pruned{folder.partition('-')[0]}"
-    assert "codebook.py" in code_in(consumer.place / folder)
+    assert "codebook.py" in code_in(consumer.root / folder)
     assert_equal(facts["loaded"])
     assert_equal(facts["saved_again"])
