@@ -1,6 +1,6 @@
-"""Data, tokenizer and teacher for `hf-efficient demo`, made from the running Python without a network.
+"""Dataset, tokenizer and model configuration of `hf-efficient demo`, built from the running Python without a network.
 
-The task is text classification: which area of the standard library does a piece of docstring document?
+The task is text classification: the topic of the standard library that a passage of a docstring documents.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from transformers import BertConfig, BertTokenizer, PreTrainedTokenizerFast
 from hf_efficient.errors import UserError
 
 TOPIC_MODULES: dict[str, tuple[str, ...]] = {
-    area: tuple(names.split())
-    for area, names in {
+    topic: tuple(names.split())
+    for topic, names in {
         "data types": """array bisect builtins calendar codecs collections _collections_abc copy datetime difflib
         encodings enum graphlib heapq pprint re reprlib string _strptime textwrap time types unicodedata weakref
         zoneinfo""",
@@ -47,8 +47,8 @@ TOPIC_MODULES: dict[str, tuple[str, ...]] = {
         sysconfig timeit tokenize trace traceback tracemalloc typing unittest venv warnings zipimport""",
     }.items()
 }
-"""Area (the label) -> its modules, after the chapters of the library reference. `name` also stands for its twins in C
-(`_name`) and in Python (`_pyname`). A module that this interpreter lacks is passed over."""
+"""Topic (the label) -> its modules, as in the chapters of the library reference. `name` also stands for its variants
+in C (`_name`) and in Python (`_pyname`). A module that this interpreter does not have is skipped."""
 
 AMBIGUOUS_MODULE_NAMES = frozenset(
     """array ast base64 bisect calendar cgi cmd code collections concurrent copy csv curses decimal email encodings
@@ -57,14 +57,14 @@ AMBIGUOUS_MODULE_NAMES = frozenset(
     stat statistics string struct subprocess thread threading time trace traceback turtle types uuid warnings
     wave xml""".split()  # noqa: SIM905
 )
-"""Module names that are also words of the language or of the trade; see `mask_names`."""
+"""Module names that are also ordinary words or terms of programming; see `mask_module_names`."""
 
 TEACHER_VOCAB_SIZE = 6000
-TEACHER_EPOCHS = 3
+TEACHER_EPOCHS = 1.0
 TEACHER_BATCH_SIZE = 32
 TEACHER_LEARNING_RATE = 3e-4
 TEACHER_WARMUP_STEPS = 0.1  # a fraction of all steps
-TEACHER_MAX_LENGTH = 64
+TEACHER_MAX_LENGTH = 32
 TEACHER_BF16 = True
 
 PASSAGE_WORDS = 30
@@ -85,26 +85,26 @@ _WORD = re.compile(r"\w+")
 
 
 def load_docstring_dataset() -> DatasetDict:
-    """Return the splits `train` and `validation`, columns `text` and `label` (a `ClassLabel` of the areas).
+    """Return the splits `train` and `validation`, columns `text` and `label` (a `ClassLabel` of the topics).
 
-    A text is one passage of a docstring (`split_passages`), with module names masked (`mask_names`). A passage that
-    occurs in two areas is left out; one that occurs several times in an area is there once. Whatever belongs to a
-    top-level class or function is in one split, also where several modules have one of that name: a hash of the name
-    decides. Rows and their order depend on nothing but the interpreter.
+    A text is one passage of a docstring (`split_passages`), with module names masked (`mask_module_names`). A passage
+    of two topics is left out; one that occurs several times in a topic is kept once. All passages of a top-level class
+    or function are in one split, chosen by a hash of its name, also if several modules have one of that name. Rows and
+    their order depend on the interpreter alone.
 
     Source files are parsed, not imported; only modules without one (written in C) are imported. A Python that comes
     without the sources gives fewer rows.
     """
-    found: dict[str, dict[str, tuple[str, str]]] = {}
-    for area, module in ((area, module) for area, modules in TOPIC_MODULES.items() for module in modules):
+    passages: dict[str, dict[str, tuple[str, str]]] = {}
+    for topic, module in ((topic, module) for topic, modules in TOPIC_MODULES.items() for module in modules):
         for owner, text in _read_docstrings(module):
             for passage in split_passages(text, module):
-                found.setdefault(passage.lower(), {}).setdefault(area, (passage, owner))
+                passages.setdefault(passage.lower(), {}).setdefault(topic, (passage, owner))
     rows: dict[str, list[tuple[str, str]]] = {"train": [], "validation": []}
-    for areas in found.values():
-        if len(areas) == 1:
-            [(area, (passage, owner))] = areas.items()
-            rows["validation" if _hash_fraction(owner) < VALIDATION_FRACTION else "train"].append((passage, area))
+    for passage_by_topic in passages.values():
+        if len(passage_by_topic) == 1:
+            [(topic, (passage, owner))] = passage_by_topic.items()
+            rows["validation" if _hash_fraction(owner) < VALIDATION_FRACTION else "train"].append((passage, topic))
     features = Features({"text": Value("string"), "label": ClassLabel(names=list(TOPIC_MODULES))})
     splits = {}
     for split, pairs in rows.items():
@@ -117,7 +117,7 @@ def load_docstring_dataset() -> DatasetDict:
 def split_passages(docstring: str, module: str) -> list[str]:
     """Return the passages of a docstring of `module`: its paragraphs, masked, and joined to `PASSAGE_WORDS` words.
 
-    An example is cut, from `>>>` to the end of its paragraph. A passage with fewer than four words is left out.
+    Examples are removed, from `>>>` to the end of the paragraph. A passage with fewer than four words is left out.
     """
     passages: list[list[str]] = []
     for paragraph in re.split(r"\n\s*\n", docstring):
@@ -130,16 +130,17 @@ def split_passages(docstring: str, module: str) -> list[str]:
 
 
 def mask_module_names(text: str, module: str) -> str:
-    """Return the text of a docstring of `module` without the names of the modules of `AREAS`.
+    """Return the text of a docstring of `module` without the names of the modules of `TOPIC_MODULES`.
 
-    Underscores around a name do not count. `[MASK]` replaces, whole:
+    Underscores around a name are ignored. `[MASK]` replaces:
 
-    * every URL, and every dotted name with a module anywhere in it: `time.sleep`, `xml.dom.Node`, `random.py`;
-    * a module name alone, in any case: `asyncio`, `_ZLIB`;
-    * but if the name is also a word (`WORDS`: string, time, queue, json) only where it means the module: in the
-      module's own docstrings, in quotes or backquotes, after "import" or "module", before "module" or "package".
+    * every URL, and every dotted name that contains a module: `time.sleep`, `xml.dom.Node`, `random.py`;
+    * the name of a module, in upper or lower case: `asyncio`, `_ZLIB`;
+    * a name that is also a word (`AMBIGUOUS_MODULE_NAMES`: string, time, queue, json) only where it means the module:
+      in the module's own docstrings, in quotes or backquotes, after "import" or "module", before "module" or
+      "package".
 
-    Lines that import are removed.
+    Import statements are removed.
     """
 
     def mask_module(match: re.Match[str]) -> str:
@@ -155,30 +156,30 @@ def mask_module_names(text: str, module: str) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Return a lower-casing WordPiece tokenizer of at most `vocab_size` tokens; equal texts give equal ones.
+    """Return an uncased WordPiece tokenizer of at most `vocab_size` tokens; the same texts give the same tokenizer.
 
-    Raises ValueError: `vocab_size` has no room for the characters of the texts, each a token that begins and one that
-    continues a word.
+    Raises UserError if `vocab_size` is too small for the characters of the texts, each of which is a token at the
+    beginning and a token inside a word.
     """
     texts = list(texts)
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    characters = sorted(set("".join(learner.normalizer.normalize_str(text) for text in texts)) - set(" "))
-    # The trainer numbers tokens that continue a word in the order of a randomly seeded hash table, and breaks ties by
-    # number. Naming them beforehand fixes their numbers.
+    tokenizer_model = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer_model.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer_model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    characters = sorted(set("".join(tokenizer_model.normalizer.normalize_str(text) for text in texts)) - set(" "))
+    # The trainer numbers the tokens inside words in the order of a hash table with a random seed, and breaks ties by
+    # number. Reserving these tokens fixes their numbers.
     reserved = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
     if vocab_size < len(reserved):
         raise UserError(f"vocab_size={vocab_size} is too small for these texts: give at least {len(reserved)}")
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=reserved, show_progress=False)
-    learner.train_from_iterator(texts, trainer)
-    vocabulary = dict(sorted(learner.get_vocab().items(), key=lambda item: item[1]))
+    tokenizer_model.train_from_iterator(texts, trainer)
+    vocabulary = dict(sorted(tokenizer_model.get_vocab().items(), key=lambda item: item[1]))
     tokenizer: PreTrainedTokenizerFast = BertTokenizer(vocab=vocabulary, do_lower_case=True, model_max_length=128)
     return tokenizer
 
 
 def demo_bert_config(vocab_size: int, labels: list[str]) -> BertConfig:
-    """Return the configuration of the demo's teacher: a BERT of 4 layers, 8 heads, hidden size 256."""
+    """Return the configuration of the teacher: a BERT with 4 layers, 8 heads and hidden size 256."""
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=256,
@@ -192,21 +193,21 @@ def demo_bert_config(vocab_size: int, labels: list[str]) -> BertConfig:
 
 
 def _read_docstrings(module: str) -> Iterator[tuple[str, str]]:
-    """Yield (outermost class or function, docstring) of a module and its twins: parsed if there is source."""
+    """Yield (outermost class or function, docstring) of a module and its variants, parsed if there is source."""
     library = Path(sysconfig.get_path("stdlib"))
-    for twin in (module, f"_{module}", f"_py{module}"):
-        paths = [library / f"{twin}.py", *sorted((library / twin).rglob("*.py"))]
+    for variant in (module, f"_{module}", f"_py{module}"):
+        paths = [library / f"{variant}.py", *sorted((library / variant).rglob("*.py"))]
         sources = [
             path for path in paths if path.is_file() and not {"test", "tests"} & set(path.parts[len(library.parts) :])
         ]
-        compiled = None if sources else _import_compiled(twin)
-        found = [_parse_docstrings(ast.parse(source.read_bytes())) for source in sources]
-        for owner, text in chain(*found, _inspect_docstrings(compiled) if compiled else ()):
+        compiled = None if sources else _import_compiled(variant)
+        docstrings = [_parse_docstrings(ast.parse(source.read_bytes())) for source in sources]
+        for owner, text in chain(*docstrings, _inspect_docstrings(compiled) if compiled is not None else ()):
             yield owner or module, inspect.cleandoc(text)
 
 
 def _parse_docstrings(node: ast.AST, owner: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (outermost class or function, docstring) for everything below a node, nested functions included."""
+    """Yield (outermost class or function, docstring) of everything in a node, including nested functions."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         owner = owner or getattr(node, "name", "")
         text = ast.get_docstring(node)
@@ -218,7 +219,7 @@ def _parse_docstrings(node: ast.AST, owner: str = "") -> Iterator[tuple[str, str
 
 
 def _import_compiled(module: str) -> ModuleType | None:
-    """Return a module written in C, or None if there is none of that name. Never runs Python source."""
+    """Return the module if it is written in C, else None; Python source is never run."""
     if module in SKIPPED_MODULES:
         return None
     if module not in sys.builtin_module_names:
@@ -232,18 +233,18 @@ def _import_compiled(module: str) -> ModuleType | None:
 
 
 def _inspect_docstrings(module: ModuleType) -> Iterator[tuple[str, str]]:
-    """Yield (class or function, docstring) for what a C module defines itself: no inherited text, no re-exports."""
-    homes = {module.__name__.strip("_"), "os" if module.__name__ in {"posix", "nt"} else ""}
+    """Yield (class or function, docstring) of what a C module defines itself: no inherited text, no re-exports."""
+    own_modules = {module.__name__.strip("_"), "os" if module.__name__ in {"posix", "nt"} else ""}
     yield from [("", module.__doc__)] if module.__doc__ else []
     for name, value in sorted(vars(module).items()):
         is_class = isinstance(value, type)
-        home = getattr(value, "__module__", None) or module.__name__
-        if not (is_class or inspect.isroutine(value)) or home.split(".")[0].strip("_") not in homes:
+        defining_module = getattr(value, "__module__", None) or module.__name__
+        if not (is_class or inspect.isroutine(value)) or defining_module.split(".")[0].strip("_") not in own_modules:
             continue
         members = sorted(vars(value).items()) if is_class else []
         for key, member in [(name, value), *members]:
-            own = inspect.isroutine(member) or inspect.isdatadescriptor(member)
-            if (member is value or (own and not key.startswith("__"))) and isinstance(member.__doc__, str):
+            is_method = inspect.isroutine(member) or inspect.isdatadescriptor(member)
+            if (member is value or (is_method and not key.startswith("__"))) and isinstance(member.__doc__, str):
                 yield name, member.__doc__
 
 

@@ -11,7 +11,15 @@ from typing import Any
 
 from datasets import DatasetDict
 from rich.console import Console
-from transformers import PreTrainedModel, Seq2SeqTrainingArguments, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import logging
 
 from hf_efficient.commands.arguments import JobFlags
@@ -67,8 +75,10 @@ def print_report(report: CompressionReport) -> None:
     console.print(report.table())
 
 
-def compress(config: JobConfig) -> CompressionReport:
+def compress(config: JobConfig, progress: TrainerCallback | None = None) -> CompressionReport:
     """Compress the model of `config`, and write it, its report, picture and card into `output_dir`.
+
+    `progress` shows the progress of the training, instead of the progress bars or printed logs of Transformers.
 
     Without anything to compress it is plain fine-tuning. A model without the head of the task is fine-tuned first.
     With `resume_from_checkpoint` an interrupted job is resumed, and a finished one returns its report.
@@ -125,6 +135,9 @@ def compress(config: JobConfig) -> CompressionReport:
         untrimmed=untrimmed,
         **prepared.trainer_kwargs(),
     )
+    if progress is not None:
+        trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        trainer.add_callback(progress)
     if config.model.overwrite_output_dir and not args.resume_from_checkpoint:
         if args.should_save:
             clear_output_dir(output_dir, keep="_teacher" if has_own_teacher else "")

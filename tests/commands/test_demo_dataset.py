@@ -19,13 +19,14 @@ from hf_efficient.commands.demo_dataset import (
     split_passages,
     train_tokenizer,
 )
+from hf_efficient.errors import UserError
 
 NAMES = {name.strip("_") for names in TOPIC_MODULES.values() for name in names}
 
-FACTS_OF_A_PROCESS = """
+DATASET_SCRIPT = """
 import sys
-from hf_efficient.commands.demo_dataset import docstrings, train_tokenizer
-corpus = docstrings()
+from hf_efficient.commands.demo_dataset import load_docstring_dataset, train_tokenizer
+corpus = load_docstring_dataset()
 print(corpus["train"]._fingerprint, corpus["validation"]._fingerprint)
 print(sorted(train_tokenizer(corpus["train"]["text"], 2000).get_vocab().items()))
 print({"antigravity", "this", "idlelib", "turtle", "tkinter", "_tkinter", "test"} & set(sys.modules))
@@ -39,8 +40,8 @@ def corpus() -> DatasetDict:
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A standard library of two areas, red (one, twice) and blue (two, missing), for the test to write."""
-    monkeypatch.setattr(demo_dataset, "AREAS", {"red": ("one", "twice"), "blue": ("two", "missing")})
+    """The directory of a standard library with the topics red (one, twice) and blue (two, missing)."""
+    monkeypatch.setattr(demo_dataset, "TOPIC_MODULES", {"red": ("one", "twice"), "blue": ("two", "missing")})
     monkeypatch.setattr(demo_dataset.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(demo_dataset, "VALIDATION_FRACTION", 0.5)
     numbered = "\n".join(f'def function{i}(): "Function number {i} does nothing at all."' for i in range(20))
@@ -49,13 +50,13 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def texts_by_area(corpus: DatasetDict) -> dict[str, list[str]]:
+def texts_by_topic(corpus: DatasetDict) -> dict[str, list[str]]:
     labels = corpus["train"].features["label"]
     pairs = [(labels.int2str(row["label"]), row["text"]) for split in corpus.values() for row in split]
-    return {area: sorted(text for label, text in pairs if label == area) for area in labels.names}
+    return {topic: sorted(text for label, text in pairs if label == topic) for topic in labels.names}
 
 
-def test_every_area_has_examples_in_both_splits(corpus: DatasetDict) -> None:
+def test_every_topic_has_examples_in_both_splits(corpus: DatasetDict) -> None:
     assert corpus["train"].num_rows > 3000
     for split in corpus.values():
         assert split.column_names == ["text", "label"]
@@ -63,8 +64,8 @@ def test_every_area_has_examples_in_both_splits(corpus: DatasetDict) -> None:
         assert set(split["label"]) == set(range(len(TOPIC_MODULES)))
 
 
-def test_c_modules_are_read_too(corpus: DatasetDict) -> None:
-    assert "Return the arc cosine (measured in radians) of x." in " ".join(texts_by_area(corpus)["mathematics"])
+def test_docstrings_of_c_modules_are_read(corpus: DatasetDict) -> None:
+    assert "Return the arc cosine (measured in radians) of x." in " ".join(texts_by_topic(corpus)["mathematics"])
 
 
 def test_no_text_occurs_twice(corpus: DatasetDict) -> None:
@@ -72,7 +73,7 @@ def test_no_text_occurs_twice(corpus: DatasetDict) -> None:
     assert len(set(texts)) == len(texts)
 
 
-def test_no_module_name_is_left_in_identifier_position(corpus: DatasetDict) -> None:
+def test_module_names_are_masked_in_all_texts(corpus: DatasetDict) -> None:
     identifier = re.compile(
         r"""\w+(?:\.\w+)+|(?<=[`'"])\w+(?=[`'"])|\bimport \w+|\b\w+ (?:module|package)\b|\bmodule \w+"""
     )
@@ -81,13 +82,13 @@ def test_no_module_name_is_left_in_identifier_position(corpus: DatasetDict) -> N
             words = {word.strip("_").lower() for word in re.findall(r"\w+", text)}
             assert not words & (NAMES - AMBIGUOUS_MODULE_NAMES), text
             parts = {
-                part.strip("_").lower() for found in identifier.findall(text) for part in re.split(r"[. ]", found)
+                part.strip("_").lower() for match in identifier.findall(text) for part in re.split(r"[. ]", match)
             }
             assert not parts & NAMES, text
             assert ">>>" not in text
 
 
-def test_words_are_module_names() -> None:
+def test_ambiguous_names_are_module_names() -> None:
     assert AMBIGUOUS_MODULE_NAMES <= NAMES
 
 
@@ -110,43 +111,43 @@ def test_words_are_module_names() -> None:
         ("self.name of e.g. the end. String", "os", "self.name of e.g. the end. String"),
     ],
 )
-def test_mask_names(text: str, module: str, masked: str) -> None:
+def test_mask_module_names(text: str, module: str, masked: str) -> None:
     assert mask_module_names(text, module) == masked
 
 
-def test_lines_that_import_and_examples_are_removed() -> None:
+def test_imports_and_examples_are_removed() -> None:
     text = "Opens a door for you.\n\n from doors import Door\n import keys as k\n Then it closes.\n >>> door()\n 1"
     assert split_passages(text, "os") == ["Opens a door for you. Then it closes."]
 
 
-def test_paragraphs_are_joined_until_they_are_long_enough() -> None:
+def test_short_paragraphs_are_joined() -> None:
     long, short = "word " * 29 + "end", "a short one here"
     assert split_passages(f"{short}\n\n{long}\n\n{short}\n\n{short}", "os") == [f"{short} {long}", f"{short} {short}"]
     assert split_passages("Only three words", "os") == []
 
 
-def test_sources_are_parsed_with_all_that_is_nested_and_never_run(library: Path) -> None:
+def test_sources_are_parsed_with_nested_definitions_and_not_run(library: Path) -> None:
     (library / "twice").mkdir()
     (library / "twice" / "inner.py").write_text(
         'raise SystemExit\nif True:\n class A:\n  def __f(self):\n   async def g(): "Nested as deep as can be."'
     )
     (library / "twice" / "tests").mkdir()
     (library / "twice" / "tests" / "test_inner.py").write_text('"Tests are no part of the library."')
-    red = texts_by_area(load_docstring_dataset())["red"]
+    red = texts_by_topic(load_docstring_dataset())["red"]
     assert "Nested as deep as can be." in red
     assert len(red) == 21
 
 
-def test_a_text_of_two_areas_is_dropped(library: Path) -> None:
+def test_text_of_two_topics_is_left_out(library: Path) -> None:
     (library / "twice.py").write_text('def f(): "What both of the areas say."\ndef g(): "What one area says again."')
     (library / "_twice.py").write_text('def h(): "What one area says again."')
     (library / "two.py").write_text('def f(): "What BOTH of the areas say."\ndef g(): "What only blue has said."')
-    texts = texts_by_area(load_docstring_dataset())
+    texts = texts_by_topic(load_docstring_dataset())
     assert texts["blue"] == ["What only blue has said."]
     assert [text for text in texts["red"] if text.startswith("What")] == ["What one area says again."]
 
 
-def test_all_of_one_class_is_in_one_split_in_whatever_module(library: Path) -> None:
+def test_texts_of_a_class_name_are_in_one_split(library: Path) -> None:
     methods = 'def f(self): "Class {i} has {m} things to say."', 'def g(self): "Class {i} has {m} more things."'
     for module in ("twice", "two"):
         classes = [f"class C{i}:\n " + "\n ".join(methods).format(i=i, m=len(module)) for i in range(20)]
@@ -161,24 +162,24 @@ def test_all_of_one_class_is_in_one_split_in_whatever_module(library: Path) -> N
     assert not set(owners["train"]) & set(owners["validation"])
 
 
-def test_without_sources_the_c_modules_remain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c_modules_are_read_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_dataset.sysconfig, "get_path", lambda name: str(tmp_path))
     assert load_docstring_dataset()["train"].num_rows > 500
 
 
-def test_another_process_gives_the_same_corpus_and_tokenizer_without_side_effects(corpus: DatasetDict) -> None:
+def test_dataset_and_tokenizer_are_equal_in_another_process_without_side_effects(corpus: DatasetDict) -> None:
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     environment = {**os.environ, "PYTHONHASHSEED": seed}
-    command = [sys.executable, "-c", FACTS_OF_A_PROCESS]
+    command = [sys.executable, "-c", DATASET_SCRIPT]
     folder = Path(demo_dataset.__file__).parents[1]
     output = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True).stdout
-    fingerprints, vocabulary, dangerous = output.strip().split("\n")[-3:]
+    fingerprints, vocabulary, imported = output.strip().split("\n")[-3:]
     assert fingerprints == f"{corpus['train']._fingerprint} {corpus['validation']._fingerprint}"
     assert vocabulary == str(sorted(train_tokenizer(corpus["train"]["text"], 2000).get_vocab().items()))
-    assert dangerous == "set()"
+    assert imported == "set()"
 
 
-def test_tokenizer_survives_saving(corpus: DatasetDict, tmp_path: Path) -> None:
+def test_tokenizer_is_equal_after_saving_and_loading(corpus: DatasetDict, tmp_path: Path) -> None:
     texts = corpus["train"]["text"][:500]
     tokenizer = train_tokenizer(texts, 1000)
     assert len(tokenizer) == 1000
@@ -190,20 +191,20 @@ def test_tokenizer_survives_saving(corpus: DatasetDict, tmp_path: Path) -> None:
     assert loaded(texts)["input_ids"] == tokenizer(texts)["input_ids"]
 
 
-def test_tokenizer_pairs_have_segments() -> None:
+def test_tokenizer_numbers_the_segments_of_pairs() -> None:
     encoded = train_tokenizer(["ab ab", "cd cd"], 30)("ab", "cd")
     assert encoded["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
-def test_a_vocabulary_too_small_for_the_characters_says_how_large() -> None:
-    with pytest.raises(ValueError, match="vocab_size=10 is too small for these texts: give at least 11"):
+def test_too_small_vocabulary_is_refused_with_the_minimum() -> None:
+    with pytest.raises(UserError, match="vocab_size=10 is too small for these texts: give at least 11"):
         train_tokenizer(["abc"], 10)
 
 
-def test_teacher_reads_the_tokens_and_knows_the_areas(corpus: DatasetDict) -> None:
+def test_teacher_accepts_the_tokens_and_has_the_topics_as_labels(corpus: DatasetDict) -> None:
     tokenizer = train_tokenizer(corpus["train"]["text"][:100], 500)
     model = BertForSequenceClassification(demo_bert_config(len(tokenizer), list(TOPIC_MODULES)))
     batch = tokenizer(["word " * 300, "one"], truncation=True, padding=True, return_tensors="pt")
     assert model(**batch).logits.shape == torch.Size([2, len(TOPIC_MODULES)])
     assert [model.config.id2label[i] for i in range(len(TOPIC_MODULES))] == list(TOPIC_MODULES)
-    assert model.config.label2id == {area: index for index, area in enumerate(TOPIC_MODULES)}
+    assert model.config.label2id == {topic: index for index, topic in enumerate(TOPIC_MODULES)}
