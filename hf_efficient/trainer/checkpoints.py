@@ -1,4 +1,4 @@
-"""Folders that an interruption leaves complete or absent, and what checkpoints hold besides the model."""
+"""Folders that an interruption leaves complete or absent, and what checkpoints hold in addition to the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 
 class CheckpointState(Protocol):
-    """A part of the trainer whose state a checkpoint keeps beside the model."""
+    """A part of the trainer whose state is saved in checkpoints."""
 
     def save_state(self, folder: Path) -> None:
         """Write the state into `folder`; every process that saves calls it."""

@@ -1,4 +1,4 @@
-"""Training under a teacher: its outputs in the training data, and projections trained beside the model."""
+"""Training with a teacher: its outputs in the training data, and projections trained with the model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _load_teacher(
 
 
 class DistillationTraining:
-    """The teacher of a training run: its distiller, what the training data holds of its outputs, its projections.
+    """The teacher of a training run: the distiller, the teacher's outputs in the training data, the projections.
 
     `distiller` is None before `setup` and after `close`. A checkpoint keeps the projections, which are no part of the
     model.
@@ -86,8 +86,8 @@ class DistillationTraining:
         self.distiller.prepare(model)
         if uses_fsdp(self.accelerator) and self.projection_parameters():
             raise UserError(
-                "FSDP shards the model but not the projections trained beside it: use relation_weight, which compares "
-                "across widths without projections, or a student as wide as its teacher"
+                "FSDP shards the model but not the projections that are trained with it: use relation_weight, which "
+                "compares across widths without projections, or a student as wide as its teacher"
             )
         return self.distiller
 
@@ -176,7 +176,7 @@ class DistillationTraining:
             optimizer.add_param_group({"params": missing, "weight_decay": 0.0})
 
     def save_state(self, folder: Path) -> None:
-        """Write the projections beside the model, if there are any."""
+        """Write the projections into a checkpoint, if there are any."""
         if self.distiller is not None and self.args.should_save:
             self.distiller.save_projections(folder)
 
@@ -189,7 +189,7 @@ class DistillationTraining:
 class ProjectionGradients(TrainerCallback):
     """Averages and zeroes the gradients of the projections.
 
-    For the parameters of the model DDP does the one and `Trainer` the other.
+    DDP and `Trainer` do this for the parameters of the model only.
     """
 
     def __init__(self, distillation: DistillationTraining) -> None:

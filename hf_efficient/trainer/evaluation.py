@@ -55,8 +55,9 @@ class UntrimmedModel:
 def evaluated_by(trainer: Trainer, model: Any, compute_metrics: Any) -> Iterator[None]:
     """Let `trainer` evaluate `model` within the context, in the precision of its weights and the order of the data."""
     args, accelerator = trainer.args, trainer.accelerator
-    previous = trainer.model, trainer.model_wrapped, accelerator.native_amp, args.train_sampling_strategy
-    previous_metrics, half = trainer.compute_metrics, (args.bf16_full_eval, args.fp16_full_eval)
+    previous_models = trainer.model, trainer.model_wrapped
+    previous_metrics, previous_amp = trainer.compute_metrics, accelerator.native_amp
+    previous_args = args.train_sampling_strategy, args.bf16_full_eval, args.fp16_full_eval
     args.bf16_full_eval = args.fp16_full_eval = False  # they would convert the model permanently
     trainer.model = trainer.model_wrapped = model
     accelerator.native_amp, args.train_sampling_strategy = False, "random"  # grouping by length would reorder the data
@@ -64,8 +65,9 @@ def evaluated_by(trainer: Trainer, model: Any, compute_metrics: Any) -> Iterator
     try:
         yield
     finally:
-        trainer.model, trainer.model_wrapped, accelerator.native_amp, args.train_sampling_strategy = previous
-        trainer.compute_metrics, (args.bf16_full_eval, args.fp16_full_eval) = previous_metrics, half
+        trainer.model, trainer.model_wrapped = previous_models
+        trainer.compute_metrics, accelerator.native_amp = previous_metrics, previous_amp
+        args.train_sampling_strategy, args.bf16_full_eval, args.fp16_full_eval = previous_args
 
 
 class ModelEvaluator:
@@ -82,7 +84,8 @@ class ModelEvaluator:
             return {}
         if is_teacher and self.untrimmed is not None:
             dataset = self.untrimmed.eval_dataset
-            compute_metrics = self.untrimmed.compute_metrics or compute_metrics
+            if self.untrimmed.compute_metrics is not None:
+                compute_metrics = self.untrimmed.compute_metrics
         with evaluated_by(trainer, model, compute_metrics):
             metrics = trainer.predict(dataset, metric_key_prefix=role).metrics
         names = {name: name.removeprefix(f"{role}_") for name in metrics}
@@ -97,7 +100,7 @@ class ModelEvaluator:
     ) -> CompressionReport:
         """Return the report on `models` and `exported`, by role: metrics of each, then measurements of all.
 
-        An int8 model has another row, compiled, where the config requests it and the machine can.
+        An int8 model has a second row, compiled, if the config requests it and the machine can compile.
         """
         trainer, techniques = self.trainer, self.techniques
         for model in models.values():

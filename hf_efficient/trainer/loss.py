@@ -43,7 +43,7 @@ class AccumulatedLoss(TrainerCallback):
     def uses_parent_loss(self, model: PreTrainedModel) -> bool:
         """Whether the loss of `Trainer` is exact already, or cannot be taken apart because the head is unknown.
 
-        It is exact where one process reads a step as one batch. The mean over labelled tokens may be that of none.
+        It is exact if one process reads a step as one batch. A mean over labelled tokens may be one over none: NaN.
         """
         head = get_head_outputs(model)
         one_batch = self.args.world_size == 1 and self.args.gradient_accumulation_steps == 1

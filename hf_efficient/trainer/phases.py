@@ -1,4 +1,4 @@
-"""Pruning around training runs: prune, train, prune, train; with gates that close, or rewound to the start."""
+"""Pruning around training runs: prune, train, and again; with gates that close during training, or with rewinding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PruningPhases:
     """Runs the phases of a pruning, each a stock training run on an ordinary, smaller model.
 
     A phase has a folder of its own in the output directory, `_round-N`, with the model that it starts from and its
-    checkpoints. The folder appears when that model is complete, so the last one tells where to resume.
+    checkpoints. The folder appears when that model is complete, so a run is resumed from the last one.
 
     | argument | meaning |
     | --- | --- |
@@ -40,7 +40,6 @@ class PruningPhases:
     | install_model | replaces it, with optimizer and scheduler |
     | draw_batches | returns the batches to score the model on |
     | add_callback, remove_callback | of the trainer |
-    | stages | what was done, for the report; each phase adds to it |
     """
 
     gate_callback: GateClosingCallback | None = None
@@ -75,7 +74,8 @@ class PruningPhases:
         """Prune and train in the phases that the config plans; return the output of the last training run.
 
         `train` trains the installed model, resumed from the checkpoint that it is given. `supervision` describes what
-        it is trained on, for the report. `state` is saved with the model that a phase starts from.
+        it is trained on, and `stages` receives what was done, both for the report. `state` is saved with the model
+        that a phase starts from.
         """
         self.teacher = teacher
         output: TrainOutput | None = None
@@ -215,7 +215,7 @@ class PruningPhases:
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def save_state(self, folder: Path) -> None:
-        """Write the gates beside the weights, while they are open."""
+        """Write the gates into a checkpoint, while they are applied."""
         if self.gate_callback is not None and self.gate_callback.is_open:
             self.gate_callback.save(str(folder), self.args.should_save)
 
@@ -243,7 +243,7 @@ class PruningPhases:
         return bool(self.config.recovery and self.config.removes_units)
 
     def describe_structure(self) -> str:
-        """Return what the model has kept."""
+        """Return how many layers, heads and neurons remain."""
         model = self.get_model()
         structure = family_of(model).structure(model.config)
         layers = [layer for stack in structure.stacks.values() for layer in stack]

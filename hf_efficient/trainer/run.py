@@ -63,7 +63,7 @@ class CompressionRun:
         exported = self.export_variants()
         if self.techniques.quantizes:
             models["quantized"] = self.quantize_model()
-        # What was spent before an interruption is not known, so a resumed run reports none of it.
+        # The resources used before an interruption are not known, so a resumed run reports none.
         is_complete = output is not None and not self._is_resumed
         resources = training_resources(seconds, counter.energy) if is_complete else None
         trainer.report = dataclasses.replace(trainer.build_report(models, exported), training=resources)
@@ -85,7 +85,7 @@ class CompressionRun:
         return copy.deepcopy(self.trainer.model) if untrimmed is None else untrimmed.model
 
     def set_up_distillation(self) -> None:
-        """Set up the distiller, and put what the teacher contributes into the training data."""
+        """Set up the distiller, and add generated targets or cached outputs of the teacher to the training data."""
         trainer, distillation = self.trainer, self.trainer.distillation_training
         token_ids = None if trainer.untrimmed is None else trainer.untrimmed.token_ids
         trainer.accumulated_loss.distiller = distillation.setup(trainer.model, trainer.teachers, token_ids)
@@ -100,7 +100,7 @@ class CompressionRun:
     # ---- training ---------------------------------------------------------------------------------------------------
 
     def prune_and_train(self, resume: str | bool | None) -> TrainOutput | None:
-        """Train in the phases of a pruning, or once, or not at all."""
+        """Train in the phases of a pruning, once, or not at all; return the output of the last training run."""
         trainer, supervision = self.trainer, self.techniques.describe_supervision()
         if self.techniques.pruning.removes_anything:
             return trainer.phases.run(

@@ -25,7 +25,7 @@ class EpochSeededSampler(Sampler[int]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[int]:
-        # The trainer is asked for the epoch: accelerate's wrappers do not always pass `set_epoch` on to the sampler.
+        # The epoch is read from the trainer: accelerate's wrappers do not always call `set_epoch` of the sampler.
         epoch = int((self.get_epoch() or 0) + EPOCH_TOLERANCE)
         self.sampler.generator = torch.Generator().manual_seed(self.seed + epoch)
         return iter(self.sampler)

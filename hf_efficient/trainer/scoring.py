@@ -28,8 +28,8 @@ Batches = list[Batch]
 class PruningScorer:
     """Scores the units and connections of a model on training data.
 
-    Every process scores its part of the data; the scores are averaged, so all processes have the same. What depends on
-    measured costs is decided by the main process, for they differ from process to process.
+    Every process scores its part of the data; the scores are averaged, so all processes have the same. Measured costs
+    differ from process to process, so the main process makes the decisions that depend on them.
     """
 
     def __init__(self, config: PruningConfig, args: TrainingArguments, accelerator: Accelerator) -> None:
@@ -44,7 +44,7 @@ class PruningScorer:
     ) -> Batches:
         """Return this process's batches of the examples to score on, drawn with the seed of the run.
 
-        Of a stream, which has no length, they are the first ones.
+        Streamed data have no length: of them it takes the first examples.
         """
         if dataset is None:
             raise UserError("pruning scores units on training data: give the trainer a train_dataset")
@@ -70,8 +70,8 @@ class PruningScorer:
     ) -> ConnectionScores:
         """Return the scores of single weights, by the name of their module."""
         loss = task_or_sampled_loss(teacher, self.args.seed)
-        few = take_examples(batches, CONNECTION_SAMPLES, self.args.device)
-        scores = CONNECTION_CRITERIA[self.config.criterion](model, few, loss)
+        examples = take_examples(batches, CONNECTION_SAMPLES, self.args.device)
+        scores = CONNECTION_CRITERIA[self.config.criterion](model, examples, loss)
         return {name: self.average_over_processes(value) for name, value in scores.items()}
 
     def average_over_processes(self, values: torch.Tensor) -> torch.Tensor:
@@ -80,11 +80,11 @@ class PruningScorer:
         return mean
 
     def gather_batches(self, batches: Batches) -> Batches:
-        """Return the batches of all processes in the order of the data, as one process would read them."""
+        """Return the batches of all processes in the order in which one process would read them."""
         if self.args.world_size == 1:
             return batches
-        of_processes = gather_object([batches])
-        return [batch for turn in zip(*of_processes, strict=True) for batch in turn]
+        by_process = gather_object([batches])
+        return [batch for same_step in zip(*by_process, strict=True) for batch in same_step]
 
     def broadcast_from_main(self, value: T) -> T:
         """Return the value that the main process gives."""

@@ -64,11 +64,12 @@ class CompressionMixin(Trainer):
         self.untrimmed = untrimmed
         self.stages: list[str] = []
         self.report: CompressionReport | None = None
-        given = [teacher] if isinstance(teacher, (str, PreTrainedModel)) else list(teacher or ())
-        check_arguments(self, self.techniques, given)
-        self.teachers: list[PreTrainedModel] = load_teachers(given, self.model, distillation)
-        for each in self.teachers:
-            check_same_task(self.model if untrimmed is None else untrimmed.model, each)
+        if teacher is None or isinstance(teacher, (str, PreTrainedModel)):
+            teacher = () if teacher is None else (teacher,)
+        check_arguments(self, self.techniques, teacher)
+        self.teachers: list[PreTrainedModel] = load_teachers(teacher, self.model, distillation)
+        for loaded in self.teachers:
+            check_same_task(self.model if untrimmed is None else untrimmed.model, loaded)
         self._build_parts()
 
     def _build_parts(self) -> None:
@@ -103,7 +104,7 @@ class CompressionMixin(Trainer):
 
     @property
     def teacher(self) -> PreTrainedModel | None:
-        """The teacher that the student is compared with, the first of several; None before there is one."""
+        """The teacher that the student is compared with, the first of several; None if there is none yet."""
         return self.teachers[0] if self.teachers else None
 
     # ---- the run ----------------------------------------------------------------------------------------------------

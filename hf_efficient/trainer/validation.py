@@ -1,4 +1,4 @@
-"""Arguments of a trainer that cannot work, refused before any work is done."""
+"""Checks of a trainer's arguments, made before any work is done."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hf_efficient.trainer.techniques import Techniques
 
 
 def check_arguments(trainer: Trainer, techniques: Techniques, teachers: Sequence[Any]) -> None:
-    """Check what `trainer`, a stock `Trainer` so far, and the configs of the techniques ask for together.
+    """Check the configs of the techniques against each other and against the arguments of a stock `trainer`.
 
     Raises UserError if arguments contradict each other or something needed is missing, UnsupportedModelError if a
     technique does not support the architecture of the model.
