@@ -482,7 +482,9 @@ def test_used_tokens_reads_texts_tensors_and_nested_ids():
 def test_errors_say_what_to_do():
     tokenizer = make_bert_tokenizer()
     model = build("BertModel", tokenizer, WIDTHS)
-    with pytest.raises(ValueError, match=r"keep has ids that are not rows of the model, such as \[-1, 999\]: give ids from 0 to \d+"):
+    with pytest.raises(
+        ValueError, match=r"keep has ids that are not rows of the model, such as \[-1, 999\]: give ids from 0 to \d+"
+    ):
         trim_vocabulary(model, tokenizer, [5, 999, -1])
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     with pytest.raises(ValueError, match="model 'WordLevel' cannot be trimmed: supported are WordPiece, BPE, Unigram"):
