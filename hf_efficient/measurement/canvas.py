@@ -6,19 +6,18 @@ from typing import Any
 
 DPI = 140
 TEXT, MUTED = "#1f2430", "#6b7280"
-HINTING = 1.05  # drawn text is a little wider than its outlines, because glyphs are moved to whole pixels
-LINE_HEIGHT = 0.17  # inches, for text of up to 10 points
+HINTING = 1.05  # drawn text is a little wider than computed, because glyphs are moved to whole pixels
+LINE_HEIGHT = 0.18  # inches, for text of up to 10 points
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Return the width of the longest line of `text` in inches, `size` being that of the font in points."""
     from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
+    from matplotlib.textpath import text_to_path
 
-    font = FontProperties(weight=weight)
-    lines = [line for line in text.split("\n") if line.strip()]
-    widths = (TextPath((0, 0), line, size=size, prop=font).get_extents().x1 for line in lines)
-    return HINTING * max(widths, default=0.0) / 72
+    font = FontProperties(size=size, weight=weight)
+    widths = (text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in text.split("\n"))
+    return HINTING * max(widths) / 72
 
 
 class Canvas:
@@ -37,5 +36,5 @@ class Canvas:
 
     def write(self, left: float, top: float, text: str, **style: Any) -> None:
         """Write `text` with its upper edge at `top`; `style` is passed to matplotlib."""
-        style = {"color": TEXT, "linespacing": 1.25, "va": "top", **style}
+        style = {"color": TEXT, "linespacing": 1.2, "va": "top", **style}
         self.figure.text(left / self.width, 1 - top / self.height, text, **style)

@@ -1,0 +1,127 @@
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hf_efficient import CompressionReport
+from hf_efficient.measurement.report_rows import GenerationLatency, ModelRow
+from hf_efficient.measurement.report_table import GENERATION_NOTE, INT8_NOTE, SPARSITY_NOTE
+
+
+def test_table_shows_the_numbers(report):
+    text = report.markdown()
+    for shown in ("large", "small", "0.9000", "0.8100", "32.0", "2.50x", "5.50x", "80.0 MB", "440 MB", "90.0%"):
+        assert shown in text
+    assert text.count("|") % len(text.splitlines()) == 0
+
+
+def test_numbers_of_a_small_model_have_three_digits_too(report):
+    tiny = replace(report.models[0], flops=3_100_000, bytes_on_disk=412_000, peak_memory_bytes=940_400)
+    lines = replace(report, models=(replace(tiny, energy_joules_per_sample=0.00034),)).markdown().splitlines()
+    assert {
+        "| size on disk | 412 kB |",
+        "| operations | 3.10 MFLOP |",
+        "| peak memory | 940 kB |",
+        "| energy of 1,000 predictions | 340 mJ |",
+    } <= set(lines)
+
+
+def test_table_says_what_was_not_measured(unmeasured_row):
+    text = CompressionReport(models=(unmeasured_row,)).markdown()
+    assert "not measured" in text
+    cells = [cell.strip() for line in text.splitlines() for cell in line.strip("|").split("|")]
+    assert not [cell for cell in cells if re.match(r"(None|nan|[\d.]+)($|[ %x])", cell)]
+
+
+def test_table_on_screen_has_the_cells_of_the_markdown(report):
+    table = report.table()
+    lines = report.markdown().splitlines()
+    assert len(table.columns) == lines[0].count("|") - 1
+    assert table.row_count == len(lines) - 2
+    assert "reviews" in table.title
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_table_on_screen_fits_120_columns_and_shows_names_in_full(teacher_row, count):
+    name = "distilbert-base-uncased-finetuned-sst-2-english openvino_int8_weight_only"
+    rows = [replace(teacher_row, name=f"{name} {number} [/b]", role=f"model {number}") for number in range(count)]
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(CompressionReport(models=rows).table())
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 120
+    assert "…" not in "".join(lines)
+
+
+def test_conditions_say_how_latency_was_measured(report, unmeasured_row):
+    conditions = report.conditions()
+    for shown in (
+        "batch 1 x 128 tokens",
+        "models timed alternately",
+        "on a processor, 2 threads",
+        "speed-up relative",
+    ):
+        assert shown in conditions
+    assert CompressionReport(models=(unmeasured_row,)).conditions() == "Latency was not measured."
+
+
+def test_conditions_of_one_model_name_its_accelerator_and_attention(student_row):
+    report = CompressionReport(
+        models=(student_row,),
+        environment={"processor": "a processor", "accelerator": "a GPU"},
+        configs={"training": {"attn_implementation": "sdpa"}},
+    )
+    assert report.conditions() == (
+        "Latency: median of one forward pass at batch 1 x 128 tokens, on a GPU, sdpa attention."
+    )
+
+
+def test_zeros_are_shown_where_connections_were_removed(report):
+    teacher, student, exported = report.models
+    sparse = replace(
+        report,
+        models=(
+            replace(teacher, compressed_bytes_on_disk=400_000_000),
+            replace(student, nonzero_parameters=9_000_000, compressed_bytes_on_disk=40_000_000),
+            exported,
+        ),
+    )
+    lines = sparse.markdown().splitlines()
+    assert "| density | 100.0% | 45.0% | not measured |" in lines
+    assert "| compressed on disk | 400 MB | 40.0 MB | not measured |" in lines
+    assert sparse.has_sparse_models
+    assert sparse.conditions() == f"{report.conditions()} {SPARSITY_NOTE}"
+    assert "neither faster nor smaller in memory" in SPARSITY_NOTE
+    assert CompressionReport.from_json(sparse.to_json()) == sparse
+
+
+def test_reports_without_zeros_do_not_mention_them(report):
+    assert not report.has_sparse_models
+    for word in ("density", "compressed on disk", "zero"):
+        assert word not in report.markdown() + report.conditions()
+
+
+def test_generation_is_shown_for_models_that_generate(report):
+    teacher, student, exported = report.models
+    generating = replace(
+        report,
+        models=(
+            replace(teacher, generation_ms=GenerationLatency(20.0, 4.0, 16, 1, 128)),
+            replace(student, ratios=replace(student.ratios, generation=2.0)),
+            exported,
+        ),
+    )
+    lines = generating.markdown().splitlines()
+    assert "| first token | 20.0 ms | not measured | not measured |" in lines
+    assert "| next token | 4.00 ms | not measured | not measured |" in lines
+    assert "| generation speed-up | not measured | 2.00x | not measured |" in lines
+    assert GENERATION_NOTE in generating.conditions()
+    assert GENERATION_NOTE not in report.conditions()
+
+
+def test_conditions_explain_int8_without_compilation(report):
+    quantized = replace(report.models[1], role="quantized")
+    int8 = replace(quantized, latency_ms=replace(quantized.latency_ms, runtime="torch int8"))
+    assert INT8_NOTE in replace(report, models=(*report.models, int8)).conditions()
+    assert INT8_NOTE not in replace(report, models=(*report.models, quantized)).conditions()
+    assert INT8_NOTE not in replace(report, models=(ModelRow("8-bit", "quantized"),)).conditions()
