@@ -63,7 +63,7 @@ class CompressionMixin(Trainer):
         )
         self.untrimmed = untrimmed
         self.stages: list[str] = []
-        self.report: CompressionReport | None = None
+        self.report: Any = None  # a CompressionReport once `train` has ended
         if teacher is None or isinstance(teacher, (str, PreTrainedModel)):
             teacher = () if teacher is None else (teacher,)
         check_arguments(self, self.techniques, teacher)
