@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from hf_efficient.models import FAMILIES, LayerStructure, Structure, family_of
-from hf_efficient.models.encoder import EncoderFamily
 from hf_efficient.models.blocks import BiasOnly, EmptyBlock
+from hf_efficient.models.encoder import EncoderFamily
 from hf_efficient.pruning.selection import remove_units
 
 ENCODERS = [name for name, family in FAMILIES.items() if isinstance(family, EncoderFamily)]
@@ -18,7 +18,7 @@ def structure(*layers):
     )
 
 
-def test_families_of_encoders():
+def test_encoder_families_are_listed():
     assert ENCODERS == ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"]
 
 
@@ -32,17 +32,17 @@ def test_families_of_encoders():
         ("DistilBertForQuestionAnswering", DISTILBERT, ("q", "k", "v")),
     ],
 )
-def test_matrices_of_a_layer_are_narrower(make_model, select, head, layout, names):
-    stack, computes, *others = layout
+def test_weights_of_a_layer_are_narrower(make_model, select, head, layout, names):
+    stack, inputs, *others = layout
     layer = remove_units(make_model(head), select("uneven widths", head)).base_model.get_submodule(stack)[0]
     for name in names:
-        linear = layer.get_submodule(computes.format(name))
+        linear = layer.get_submodule(inputs.format(name))
         assert (linear.weight.shape, linear.bias.shape) == ((16, 32), (16,))
     assert [tuple(layer.get_submodule(name).weight.shape) for name in others] == [(32, 16), (22, 32), (32, 22)]
 
 
 @pytest.mark.parametrize("model_type", ENCODERS)
-def test_sizes_are_written_under_the_names_of_the_architecture(make_model, model_type):
+def test_config_holds_sizes_under_the_names_of_the_architecture(make_model, model_type):
     family = FAMILIES[model_type]
     config = make_model(next(iter(family.pruned_classes)).__name__).config
     assert family.structure(config) == structure((0, ALL, 64), (1, ALL, 64), (2, ALL, 64))
@@ -56,17 +56,17 @@ def test_sizes_are_written_under_the_names_of_the_architecture(make_model, model
     assert family.config_for(uneven, structure((2, ALL, 24))).model_type == model_type
 
 
-def test_distilbert_without_units_answers_what_its_readers_add(make_model, select):
+def test_empty_blocks_of_distilbert_return_the_bias_of_their_output(make_model, select):
     model = make_model("DistilBertModel")
     student = remove_units(model, select("all of these", "DistilBertModel"))
-    layer, whole = student.transformer.layer[0], model.transformer.layer[0]
+    layer, unpruned = student.transformer.layer[0], model.transformer.layer[0]
     assert [type(part) for part in (layer.attention, layer.ffn)] == [EmptyBlock, EmptyBlock]
     assert [type(part) for part in (layer.attention.out_lin, layer.ffn.lin2)] == [BiasOnly, BiasOnly]
-    hidden = torch.randn(2, 5, 32)
-    answer, weights = layer.attention(hidden, attention_mask=None)
-    assert torch.equal(answer, whole.attention.out_lin.bias.expand(2, 5, 32))
+    hidden_states = torch.randn(2, 5, 32)
+    output, weights = layer.attention(hidden_states, attention_mask=None)
+    assert torch.equal(output, unpruned.attention.out_lin.bias.expand(2, 5, 32))
     assert weights is None
-    assert torch.equal(layer.ffn(hidden), whole.ffn.lin2.bias.expand(2, 5, 32))
+    assert torch.equal(layer.ffn(hidden_states), unpruned.ffn.lin2.bias.expand(2, 5, 32))
     assert [name for name in student.state_dict() if name.startswith("transformer.layer.0.")] == [
         "transformer.layer.0.attention.out_lin.bias",
         "transformer.layer.0.sa_layer_norm.weight",
@@ -77,17 +77,17 @@ def test_distilbert_without_units_answers_what_its_readers_add(make_model, selec
     ]
 
 
-def test_blocks_of_distilbert_are_narrowed_step_by_step_until_nothing_is_left(make_model):
+def test_blocks_of_distilbert_are_narrowed_repeatedly_until_they_are_empty(make_model):
     model = make_model("DistilBertModel")
     for name, steps in (("attention", ([0, 1, 3], [1], [])), ("feed_forward", (range(9), [4], []))):
         block = family_of(model).blocks(model)[f"encoder.1.{name}"]
         bias = block.output.bias.detach().clone()
         for keep in steps:
             block.narrow(keep)
-            again = family_of(model).blocks(model)[f"encoder.1.{name}"]
-            assert block.units == again.units == len(keep)
-            assert len(block.input_linears) == len(again.input_linears) == bool(keep) * len(block.inputs)
-        assert torch.equal(again.output.bias, bias)
+            current = family_of(model).blocks(model)[f"encoder.1.{name}"]
+            assert block.units == current.units == len(keep)
+            assert len(block.input_linears) == len(current.input_linears) == bool(keep) * len(block.inputs)
+        assert torch.equal(current.output.bias, bias)
 
 
 def test_electra_keeps_its_narrow_embeddings(make_model, select):
@@ -96,8 +96,8 @@ def test_electra_keeps_its_narrow_embeddings(make_model, select):
     assert student.electra.embeddings.word_embeddings.weight.shape == (100, 16)
     assert torch.equal(student.electra.embeddings_project.weight, model.electra.embeddings_project.weight)
     assert student.config.embedding_size == 16
-    same = remove_units(make_model("ElectraModel", embedding_size=32), select("all of these", "ElectraModel"))
-    assert not hasattr(same, "embeddings_project")
+    equal_widths = remove_units(make_model("ElectraModel", embedding_size=32), select("all of these", "ElectraModel"))
+    assert not hasattr(equal_widths, "embeddings_project")
 
 
 @pytest.mark.parametrize("head", ["RobertaForMaskedLM", "DistilBertForMaskedLM", "ElectraForMaskedLM"])
