@@ -13,7 +13,7 @@ import json
 import sys
 import textwrap
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -215,7 +215,18 @@ def parse_flags(
     check_model_name("model_name_or_path", flags.model.model_name_or_path)
     for teacher in flags.model.teacher_name_or_path or ():
         check_model_name("teacher_name_or_path", teacher)
+    _check_checkpoint(flags.training)
     return flags
+
+
+def _check_checkpoint(training: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError if `resume_from_checkpoint` is neither a truth value nor a directory."""
+    value = training.get("resume_from_checkpoint", ("",))[-1].partition("=")[2]
+    if value and value.lower() not in ("true", "false") and not Path(value).is_dir():
+        raise UserError(
+            f"resume_from_checkpoint={value!r} is not a directory: give a checkpoint, or True to resume the run in "
+            "output_dir"
+        )
 
 
 def check_model_name(flag: str, name: str) -> None:

@@ -124,7 +124,8 @@ def compress(config: JobConfig, progress: TrainerCallback | None = None) -> Comp
         model, description = create_student(config.model, model)
         stages = (*stages, description)
 
-    trainer = trainer_class(
+    trainer = _create_trainer(
+        trainer_class,
         model=model,
         args=args,
         teacher=teachers,
@@ -207,6 +208,16 @@ def _select_trainer_class(task: Task, args: TrainingArguments, config: JobConfig
     return EfficientSeq2SeqTrainer
 
 
+def _create_trainer(trainer_class: Any, **kwargs: Any) -> Any:
+    """Return a trainer. Raises UserError if a training argument is refused, or a package that it needs is missing."""
+    try:
+        return trainer_class(**kwargs)
+    except UserError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
 def _needs_fine_tuning(config: JobConfig, prepared: PreparedJob) -> bool:
     """Whether a teacher has to be trained before the model can be compressed."""
     has_teacher = prepared.is_fine_tuned or config.model.teacher_name_or_path is not None
@@ -231,7 +242,7 @@ def _fine_tune_teacher(
         for leftover in (directory, output_dir / "_tuning"):
             shutil.rmtree(leftover, ignore_errors=True)
     kwargs: Mapping[str, Any] = {**prepared.trainer_kwargs(), "eval_dataset": None}
-    trainer = trainer_class(model=prepared.model, args=teacher_args, **kwargs)
+    trainer = _create_trainer(trainer_class, model=prepared.model, args=teacher_args, **kwargs)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if args.should_save:
         save_atomically(trainer.model, directory, kwargs["processing_class"])

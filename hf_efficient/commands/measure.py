@@ -111,9 +111,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     comparison_flags = _add_comparison_flags(parser.add_argument_group("Comparison of models"))
     training_flags = _add_training_cost_flags(parser.add_argument_group("Costs of training (with --training)"))
     args = parser.parse_all(argv)
-    if args.forms is not None:
-        logger.warning("--forms is now called --variants, and will be removed")
-        args.variants = args.forms
     unused_flags = comparison_flags if args.training else training_flags
     given = [f"--{name}" for name in unused_flags if getattr(args, name) != parser.get_default(name)]
     if given:
@@ -121,6 +118,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{', '.join(given)}: only {condition} --training; leave out one or the other")
     if args.training and len(args.models) > 1:
         raise UserError(f"--training measures one model, {len(args.models)} are given: {', '.join(args.models)}")
+    if args.forms is not None:
+        logger.warning("--forms is now called --variants, and will be removed")
+        args.variants = args.forms
     for name in args.models:
         check_model_name("MODEL", name)
     return args

@@ -13,7 +13,13 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from transformers.utils import logging
 
 from hf_efficient.commands.config import JobConfig, ModelConfig
-from hf_efficient.commands.pretrained import explain_loading_errors, load_config, load_model, load_tokenizer
+from hf_efficient.commands.pretrained import (
+    explain_loading_errors,
+    has_vocabulary,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from hf_efficient.data.columns import Columns
 from hf_efficient.data.labels import label_ids, label_names
 from hf_efficient.distillation.students import student_from_config, student_from_layers
@@ -146,6 +152,8 @@ def _check_same_tokenizer(teacher_name: str, tokenizer: PreTrainedTokenizerBase,
     try:
         teacher_tokenizer = AutoTokenizer.from_pretrained(teacher_name, trust_remote_code=trust_remote_code)
     except OSError:
+        teacher_tokenizer = None
+    if teacher_tokenizer is None or not has_vocabulary(teacher_tokenizer):
         logger.warning(f"teacher {teacher_name!r} has no tokenizer: the student's is used for both")
         return
     teacher_vocabulary, vocabulary = teacher_tokenizer.get_vocab(), tokenizer.get_vocab()

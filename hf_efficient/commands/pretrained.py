@@ -37,9 +37,19 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """Return the tokenizer of a model. Raises UserError if it cannot be loaded."""
+    """Return the tokenizer of a model. Raises UserError if it has none, or if it cannot be loaded."""
     with explain_loading_errors(name, "tokenizer"):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if not has_vocabulary(tokenizer):
+        raise UserError(
+            f"{name!r} has no tokenizer: save the one that the model was trained with in the same directory"
+        )
+    return tokenizer
+
+
+def has_vocabulary(tokenizer: Any) -> bool:
+    """Whether a tokenizer has more than special tokens: a model saved without one gets an empty one."""
+    return len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) > 1
 
 
 def load_model(auto_class: Any, name: str, **options: Any) -> Any:
