@@ -9,7 +9,9 @@ T = TypeVar("T")
 
 HEADS = {cls.__name__: (family, cls) for family in FAMILIES.values() for cls in family.pruned_classes}
 BERT_HEADS = tuple(cls.__name__ for cls in FAMILIES["bert"].pruned_classes)
-PRUNED_CLASSES = {cls.__name__: pruned for family in FAMILIES.values() for cls, pruned in family.pruned_classes.items()}
+PRUNED_CLASSES = {
+    cls.__name__: pruned for family in FAMILIES.values() for cls, pruned in family.pruned_classes.items()
+}
 CLASSIFIERS = [head for head in HEADS if head.endswith("ForSequenceClassification")]
 # One class of each family, of another task in each of the first six.
 ONE_HEAD_PER_FAMILY = [
@@ -26,3 +28,15 @@ def pairs_of_heads_and(choices: Sequence[T]) -> list[tuple[str, T]]:
         for index in range(max(len(heads), len(choices))):
             pairs.append((heads[index % len(heads)], choices[(index + offset) % len(choices)]))
     return pairs
+
+
+# Every task head once (of BERT and T5), and the other families by their first class with a head.
+REPRESENTATIVE_HEADS = (
+    *BERT_HEADS,
+    *(cls.__name__ for cls in FAMILIES["t5"].pruned_classes),
+    *(
+        next(cls.__name__ for cls in family.pruned_classes if "For" in cls.__name__)
+        for name, family in FAMILIES.items()
+        if name not in ("bert", "t5")
+    ),
+)

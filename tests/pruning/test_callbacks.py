@@ -177,7 +177,7 @@ def test_gates_and_sums_are_saved_and_loaded(make_model, make_batch, tmp_path):
     resumed.load(str(tmp_path))
     begin(resumed, model)
     assert resumed.units["encoder.0.attention"].tolist() == [1, 1, 0, 1]
-    assert float(resumed.layers["encoder.2"]) == 0
+    assert resumed.layers["encoder.2"].item() == 0
     assert resumed.units["encoder.0.attention"].requires_grad
     for name, total in callback.sums.items():
         torch.testing.assert_close(resumed.sums[name], 3 * total)

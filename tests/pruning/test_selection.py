@@ -19,7 +19,8 @@ SECOND = Selection(
 )
 
 
-def test_cut_twice_equals_gated_twice(make_model, make_batch, outputs, assert_same, select, gates_of, head):
+@pytest.mark.parametrize("head", ["BertForSequenceClassification", "BertForMaskedLM"])
+def test_pruning_twice_equals_gating_twice(make_model, make_batch, outputs, assert_same, select, gates_of, head):
     model, batch = make_model(head), make_batch(head)
     once = remove_units(model, select("uneven widths"))
     with apply_gates(once, *gates_of(once, SECOND)):
@@ -27,18 +28,18 @@ def test_cut_twice_equals_gated_twice(make_model, make_batch, outputs, assert_sa
     twice = remove_units(once, SECOND)
     assert_same(outputs(twice, batch), expected, atol=1e-5)
 
-    together = Selection(
+    combined = Selection(
         SECOND.layers,
         {
             name: tuple(select("uneven widths").units[name][position] for position in keep)
             for name, keep in SECOND.units.items()
         },
     )
-    with apply_gates(model, *gates_of(model, together)):
+    with apply_gates(model, *gates_of(model, combined)):
         assert_same(outputs(twice, batch), outputs(model, batch), atol=1e-5)
 
 
-def test_structure_counts_in_the_unpruned_network_however_often_it_was_cut(make_model, select):
+def test_structure_refers_to_the_unpruned_network_after_every_pruning(make_model, select):
     twice = remove_units(remove_units(make_model(), select("uneven widths")), SECOND)
     assert twice.config.structure == {
         "encoder": [
@@ -49,7 +50,7 @@ def test_structure_counts_in_the_unpruned_network_however_often_it_was_cut(make_
     assert family_of(twice).structure(twice.config) == Structure.from_dict(twice.config.structure)
 
 
-def test_cut_leaves_the_model_as_it_is(make_model, make_batch, outputs, assert_same, select):
+def test_pruning_does_not_change_the_model_itself(make_model, make_batch, outputs, assert_same, select):
     model, batch = make_model(), make_batch()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     before, config = outputs(model, batch), model.config.to_dict()
@@ -63,7 +64,7 @@ def test_cut_leaves_the_model_as_it_is(make_model, make_batch, outputs, assert_s
     assert_same(outputs(model, batch), before, atol=0)
 
 
-def test_matrices_are_smaller(make_model, select):
+def test_removed_units_have_no_parameters(make_model, select):
     student = remove_units(make_model(), select("uneven widths"))
     removed_heads, removed_neurons = 2 + 3, (64 - 22) + (64 - 5)
     weights_of_a_head, weights_of_a_neuron = 8 * (3 * (32 + 1) + 32), (32 + 1) + 32
@@ -73,7 +74,7 @@ def test_matrices_are_smaller(make_model, select):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_dtype_and_attention_implementation_stay(make_model, select, training):
+def test_mode_dtype_and_attention_implementation_are_kept(make_model, select, training):
     model = make_model(attn_implementation="eager").double().train(training)
     student = remove_units(model, select("uneven widths"))
     assert student.training is training
@@ -81,12 +82,12 @@ def test_mode_dtype_and_attention_implementation_stay(make_model, select, traini
     assert student.config._attn_implementation == "eager"
 
 
-def test_tied_weights_stay_tied(make_model, select):
+def test_tied_weights_are_kept_tied(make_model, select):
     student = remove_units(make_model("BertForMaskedLM"), select("uneven widths"))
     assert student.cls.predictions.decoder.weight is student.bert.embeddings.word_embeddings.weight
 
 
-def test_cutting_draws_no_random_number(make_model, select):
+def test_pruning_draws_no_random_number(make_model, select):
     model = make_model()
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -95,13 +96,13 @@ def test_cutting_draws_no_random_number(make_model, select):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_cut_model_learns(make_model, make_batch, select):
+def test_pruned_model_can_be_trained(make_model, make_batch, select):
     student = remove_units(make_model(), select("all of these"))
     student(**make_batch(labelled=True)).loss.backward()
     assert not [name for name, parameter in student.named_parameters() if parameter.grad is None]
 
 
-def test_stock_shape_gets_the_stock_class(make_model, select):
+def test_stock_shape_has_the_stock_class(make_model, select):
     student = remove_units(make_model(), select("a stock shape"))
     assert type(student) is type(make_model())
     assert (student.config.num_hidden_layers, student.config.intermediate_size) == (2, 32)

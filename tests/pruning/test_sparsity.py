@@ -46,15 +46,17 @@ def test_fraction_is_exact_and_the_lowest_scores_are_removed(make_model, make_ba
             "row": [weight.shape[0] * round(fraction * weight.shape[1]) for weight in weights(model).values()],
         }[scope]
     )
-    scores, gone = CONNECTION_CRITERIA[criterion](model, [batch]), zeros(sparse)
+    scores, removed = CONNECTION_CRITERIA[criterion](model, [batch]), zeros(sparse)
     groups = {
-        "global": [torch.cat([each.flatten() for each in (table[name] for name in gone)]) for table in (scores, gone)]
+        "global": [
+            torch.cat([each.flatten() for each in (table[name] for name in removed)]) for table in (scores, removed)
+        ]
     }
-    rows = {name: zip(scores[name], gone[name], strict=True) for name in gone}
+    rows = {name: zip(scores[name], removed[name], strict=True) for name in removed}
     pairs = {
         "global": [groups["global"]],
-        "layer": [(scores[name], gone[name]) for name in gone],
-        "row": [pair for name in gone for pair in rows[name]],
+        "layer": [(scores[name], removed[name]) for name in removed],
+        "row": [pair for name in removed for pair in rows[name]],
     }[scope]
     for score, zero in pairs:
         assert score[zero].max() <= score[~zero].min()
@@ -68,9 +70,9 @@ def test_kept_weights_do_not_change(make_model):
     assert sparse.training
     assert list(sparse.state_dict()) == list(before)
     assert [name for name, _ in sparse.named_parameters()] == [name for name, _ in model.named_parameters()]
-    gone = zeros(sparse)
+    removed = zeros(sparse)
     for name, value in sparse.state_dict().items():
-        kept = ~gone[name] if name in gone else torch.ones_like(value, dtype=torch.bool)
+        kept = ~removed[name] if name in removed else torch.ones_like(value, dtype=torch.bool)
         assert torch.equal(value[kept], before[name][kept])
     assert not any(torch.signbit(weight[weight == 0]).any() for weight in weights(sparse).values())
     assert not [module for module in sparse.modules() if module._forward_pre_hooks]
@@ -257,10 +259,10 @@ def test_resumed_training_keeps_the_zeros_of_the_checkpoint(make_model, train, t
     train(model, KeepZerosCallback())
     loaded = BertForSequenceClassification.from_pretrained(tmp_path / "checkpoint-2")
     assert zero_fraction(loaded) == pytest.approx(0.3, abs=1e-4)
-    dense, gone = make_model(seed=5), zeros(loaded)
+    dense, removed = make_model(seed=5), zeros(loaded)
     counts = train(dense, KeepZerosCallback(), resume=str(tmp_path / "checkpoint-2"))
     assert counts == [round(0.3 * CONNECTIONS)] * 2
-    assert all(torch.equal(zero, gone[name]) for name, zero in zeros(dense).items())
+    assert all(torch.equal(zero, removed[name]) for name, zero in zeros(dense).items())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in dense.state_dict().items())
 
 

@@ -1,4 +1,5 @@
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -35,39 +36,40 @@ WIDTHS = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "
 T5_WIDTHS = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
 
 
-def trained(kind, special):
-    """Returns what a trainer of that kind learns from the corpus: the JSON of the tokenizer's model."""
+@cache
+def train_tokenizer_model(kind, *special):
+    """Returns the model of a tokenizer trained on the corpus, as in its JSON file."""
     model = {"WordPiece": models.WordPiece, "BPE": models.BPE, "Unigram": models.Unigram}[kind]()
     tokenizer = Tokenizer(model)
     if kind == "WordPiece":
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=special, show_progress=False)
+        trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=list(special), show_progress=False)
     elif kind == "BPE":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
-            vocab_size=380, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+            vocab_size=380, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
         )
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         trainer = trainers.UnigramTrainer(
-            vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False
+            vocab_size=120, special_tokens=list(special), unk_token="<unk>", show_progress=False
         )
     tokenizer.train_from_iterator(CORPUS * 3, trainer)
     return json.loads(tokenizer.to_str())["model"]
 
 
 def unigram(special):
-    return [tuple(piece) for piece in trained("Unigram", special)["vocab"]]
+    return [tuple(piece) for piece in train_tokenizer_model("Unigram", *special)["vocab"]]
 
 
 def make_bert_tokenizer():
-    return BertTokenizer(vocab=trained("WordPiece", SPECIAL["bert"])["vocab"])
+    return BertTokenizer(vocab=train_tokenizer_model("WordPiece", *SPECIAL["bert"])["vocab"])
 
 
 def make_roberta_tokenizer():
-    learned = trained("BPE", SPECIAL["roberta"])
-    return RobertaTokenizer(vocab=learned["vocab"], merges=[tuple(merge) for merge in learned["merges"]])
+    model = train_tokenizer_model("BPE", *SPECIAL["roberta"])
+    return RobertaTokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
 
 
 def make_t5_tokenizer():
@@ -84,14 +86,14 @@ def make_camembert_tokenizer():
 
 
 def make_word_tokenizer():
-    """A hundred tokens, as many as the tiny models of conftest have rows."""
+    """A hundred tokens, as many as the embeddings of the tiny models of conftest."""
     pieces = [*SPECIAL["bert"], *(f"w{index}" for index in range(95))]
     return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
 
 
 def make_generic_tokenizer():
-    """A bare PreTrainedTokenizerFast whose special tokens sit in the middle, with an added token at the end."""
-    vocab = trained("WordPiece", [])["vocab"]
+    """A PreTrainedTokenizerFast with special tokens in the middle of the ids and an added token at the end."""
+    vocab = train_tokenizer_model("WordPiece")["vocab"]
     pieces = list(vocab)[:40] + SPECIAL["bert"] + list(vocab)[40:]
     backend = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
@@ -111,7 +113,7 @@ def make_generic_tokenizer():
     return tokenizer
 
 
-# The class with a head over the vocabulary, the class without, the tokenizer, and what the config says beside widths.
+# A class with a language modelling head, one without, the tokenizer, and the fields of the config.
 CASES = {
     "bert": ("BertForMaskedLM", "BertForSequenceClassification", make_bert_tokenizer, WIDTHS),
     "bert pretraining": ("BertForPreTraining", "BertModel", make_bert_tokenizer, WIDTHS),
@@ -154,7 +156,7 @@ def case(request):
 
 
 def build(name, tokenizer, config, spare_rows=0, **changes):
-    """A random model, its biases and norms too, with a row for every token and some to spare."""
+    """A random model, biases and norms included, with a row for every token and `spare_rows` more."""
     cls = getattr(transformers, name)
     fields = {"decoder_start_token_id": 0} if "d_model" in config else {}
     torch.manual_seed(0)
@@ -165,95 +167,95 @@ def build(name, tokenizer, config, spare_rows=0, **changes):
     return model.eval()
 
 
-def answers(model, batch):
-    """Returns all that `model` answers to padded texts; a decoder reads the same texts."""
+def outputs_of(model, batch):
+    """Returns the outputs of `model` for padded texts; a decoder reads the same texts."""
     inputs = dict(batch)
     if "EncoderModel" not in type(model).__name__ and model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = batch["input_ids"]
         inputs["decoder_attention_mask"] = batch["attention_mask"]
     with torch.no_grad():
-        found = model(**inputs)
-    return {name: value for name, value in found.items() if torch.is_tensor(value)}
+        outputs = model(**inputs)
+    return {name: value for name, value in outputs.items() if torch.is_tensor(value)}
 
 
 def encode(tokenizer, texts):
     return tokenizer(texts, padding=True, return_tensors="pt")
 
 
-def test_kept_texts_keep_their_tokens_and_the_model_its_answers(case):
+def test_kept_texts_have_the_same_tokens_and_outputs(case):
     with_head, without, make_tokenizer, config = case
     tokenizer = make_tokenizer()
     for name in (with_head, without):
         model = build(name, tokenizer, config)
-        small = trim_vocabulary(model, tokenizer, find_used_tokens(USED, tokenizer))
-        assert len(small.tokenizer) == len(small.token_ids) < len(tokenizer)
-        assert small.model.config.vocab_size == len(small.token_ids)
-        old, new = encode(tokenizer, USED), encode(small.tokenizer, USED)
-        assert [small.tokenizer.tokenize(text) for text in USED] == [tokenizer.tokenize(text) for text in USED]
-        assert torch.equal(small.token_ids[new["input_ids"]], old["input_ids"])
-        expected, found = answers(model, old), answers(small.model, new)
-        assert expected.keys() == found.keys()
+        trimmed = trim_vocabulary(model, tokenizer, find_used_tokens(USED, tokenizer))
+        assert len(trimmed.tokenizer) == len(trimmed.token_ids) < len(tokenizer)
+        assert trimmed.model.config.vocab_size == len(trimmed.token_ids)
+        old, new = encode(tokenizer, USED), encode(trimmed.tokenizer, USED)
+        assert [trimmed.tokenizer.tokenize(text) for text in USED] == [tokenizer.tokenize(text) for text in USED]
+        assert torch.equal(trimmed.token_ids[new["input_ids"]], old["input_ids"])
+        expected, actual = outputs_of(model, old), outputs_of(trimmed.model, new)
+        assert expected.keys() == actual.keys()
         for key, value in expected.items():
             if value.shape[-1] == len(tokenizer):
-                torch.testing.assert_close(found[key], value[..., small.token_ids], rtol=0, atol=1e-5)
+                torch.testing.assert_close(actual[key], value[..., trimmed.token_ids], rtol=0, atol=1e-5)
             else:
-                assert torch.equal(found[key], value), key
+                assert torch.equal(actual[key], value), key
 
 
-def test_what_is_saved_loads_as_it_was(case, tmp_path, assert_same_weights):
+def test_trimmed_model_and_tokenizer_are_saved_and_loaded(case, tmp_path, assert_same_weights):
     name, _, make_tokenizer, config = case
     tokenizer = make_tokenizer()
-    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, find_used_tokens(USED, tokenizer))
-    small.model.save_pretrained(tmp_path)
-    small.tokenizer.save_pretrained(tmp_path)
-    model, reloaded = type(small.model).from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
-    assert_same_weights(model, small.model)
-    assert reloaded.get_vocab() == small.tokenizer.get_vocab()
-    assert reloaded.all_special_ids == small.tokenizer.all_special_ids
+    trimmed = trim_vocabulary(build(name, tokenizer, config), tokenizer, find_used_tokens(USED, tokenizer))
+    trimmed.model.save_pretrained(tmp_path)
+    trimmed.tokenizer.save_pretrained(tmp_path)
+    model, reloaded = type(trimmed.model).from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert_same_weights(model, trimmed.model)
+    assert reloaded.get_vocab() == trimmed.tokenizer.get_vocab()
+    assert reloaded.all_special_ids == trimmed.tokenizer.all_special_ids
     for texts in (USED, UNSEEN, list(zip(USED, UNSEEN, strict=False))):
-        assert encode(reloaded, texts)["input_ids"].tolist() == encode(small.tokenizer, texts)["input_ids"].tolist()
+        assert encode(reloaded, texts)["input_ids"].tolist() == encode(trimmed.tokenizer, texts)["input_ids"].tolist()
     assert reloaded.decode(reloaded(USED[0])["input_ids"]) == tokenizer.decode(tokenizer(USED[0])["input_ids"])
 
 
-def test_special_tokens_stay_and_pairs_are_joined_as_before(case):
+def test_special_tokens_and_pairs_do_not_change(case):
     name, _, make_tokenizer, config = case
     tokenizer = make_tokenizer()
-    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, find_used_tokens(USED, tokenizer))
-    assert small.tokenizer.special_tokens_map == tokenizer.special_tokens_map
-    assert set(small.tokenizer.added_tokens_encoder) == set(tokenizer.added_tokens_encoder)
-    for token, new in small.tokenizer.get_vocab().items():
-        assert small.token_ids[new] == tokenizer.get_vocab()[token]
-    old, new = tokenizer(USED[0], USED[1]), small.tokenizer(USED[0], USED[1])
-    assert small.token_ids[new["input_ids"]].tolist() == old["input_ids"]
+    trimmed = trim_vocabulary(build(name, tokenizer, config), tokenizer, find_used_tokens(USED, tokenizer))
+    assert trimmed.tokenizer.special_tokens_map == tokenizer.special_tokens_map
+    assert set(trimmed.tokenizer.added_tokens_encoder) == set(tokenizer.added_tokens_encoder)
+    for token, new in trimmed.tokenizer.get_vocab().items():
+        assert trimmed.token_ids[new] == tokenizer.get_vocab()[token]
+    old, new = tokenizer(USED[0], USED[1]), trimmed.tokenizer(USED[0], USED[1])
+    assert trimmed.token_ids[new["input_ids"]].tolist() == old["input_ids"]
 
 
-def test_unseen_words_have_pieces_and_none_is_unknown(case):
+def test_unseen_words_are_split_into_pieces(case):
     name, _, make_tokenizer, config = case
     tokenizer = make_tokenizer()
-    small = trim_vocabulary(build(name, tokenizer, config), tokenizer, find_used_tokens(USED, tokenizer))
+    trimmed = trim_vocabulary(build(name, tokenizer, config), tokenizer, find_used_tokens(USED, tokenizer))
     for text in UNSEEN:
-        assert tokenizer.unk_token not in small.tokenizer.tokenize(text)
-        joined = "".join(small.tokenizer.tokenize(text)).replace("##", "")
+        assert tokenizer.unk_token not in trimmed.tokenizer.tokenize(text)
+        joined = "".join(trimmed.tokenizer.tokenize(text)).replace("##", "")
         assert joined == "".join(tokenizer.tokenize(text)).replace("##", "")
-        assert len(small.tokenizer.tokenize(text)) > len(tokenizer.tokenize(text))
+        assert len(trimmed.tokenizer.tokenize(text)) > len(tokenizer.tokenize(text))
 
 
-def test_the_given_model_and_tokenizer_stay_as_they_are(assert_same_weights):
+def test_given_model_and_tokenizer_are_not_changed(assert_same_weights):
     tokenizer = make_t5_tokenizer()
     model, same = (build("T5ForConditionalGeneration", tokenizer, T5_WIDTHS) for _ in range(2))
     before = tokenizer.backend_tokenizer.to_str()
-    small = trim_vocabulary(model, tokenizer, [])
-    small.tokenizer.add_tokens(["new"])
-    small.tokenizer.eos_token = "new"
+    trimmed = trim_vocabulary(model, tokenizer, [])
+    trimmed.tokenizer.add_tokens(["new"])
+    trimmed.tokenizer.eos_token = "new"
     with torch.no_grad():
-        small.model.shared.weight.zero_()
+        trimmed.model.shared.weight.zero_()
     assert_same_weights(model, same)
     assert model.config.to_dict() == same.config.to_dict()
     assert tokenizer.backend_tokenizer.to_str() == before
     assert tokenizer.eos_token == "</s>"
 
 
-def test_random_numbers_are_left_alone():
+def test_trimming_draws_no_random_number():
     tokenizer = make_bert_tokenizer()
     model = build("BertForMaskedLM", tokenizer, WIDTHS)
     torch.manual_seed(1)
@@ -263,17 +265,17 @@ def test_random_numbers_are_left_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_generation_gives_the_same_sentences():
+def test_generated_texts_do_not_change():
     tokenizer = make_t5_tokenizer()
     model = build("T5ForConditionalGeneration", tokenizer, CASES["t5 untied"][3], spare_rows=7)
-    batch, wanted = encode(tokenizer, USED), {"min_new_tokens": 8, "max_new_tokens": 8, "no_repeat_ngram_size": 1}
+    batch, settings = encode(tokenizer, USED), {"min_new_tokens": 8, "max_new_tokens": 8, "no_repeat_ngram_size": 1}
     spare = list(range(len(tokenizer), len(tokenizer) + 7))
-    expected = model.generate(**batch, **wanted, suppress_tokens=spare)
-    small = trim_vocabulary(model, tokenizer, find_used_tokens([*USED, expected], tokenizer))
-    assert small.model.config.vocab_size == len(small.tokenizer) < len(tokenizer)
-    found = small.model.generate(**encode(small.tokenizer, USED), **wanted)
+    expected = model.generate(**batch, **settings, suppress_tokens=spare)
+    trimmed = trim_vocabulary(model, tokenizer, find_used_tokens([*USED, expected], tokenizer))
+    assert trimmed.model.config.vocab_size == len(trimmed.tokenizer) < len(tokenizer)
+    generated = trimmed.model.generate(**encode(trimmed.tokenizer, USED), **settings)
     assert len(set(expected.flatten().tolist())) > 8
-    assert torch.equal(small.token_ids[found], expected)
+    assert torch.equal(trimmed.token_ids[generated], expected)
 
 
 def test_ids_in_the_configs_are_renumbered():
@@ -285,106 +287,108 @@ def test_ids_in_the_configs_are_renumbered():
     generation.forced_eos_token_id, generation.eos_token_id = 43, [43, 41]
     generation.suppress_tokens, generation.begin_suppress_tokens = [44, last], [last]
     generation.bad_words_ids, generation.sequence_bias = [[42, last], [42, 43]], {(44,): -1.0, (last,): 2.0}
-    small = trim_vocabulary(model, tokenizer, [])
-    ids = small.tokenizer.convert_tokens_to_ids(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    assert last not in small.token_ids
+    trimmed = trim_vocabulary(model, tokenizer, [])
+    ids = trimmed.tokenizer.convert_tokens_to_ids(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    assert last not in trimmed.token_ids
     assert ids[0] < 40
     pad, unknown, first, end, mask = ids
-    for trimmed in (small.model.config, small.model.encoder.config, small.model.decoder.config):
-        assert (trimmed.pad_token_id, trimmed.eos_token_id, trimmed.decoder_start_token_id) == (pad, end, first)
-        assert trimmed.vocab_size == len(small.token_ids)
-    trimmed = small.model.generation_config
-    assert (trimmed.pad_token_id, trimmed.forced_eos_token_id, trimmed.eos_token_id) == (pad, end, [end, unknown])
-    assert (trimmed.suppress_tokens, trimmed.begin_suppress_tokens) == ([mask], None)
-    assert trimmed.bad_words_ids == [[first, end]]
-    assert trimmed.sequence_bias == [[[mask], -1.0]]
+    for new in (trimmed.model.config, trimmed.model.encoder.config, trimmed.model.decoder.config):
+        assert (new.pad_token_id, new.eos_token_id, new.decoder_start_token_id) == (pad, end, first)
+        assert new.vocab_size == len(trimmed.token_ids)
+    new = trimmed.model.generation_config
+    assert (new.pad_token_id, new.forced_eos_token_id, new.eos_token_id) == (pad, end, [end, unknown])
+    assert (new.suppress_tokens, new.begin_suppress_tokens) == ([mask], None)
+    assert new.bad_words_ids == [[first, end]]
+    assert new.sequence_bias == [[[mask], -1.0]]
     assert generation.eos_token_id == [43, 41]
 
 
-def test_the_padding_row_stays_without_gradient():
+def test_padding_row_has_no_gradient():
     tokenizer = make_generic_tokenizer()
     model = build("BertModel", tokenizer, WIDTHS, pad_token_id=40)
-    small = trim_vocabulary(model, tokenizer, [])
-    pad = small.tokenizer.pad_token_id
-    assert (small.model.embeddings.word_embeddings.padding_idx, small.model.config.pad_token_id) == (pad, pad)
-    assert json.loads(small.tokenizer.backend_tokenizer.to_str())["padding"]["pad_id"] == pad
-    assert small.token_ids[pad] == 40
+    trimmed = trim_vocabulary(model, tokenizer, [])
+    pad = trimmed.tokenizer.pad_token_id
+    assert (trimmed.model.embeddings.word_embeddings.padding_idx, trimmed.model.config.pad_token_id) == (pad, pad)
+    assert json.loads(trimmed.tokenizer.backend_tokenizer.to_str())["padding"]["pad_id"] == pad
+    assert trimmed.token_ids[pad] == 40
 
 
-def test_positions_that_count_from_the_padding_id_stay():
+def test_positions_counted_from_the_padding_id_do_not_change():
     tokenizer = make_generic_tokenizer()
     model = build("RobertaModel", tokenizer, WIDTHS, pad_token_id=40, max_position_embeddings=60)
-    small = trim_vocabulary(model, tokenizer, find_used_tokens(USED, tokenizer))
-    assert small.token_ids[:41].tolist() == list(range(41))
-    old, new = encode(tokenizer, USED), encode(small.tokenizer, USED)
-    assert torch.equal(answers(small.model, new)["last_hidden_state"], answers(model, old)["last_hidden_state"])
+    trimmed = trim_vocabulary(model, tokenizer, find_used_tokens(USED, tokenizer))
+    assert trimmed.token_ids[:41].tolist() == list(range(41))
+    old, new = encode(tokenizer, USED), encode(trimmed.tokenizer, USED)
+    assert torch.equal(
+        outputs_of(trimmed.model, new)["last_hidden_state"], outputs_of(model, old)["last_hidden_state"]
+    )
 
 
-def test_rows_without_a_token_go_unless_they_are_kept_or_named():
+def test_rows_without_a_token_are_removed_unless_kept_or_in_the_config():
     tokenizer = make_t5_tokenizer()
     size = len(tokenizer)
     model = build("T5ForConditionalGeneration", tokenizer, T5_WIDTHS, spare_rows=9, bos_token_id=size + 3)
-    small = trim_vocabulary(model, tokenizer, [size + 1])
-    assert len(small.token_ids) == len(small.tokenizer) + 2
-    assert small.token_ids[-2:].tolist() == [size + 1, size + 3]
-    assert small.model.config.bos_token_id == len(small.token_ids) - 1
-    assert torch.equal(small.model.shared.weight, model.shared.weight[small.token_ids])
+    trimmed = trim_vocabulary(model, tokenizer, [size + 1])
+    assert len(trimmed.token_ids) == len(trimmed.tokenizer) + 2
+    assert trimmed.token_ids[-2:].tolist() == [size + 1, size + 3]
+    assert trimmed.model.config.bos_token_id == len(trimmed.token_ids) - 1
+    assert torch.equal(trimmed.model.shared.weight, model.shared.weight[trimmed.token_ids])
 
 
-def test_all_tokens_kept_change_nothing(assert_same_weights):
+def test_keeping_all_tokens_changes_nothing(assert_same_weights):
     tokenizer = make_bert_tokenizer()
     model = build("BertForMaskedLM", tokenizer, WIDTHS)
-    whole = trim_vocabulary(model, tokenizer, range(len(tokenizer)))
-    assert whole.token_ids.tolist() == list(range(len(tokenizer)))
-    assert whole.model is not model
-    assert_same_weights(whole.model, model)
-    assert whole.tokenizer.get_vocab() == tokenizer.get_vocab()
+    trimmed = trim_vocabulary(model, tokenizer, range(len(tokenizer)))
+    assert trimmed.token_ids.tolist() == list(range(len(tokenizer)))
+    assert trimmed.model is not model
+    assert_same_weights(trimmed.model, model)
+    assert trimmed.tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
-@pytest.mark.parametrize("order", ["cut, then trimmed", "trimmed, then cut"])
-def test_a_pruned_model_can_be_trimmed_and_a_trimmed_one_pruned(
+@pytest.mark.parametrize("order", ["pruned, then trimmed", "trimmed, then pruned"])
+def test_pruning_and_trimming_can_be_combined_in_any_order(
     make_model, make_batch, outputs, assert_same, select, order
 ):
     tokenizer = make_word_tokenizer()
     model, batch = make_model("BertForMaskedLM"), make_batch("BertForMaskedLM")
     keep = batch["input_ids"].unique().tolist()
     pruned = remove_units(model, select("uneven widths"))
-    if order == "cut, then trimmed":
-        small = trim_vocabulary(pruned, tokenizer, keep)
-        found = small.model
+    if order == "pruned, then trimmed":
+        trimmed = trim_vocabulary(pruned, tokenizer, keep)
+        result = trimmed.model
     else:
-        small = trim_vocabulary(model, tokenizer, keep)
-        found = remove_units(small.model, select("uneven widths"))
+        trimmed = trim_vocabulary(model, tokenizer, keep)
+        result = remove_units(trimmed.model, select("uneven widths"))
     new_ids = torch.full((100,), -1)
-    new_ids[small.token_ids] = torch.arange(len(small.token_ids))
-    expected = outputs(pruned, batch)["logits"][..., small.token_ids]
-    assert found.config.vocab_size == len(small.token_ids) < 100
-    assert_same(outputs(found, {**batch, "input_ids": new_ids[batch["input_ids"]]}), {"logits": expected}, atol=1e-5)
+    new_ids[trimmed.token_ids] = torch.arange(len(trimmed.token_ids))
+    expected = outputs(pruned, batch)["logits"][..., trimmed.token_ids]
+    assert result.config.vocab_size == len(trimmed.token_ids) < 100
+    assert_same(outputs(result, {**batch, "input_ids": new_ids[batch["input_ids"]]}), {"logits": expected}, atol=1e-5)
 
 
-def test_a_pruned_model_is_saved_with_its_vocabulary(make_model, select, tmp_path, assert_same_weights):
+def test_pruned_and_trimmed_model_is_saved_and_loaded(make_model, select, tmp_path, assert_same_weights):
     tokenizer = make_word_tokenizer()
-    small = trim_vocabulary(remove_units(make_model(), select("all of these")), tokenizer, [7, 9])
-    small.model.save_pretrained(tmp_path)
-    reloaded = type(small.model).from_pretrained(tmp_path)
+    trimmed = trim_vocabulary(remove_units(make_model(), select("all of these")), tokenizer, [7, 9])
+    trimmed.model.save_pretrained(tmp_path)
+    reloaded = type(trimmed.model).from_pretrained(tmp_path)
     assert reloaded.config.vocab_size == 7
-    assert_same_weights(reloaded, small.model)
+    assert_same_weights(reloaded, trimmed.model)
 
 
-def test_wordpiece_keeps_the_pieces_before_a_dead_end():
-    """Greedy: "ab", then no "##c"; without "ab" the word would be "a", "##bc"."""
+def test_wordpiece_keeps_the_pieces_at_the_start_of_an_unknown_word():
+    """The greedy search finds "ab", then no "##c"; without "ab" the word would be split into "a", "##bc"."""
     vocab = {piece: index for index, piece in enumerate([*SPECIAL["bert"], "a", "##b", "ab", "##bc", "x", "xy", "c"])}
     tokenizer = BertTokenizer(vocab=vocab)
     assert tokenizer.tokenize("abc") == ["[UNK]"]
     keep = find_used_tokens(["ABC", "a c"], tokenizer)
     assert tokenizer.convert_ids_to_tokens(keep) == ["[UNK]", "[CLS]", "[SEP]", "a", "ab", "c"]
     model = build("BertModel", tokenizer, WIDTHS)
-    small = trim_vocabulary(model, tokenizer, [*keep, vocab["##bc"]]).tokenizer
-    assert small.tokenize("abc") == ["[UNK]"]
-    assert "xy" not in small.get_vocab()
+    trimmed = trim_vocabulary(model, tokenizer, [*keep, vocab["##bc"]]).tokenizer
+    assert trimmed.tokenize("abc") == ["[UNK]"]
+    assert "xy" not in trimmed.get_vocab()
 
 
-def test_bpe_keeps_what_a_token_is_merged_from_and_every_merge_among_the_kept():
+def test_bpe_keeps_the_parts_of_its_tokens_and_their_merges():
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("a", "b"), ("c", "d"), ("b", "c"), ("ab", "cd"), ("x", "y"), ("xy", "z"), ("abcd", "xy")]
     pieces = [*SPECIAL["roberta"], *alphabet, *("".join(merge) for merge in merges)]
@@ -392,15 +396,15 @@ def test_bpe_keeps_what_a_token_is_merged_from_and_every_merge_among_the_kept():
     model = build("RobertaModel", tokenizer, WIDTHS)
     keep = find_used_tokens(["abcd", "bc"], tokenizer)
     assert tokenizer.convert_ids_to_tokens(keep) == ["<s>", "</s>", "bc", "abcd"]
-    small = trim_vocabulary(model, tokenizer, keep).tokenizer
-    state = json.loads(small.backend_tokenizer.to_str())["model"]
+    trimmed = trim_vocabulary(model, tokenizer, keep).tokenizer
+    state = json.loads(trimmed.backend_tokenizer.to_str())["model"]
     assert state["merges"] == [["a", "b"], ["c", "d"], ["b", "c"], ["ab", "cd"]]
     assert set(state["vocab"]) == {*SPECIAL["roberta"], *alphabet, "ab", "cd", "bc", "abcd"}
-    assert small.tokenize("abcdxyz é") == ["abcd", "x", "y", "z", "Ġ", "Ã", "©"]
+    assert trimmed.tokenize("abcdxyz é") == ["abcd", "x", "y", "z", "Ġ", "Ã", "©"]
 
 
-def test_unigram_keeps_the_price_of_the_unknown_token():
-    """The unknown token costs 10 more than the worst piece: without "zz", 24 instead of 40."""
+def test_unigram_keeps_the_score_of_the_unknown_token():
+    """The score of the unknown token is 10 below the lowest of all pieces: without "zz", -24 instead of -40."""
     pieces = [
         ("<pad>", 0.0),
         ("</s>", 0.0),
@@ -417,25 +421,25 @@ def test_unigram_keeps_the_price_of_the_unknown_token():
     model = build("T5EncoderModel", tokenizer, T5_WIDTHS)
     keep = find_used_tokens(["ab☃", "ab"], tokenizer)
     assert tokenizer.convert_ids_to_tokens(keep) == ["</s>", "▁ab", "▁a", "b☃"]
-    small = trim_vocabulary(model, tokenizer, keep).tokenizer
-    assert small.tokenize("ab☃") == ["▁a", "b☃"]
+    trimmed = trim_vocabulary(model, tokenizer, keep).tokenizer
+    assert trimmed.tokenize("ab☃") == ["▁a", "b☃"]
 
 
-def test_unigram_keeps_its_bytes_and_finds_its_unknown_token_where_it_moved():
+def test_unigram_keeps_bytes_and_renumbers_the_unknown_token():
     table = [f"<0x{byte:02X}>" for byte in range(256)]
     pieces = ["aa", "bb", "cc", "<unk>", "<pad>", "a", "<0x41>x", *table]
     backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3, byte_fallback=True))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>")
     model = build("BertModel", tokenizer, WIDTHS, pad_token_id=4)
-    small = trim_vocabulary(model, tokenizer, [pieces.index("cc")])
-    state = json.loads(small.tokenizer.backend_tokenizer.to_str())["model"]
+    trimmed = trim_vocabulary(model, tokenizer, [pieces.index("cc")])
+    state = json.loads(trimmed.tokenizer.backend_tokenizer.to_str())["model"]
     assert [piece for piece, _ in state["vocab"]] == ["aa", "cc", "<unk>", "<pad>", "a", *table]
     assert state["vocab"][state["unk_id"]][0] == "<unk>"
-    assert small.tokenizer.tokenize("ccé") == tokenizer.tokenize("ccé") == ["cc", "<0xC3>", "<0xA9>"]
+    assert trimmed.tokenizer.tokenize("ccé") == tokenizer.tokenize("ccé") == ["cc", "<0xC3>", "<0xA9>"]
 
 
 def gapped_tokenizer():
-    """Ids 2 to 6 and 9 to 18 have no piece; of these the library gives 7, the number of pieces, to an added token."""
+    """Ids 2 to 6 and 9 to 18 have no piece; an added token gets the id 7, which is the number of pieces."""
     vocab = {"[UNK]": 0, "aa": 1, "bb": 8, "[PAD]": 19, "cc": 20, "dd": 21, "ee": 22}
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -444,32 +448,32 @@ def gapped_tokenizer():
     return tokenizer
 
 
-def test_gaps_among_the_ids_close():
+def test_gaps_between_ids_are_closed():
     tokenizer = gapped_tokenizer()
     assert tokenizer.convert_tokens_to_ids("<name>") == 7
     model = build("BertModel", tokenizer, WIDTHS, spare_rows=30)
-    small = trim_vocabulary(model, tokenizer, find_used_tokens(["bb dd"], tokenizer))
-    assert small.token_ids.tolist() == [0, 8, 21, 7]
-    assert small.tokenizer("dd <name> bb xx")["input_ids"] == [2, 3, 1, 0]
+    trimmed = trim_vocabulary(model, tokenizer, find_used_tokens(["bb dd"], tokenizer))
+    assert trimmed.token_ids.tolist() == [0, 8, 21, 7]
+    assert trimmed.tokenizer("dd <name> bb xx")["input_ids"] == [2, 3, 1, 0]
 
 
-def test_positions_cannot_count_from_a_padding_id_above_a_gap():
+def test_positions_counted_from_a_padding_id_above_a_gap_are_refused():
     tokenizer = gapped_tokenizer()
     model = build("RobertaModel", tokenizer, WIDTHS, spare_rows=30, pad_token_id=19, max_position_embeddings=60)
     with pytest.raises(ValueError, match="counts positions from its padding id 19, which would change"):
         trim_vocabulary(model, tokenizer, [])
 
 
-def test_sentinels_of_t5_stay():
+def test_sentinels_of_t5_are_kept():
     tokenizer = make_t5_tokenizer()
-    small = trim_vocabulary(build("T5EncoderModel", tokenizer, T5_WIDTHS), tokenizer, [])
+    trimmed = trim_vocabulary(build("T5EncoderModel", tokenizer, T5_WIDTHS), tokenizer, [])
     sentinels = [f"<extra_id_{index}>" for index in range(5)]
-    old, new = (t.convert_tokens_to_ids(sentinels) for t in (tokenizer, small.tokenizer))
-    assert small.token_ids[new].tolist() == old
-    assert small.tokenizer.tokenize("boats <extra_id_3>")[-1] == "<extra_id_3>"
+    old, new = (t.convert_tokens_to_ids(sentinels) for t in (tokenizer, trimmed.tokenizer))
+    assert trimmed.token_ids[new].tolist() == old
+    assert trimmed.tokenizer.tokenize("boats <extra_id_3>")[-1] == "<extra_id_3>"
 
 
-def test_used_tokens_reads_texts_tensors_and_nested_ids():
+def test_used_tokens_of_texts_tensors_and_nested_ids():
     tokenizer = make_bert_tokenizer()
     ids = tokenizer("river")["input_ids"]
     assert find_used_tokens(["river"], tokenizer) == sorted(set(ids))
@@ -479,12 +483,10 @@ def test_used_tokens_reads_texts_tensors_and_nested_ids():
         find_used_tokens([{"input_ids": [1]}], tokenizer)
 
 
-def test_errors_say_what_to_do():
+def test_unsupported_arguments_are_refused():
     tokenizer = make_bert_tokenizer()
     model = build("BertModel", tokenizer, WIDTHS)
-    with pytest.raises(
-        ValueError, match=r"keep has ids that are not rows of the model, such as \[-1, 999\]: give ids from 0 to \d+"
-    ):
+    with pytest.raises(ValueError, match=r"keep has ids that are not rows of the model, such as \[-1, 999\]: give"):
         trim_vocabulary(model, tokenizer, [5, 999, -1])
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     with pytest.raises(ValueError, match="model 'WordLevel' cannot be trimmed: supported are WordPiece, BPE, Unigram"):
