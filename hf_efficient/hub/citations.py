@@ -1,15 +1,12 @@
-"""Papers that a model card cites."""
+"""Papers of the techniques that a model card cites."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
 CITATIONS = {
-    "inside": "Jiao et al. 2020, *TinyBERT: Distilling BERT for Natural Language Understanding*, arXiv 1909.10351",
+    "layers": "Jiao et al. 2020, *TinyBERT: Distilling BERT for Natural Language Understanding*, arXiv 1909.10351",
     "relations": "Wang et al. 2021, *MiniLMv2: Multi-Head Self-Attention Relation Distillation ...*, arXiv 2012.15828",
     "targets": "Kim and Rush 2016, *Sequence-Level Knowledge Distillation*, arXiv 1606.07947",
     "distillation": "Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531",
@@ -30,19 +27,20 @@ CITATIONS = {
 
 
 def list_citations(configs: Mapping[str, Any]) -> list[str]:
+    """Return the papers of the techniques that `configs`, those of a report, use."""
     used = [name for name in ("pruning", "distillation", "quantization") if name in configs]
     if (configs.get("quantization") or {}).get("scheme") == "codebook":
         used[used.index("quantization")] = "codebook"
     pruning = configs.get("pruning") or {}
     criterion = str(pruning.get("criterion"))
-    teaching = configs.get("distillation") or {}
-    asked = {
+    distillation = configs.get("distillation") or {}
+    methods = {
         "gradual": pruning.get("ramp"),
         "rewinding": pruning.get("rewind"),
         criterion: pruning,
-        "inside": any(teaching.get(f"{name}_weight") for name in ("hidden", "embedding", "attention")),
-        "relations": teaching.get("relation_weight"),
-        "targets": teaching.get("targets", "gold") != "gold",
+        "layers": any(distillation.get(f"{name}_weight") for name in ("hidden", "embedding", "attention")),
+        "relations": distillation.get("relation_weight"),
+        "targets": distillation.get("targets", "gold") != "gold",
     }
-    used = [name for name, wanted in asked.items() if wanted] + used
+    used = [name for name, is_used in methods.items() if is_used] + used
     return [CITATIONS[name] for name in used if name in CITATIONS]

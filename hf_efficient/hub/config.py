@@ -1,4 +1,4 @@
-"""Configuration of pushes to the Hub."""
+"""Configuration of pushes to the Hub and of Spaces."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from hf_efficient.errors import UserError
 TRANSFORMERS_JS_URL = "https://cdn.jsdelivr.net/npm/@huggingface/transformers@4"
 HUB_URL = "https://huggingface.co"
 ONNX_REPOSITORY_SUFFIX = "-ONNX"
-# What huggingface_hub accepts; its own check would import it, which takes longer than parsing a command line.
+# The names that huggingface_hub accepts; importing its check takes longer than parsing a command line.
 _REPO_NAME = re.compile(r"(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b")
 
 
 def check_repo_name(repo_id: str, field: str, suffix: str = "") -> None:
-    """Raises ValueError if `repo_id` with `suffix`, the value of `field`, is not a valid repository name."""
+    """Raise UserError if `repo_id` with `suffix`, the value of `field`, is not a valid repository name."""
     name = repo_id + suffix
     if not _REPO_NAME.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
-        raise UserError(f"{field}={repo_id!r} is no name on the Hub: give user/name, of letters, digits, -, _ and .")
+        raise UserError(
+            f"{field}={repo_id!r} is not a repository name: give user/name, of letters, digits, -, _ and ."
+        )
 
 
 @dataclass(frozen=True)
 class PageSources:
-    """Where the page loads from: the module of transformers.js, the Hub, and the folder of ONNX Runtime's files.
+    """Where the page of a Space loads its files from.
 
-    Without `runtime` transformers.js takes those from its own CDN.
+    | field | meaning |
+    | --- | --- |
+    | library | URL of the transformers.js module |
+    | hub | URL of the Hub |
+    | runtime | URL of the folder with ONNX Runtime's files; None: the CDN that transformers.js uses |
 
-    Raises ValueError: one of them is no address of the web.
+    Raises UserError if one of them is not a web address.
     """
 
     library: str = TRANSFORMERS_JS_URL
@@ -37,20 +43,22 @@ class PageSources:
     def __post_init__(self) -> None:
         for name, address in asdict(self).items():
             if address is not None and not address.startswith(("https://", "http://")):
-                raise UserError(f"{name}={address!r} must be an address that begins with https:// or http://")
+                raise UserError(
+                    f"{name}={address!r} is not a web address: give one that starts with https:// or http://"
+                )
 
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """Which Space shows a model that is pushed; none without `space`.
+    """The Space that shows a pushed model.
 
     | field | meaning |
     | --- | --- |
-    | space | user/name of the Space |
-    | space_teacher | user/name of a model on the Hub to stand beside it, with an `onnx/` of its own |
-    | space_library, space_runtime | `library` and `runtime` of `Sources` |
+    | space | user/name of the Space; None: no Space |
+    | space_teacher | user/name of a model on the Hub to compare with; it needs an `onnx/` folder too |
+    | space_library, space_runtime | `library` and `runtime` of `PageSources` |
 
-    Raises ValueError: a name is none of a repository, or there is something to show, but no Space.
+    Raises UserError if a name is not a repository name, or another field is set without `space`.
     """
 
     space: str | None = None
@@ -64,33 +72,36 @@ class SpaceConfig:
             TRANSFORMERS_JS_URL,
             None,
         ):
-            raise UserError("a Space is described, but not asked for: give space=user/name too")
+            raise UserError(
+                "space_teacher, space_library and space_runtime describe a Space, and none is named: give "
+                "space=user/name too"
+            )
         for field in ("space", "space_teacher"):
             name = getattr(self, field)
             if name is not None and name.count("/") != 1:
-                raise UserError(f"{field}={name!r} is no name on the Hub: give user/name")
+                raise UserError(f"{field}={name!r} is not a full repository name: give user/name")
             if name is not None:
                 check_repo_name(name, field)
         self.sources(HUB_URL)
 
     def sources(self, hub: str) -> PageSources:
-        """Return where the page loads from, with the models at `hub`."""
+        """Return where the page loads its files from, with the models on `hub`."""
         return PageSources(self.space_library, hub, self.space_runtime)
 
 
 @dataclass(frozen=True)
 class PushConfig:
-    """Where a folder is pushed to, and how.
+    """The repository that a folder is pushed to, and how.
 
     | field | meaning |
     | --- | --- |
-    | repo_id | user/name or organisation/name; a name alone is in your own namespace |
-    | private | True: private, where the repository is new; an old one that is public is refused |
-    | revision | a branch, made where there is none; None: main |
-    | tag | name of the commit that the push makes |
-    | create_pr | propose the commit in a pull request |
+    | repo_id | user/name or organization/name; a name alone is in the namespace of the token's user |
+    | private | True: create the repository as private; an existing public repository is refused |
+    | revision | branch to push to, created if it does not exist; None: main |
+    | tag | tag for the commit |
+    | create_pr | push to a pull request |
 
-    Raises ValueError: the name is no name of a repository, or two settings contradict each other.
+    Raises UserError if the name is not a repository name, or two settings contradict each other.
     """
 
     repo_id: str
@@ -103,6 +114,6 @@ class PushConfig:
     def __post_init__(self) -> None:
         check_repo_name(self.repo_id, "repo_id", suffix=ONNX_REPOSITORY_SUFFIX)
         if self.create_pr and (self.revision or self.tag):
-            raise UserError("create_pr proposes a commit to main: leave out revision and tag, or create_pr")
+            raise UserError("create_pr opens a pull request for main: leave out revision and tag, or create_pr")
         if not self.commit_message:
-            raise UserError("commit_message is empty: say what the commit does")
+            raise UserError("commit_message is empty: give one line on what the commit changes")

@@ -1,4 +1,4 @@
-"""What a folder gives to the Hub: the files that may leave it, and those made of them for readers in a browser."""
+"""Files of a folder that are pushed to the Hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 
 RepoFiles = dict[str, "Path | bytes"]
 
-# Pickles, what only resuming needs, and what names this machine; `_*` and hidden ones stay too.
+# Pickles, files that only resuming needs, and logs with the name of the machine; so are `_*` and hidden files.
 EXCLUDED_PATTERNS = (
     "checkpoint-*",
     "*.partial",
@@ -46,17 +46,17 @@ PIPELINE_TAGS = {
     "ForConditionalGeneration": "text2text-generation",
     "ForMultipleChoice": "multiple-choice",
 }
-# How a card says, behind the name that it loads, what that name is: a push puts the repository there.
+# Follows the name that the card's snippet loads; a push replaces the name by that of the repository.
 REPOSITORY_NAME_COMMENT = "  # this repository, or a folder with its files"
 
 
 def collect_files(folder: Path) -> RepoFiles:
-    """Return the files that are pushed, by their paths in the repository.
+    """Return the files to push, by their paths in the repository.
 
-    Raises ValueError: what others need to load the model is missing.
+    Raises UserError if a file that `from_pretrained` needs is missing.
     """
     if not folder.is_dir():
-        raise UserError(f"{str(folder)!r} is not a folder: give one that `hf-efficient compress` wrote")
+        raise UserError(f"{str(folder)!r} is not a folder: give a folder that `hf-efficient compress` wrote")
     contents: RepoFiles = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
@@ -67,25 +67,26 @@ def collect_files(folder: Path) -> RepoFiles:
 
 
 def _is_allowed(path: Path, file: Path) -> bool:
-    weights_of_openvino = path.suffix == ".bin" and file.with_suffix(".xml").exists()
-    barred = [
+    """Whether `file`, at `path` within its folder, may be pushed."""
+    is_openvino_weights = path.suffix == ".bin" and file.with_suffix(".xml").exists()
+    excluded_parts = [
         part
         for part in path.parts
-        if part.startswith(("_", ".")) or any(fnmatch(part, no) for no in EXCLUDED_PATTERNS)
+        if part.startswith(("_", ".")) or any(fnmatch(part, pattern) for pattern in EXCLUDED_PATTERNS)
     ]
-    return not barred or (weights_of_openvino and barred == [path.name])
+    return not excluded_parts or (is_openvino_weights and excluded_parts == [path.name])
 
 
 def _check_loadable(folder: Path, contents: RepoFiles) -> None:
-    """Raises ValueError: `from_pretrained` would miss a file."""
+    """Raise UserError if a file that `from_pretrained` needs is missing."""
     if "config.json" not in contents:
-        raise UserError(f"{str(folder)!r} has no config.json: give a folder that save_pretrained wrote a model into")
+        raise UserError(f"{str(folder)!r} has no config.json: give a folder in which save_pretrained saved a model")
     index = read_json(contents.get("model.safetensors.index.json"))
     weights = set(index.get("weight_map", {}).values()) or {"model.safetensors"}
-    if lost := sorted(weights - contents.keys()):
+    if missing := sorted(weights - contents.keys()):
         raise UserError(
-            f"{str(folder)!r} lacks {', '.join(lost)}, the weights: save the model again by save_pretrained, which "
-            "writes safetensors (pickles such as pytorch_model.bin are never pushed)"
+            f"{str(folder)!r} lacks the weights {', '.join(missing)}: save the model again with save_pretrained, "
+            "which writes safetensors (pickles such as pytorch_model.bin are not pushed)"
         )
     needed = {
         file
@@ -97,15 +98,15 @@ def _check_loadable(folder: Path, contents: RepoFiles) -> None:
         file = (needed - checked).pop()
         if file not in contents:
             raise UserError(
-                f"{str(folder)!r} lacks {file}, code that its config.json needs: nobody else could load the model; "
-                "save it again by save_pretrained"
+                f"{str(folder)!r} lacks {file}, code that its config.json refers to and that loading the model needs: "
+                "save it again with save_pretrained"
             )
         checked.add(file)
         needed |= {f"{name.replace('.', '/')}.py" for name in get_relative_imports(str(contents[file]))}
 
 
 def _remote_code_files(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the files of code that `config` names, but for those of other repositories."""
+    """Yield the code files that `config` refers to, without those of other repositories."""
     for value in config.get("auto_map", {}).values():
         for name in value if isinstance(value, list) else [value]:
             if name and "--" not in name:
@@ -113,46 +114,47 @@ def _remote_code_files(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def read_json(content: Path | bytes | None) -> dict[str, Any]:
+    """Return the JSON object in `content`; an empty one if there is none."""
     if content is None:
         return {}
-    read = json.loads(content if isinstance(content, bytes) else content.read_text(encoding="utf-8"))
-    return read if isinstance(read, dict) else {}
+    value = json.loads(content if isinstance(content, bytes) else content.read_text(encoding="utf-8"))
+    return value if isinstance(value, dict) else {}
 
 
 def file_size_bytes(content: Path | bytes) -> int:
-    """Return how much is pushed."""
+    """Return the size of a file in bytes."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def find_stale_files(held: set[str], contents: RepoFiles) -> list[str]:
-    """Return the paths in a repository that an earlier push left: weights and exports that are there no more."""
+def find_stale_files(remote_files: set[str], contents: RepoFiles) -> list[str]:
+    """Return the remote files to delete: weights and exports of an earlier push that are not in `contents`."""
     manifest = transformers.exporters.base.EXPORT_MANIFEST_FILE
-    exports = [path.removesuffix(manifest) for path in held if path.endswith(f"/{manifest}")]
+    exports = [path.removesuffix(manifest) for path in remote_files if path.endswith(f"/{manifest}")]
     return sorted(
         path
-        for path in held - contents.keys()
+        for path in remote_files - contents.keys()
         if path.startswith(tuple(exports)) or fnmatch(path, "model*.safetensors*")
     )
 
 
 def minimal_card(contents: RepoFiles, text: str) -> str:
-    """Return a card that says `text` of the model in `contents`, where nothing was measured."""
+    """Return a model card with the body `text`, for a model without a report."""
     data = ModelCardData(library_name="transformers", tags=["hf_efficient"], pipeline_tag=pipeline_tag(contents))
     return f"---\n{data.to_yaml()}\n---\n\n{text}\n"
 
 
 def card_metadata(contents: RepoFiles) -> dict[str, Any]:
-    """Return the metadata of the folder's card. Raises ValueError: they are no YAML."""
+    """Return the metadata of the folder's card. Raises UserError if it is not valid YAML."""
     card = contents.get("README.md")
     try:
         return (metadata_load(card) if isinstance(card, Path) else None) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"README.md begins with metadata that is no YAML, mend it: {error}") from error
+        raise UserError(f"the metadata at the top of README.md is not valid YAML: {error}") from error
 
 
 def pipeline_tag(contents: RepoFiles) -> str | None:
-    """Return the task that the card tells, or the class."""
-    named = str((read_json(contents["config.json"]).get("architectures") or [""])[0])
+    """Return the pipeline tag of the card, or else that of the model's class; None if it is unknown."""
+    architecture = str((read_json(contents["config.json"]).get("architectures") or [""])[0])
     return card_metadata(contents).get("pipeline_tag") or next(
-        (pipeline for head, pipeline in PIPELINE_TAGS.items() if named.endswith(head)), None
+        (pipeline for head, pipeline in PIPELINE_TAGS.items() if architecture.endswith(head)), None
     )

@@ -1,4 +1,4 @@
-"""A folder that speaks for itself: report, picture and card beside the weights; and its way to the Hub."""
+"""The model card of a compressed model, rendered from its report."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from transformers.utils import logging
 
 from hf_efficient.hub.citations import list_citations
 from hf_efficient.hub.files import REPOSITORY_NAME_COMMENT
+from hf_efficient.measurement.formatting import format_number, format_percent, format_seconds, format_watt_hours
 from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
 from hf_efficient.models import FAMILIES
 
 logger = logging.get_logger(__name__)
 
-# How each export is called, and what it needs besides transformers and torch.
+# The name of each export's runtime, and the packages that it needs besides transformers and torch.
 EXPORT_RUNTIMES = {"onnx": ("ONNX Runtime", "onnx onnxruntime"), "openvino": ("OpenVINO", "openvino")}
-# What a compressed model takes over from the card of the model that it is made of.
+# Metadata that a compressed model inherits from the card of its base model.
 INHERITED_METADATA = ("license", "license_name", "license_link", "language")
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
@@ -29,21 +30,21 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 def write_report_and_card(
     report: CompressionReport, folder: str | os.PathLike[str], base_model: str | None = None
 ) -> None:
-    """Write the report (`compression_report.json` and `.png`) and the card `README.md` beside the model."""
+    """Write `compression_report.json`, its plot and the card `README.md` into `folder`."""
     report.plot(folder)
     path = Path(folder) / "README.md"
-    beside = path.with_suffix(".md.partial")
-    build_model_card(report, folder, base_model).save(beside)
-    beside.replace(path)
-    report.save(folder)  # last: where it lies, a run is finished
+    temporary = path.with_suffix(".md.partial")
+    build_model_card(report, folder, base_model).save(temporary)
+    temporary.replace(path)
+    report.save(folder)  # last, since a folder with a report counts as finished
 
 
 def build_model_card(
     report: CompressionReport, folder: str | os.PathLike[str], base_model: str | None = None
 ) -> ModelCard:
-    """Return the card of the model in `folder`: metadata with a model index, and a text rendered from `report`.
+    """Return the card of the model in `folder`: metadata with evaluation results, and a text rendered from `report`.
 
-    `base_model` is mentioned when it is a name on the Hub; a path on this machine is nobody's business.
+    `base_model` is named in the metadata if it is a repository on the Hub, and not if it is a local path.
     """
     config = AutoConfig.from_pretrained(folder)
     folder = Path(folder)
@@ -61,7 +62,7 @@ def build_model_card(
         if name != "loss"
     ]
     dataset = (report.configs.get("data") or {}).get("dataset_name")
-    told = {"model": "A fine-tuned model, measured.", "teacher": "A model in forms for several runtimes, measured."}
+    summaries = {"model": "A fine-tuned model.", "teacher": "A fine-tuned model with exports for other runtimes."}
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=report.task if report.task != "regression" else "text-classification",
@@ -81,66 +82,71 @@ def build_model_card(
         data,
         template_path=str(TEMPLATE),
         title=title,
-        summary=told.get(final.role) or _summary(report),
+        summary=summaries.get(final.role) or _summary(report),
         table=report.markdown(),
-        circumstances=report.conditions(),
+        conditions=report.conditions(),
         evaluation=_evaluation_note(report),
         picture=PICTURE_NAME if (folder / PICTURE_NAME).exists() else None,
-        stages=[*(report.stages or ["Fine-tuned, not compressed."]), *_training_cost_lines(report)],
+        stages=[*(report.stages or ["fine-tuned, not compressed"]), *_training_cost_lines(report)],
         requirements=" ".join(_requirements(config)),
         snippet=_usage_snippet(config, report, folder),
         loading_note=_loading_note(config, report),
         exports=[
             (EXPORT_RUNTIMES[model.role], model.role) for model in report.models if model.role in EXPORT_RUNTIMES
         ],
-        writes=_generates_text(config),
-        limits=_limitations(report),
+        generates_text=_generates_text(config),
+        example=_example_text(config),
+        limitations=_limitations(report),
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
         citations=list_citations(report.configs),
     )
 
 
 def _base_model_metadata(base_model: str | None) -> dict[str, Any]:
-    """Return what the card of `base_model`, a folder or a name on the Hub, says of licence and languages."""
+    """Return license and languages from the card of `base_model`, a folder or a repository; nothing if it has none."""
     if not base_model:
         return {}
     try:
         path = Path(base_model) / "README.md"
-        told = ModelCard.load(path if path.exists() else base_model, ignore_metadata_errors=True).data.to_dict()
+        base_metadata = ModelCard.load(
+            path if path.exists() else base_model, ignore_metadata_errors=True
+        ).data.to_dict()
     except (OSError, ValueError, yaml.YAMLError, HfHubHTTPError) as error:
-        logger.info(f"the card of {base_model!r} cannot be read, so no licence is taken over from it: {error}")
+        logger.info(f"the card of {base_model!r} cannot be read, so the new card has no license: {error}")
         return {}
-    return {name: told[name] for name in INHERITED_METADATA if told.get(name)}
+    return {name: base_metadata[name] for name in INHERITED_METADATA if base_metadata.get(name)}
 
 
 def _emissions(report: CompressionReport) -> dict[str, Any] | None:
-    """Return the CO2 of training in grams for the card's metadata, where energy was counted and the country known."""
+    """Return the CO2 emissions of training in grams for the metadata; None if they were not measured."""
     if report.training is None or report.training.co2_grams is None:
         return None
-    where = report.environment
+    environment = report.environment
     return {
         "emissions": report.training.co2_grams,
         "source": "codecarbon",
         "training_type": "fine-tuning",
-        "hardware_used": where.get("accelerator") or where.get("processor"),
+        "hardware_used": environment.get("accelerator") or environment.get("processor"),
     }
 
 
 def _training_cost_lines(report: CompressionReport) -> list[str]:
-    """Return how long the training took and, where it was counted, what energy it took."""
+    """Return a line on the time and energy of training; none if they are not known."""
     if report.training is None:
         return []
-    energy = report.training.energy_joules
-    counted = f"{energy / 3.6e6:.3g} kWh" if energy else "energy not measured, no counter could be read"
-    return [f"pruning and training it took {report.training.seconds / 60:.1f} minutes; {counted}"]
+    duration, energy = format_seconds(report.training.seconds), report.training.energy_joules
+    if energy is None:
+        return [f"pruning and training took {duration}; energy was not measured, since no counter was available"]
+    return [f"pruning and training took {duration} and {format_watt_hours(energy)}"]
 
 
 def needs_remote_code(config: PreTrainedConfig) -> bool:
-    """Whether a model with this config is one of our classes rather than a stock one."""
+    """Whether a model with this config needs the code of this package, in its repository or imported."""
     return any(isinstance(config, family.pruned_config_class) for family in FAMILIES.values())
 
 
 def _requirements(config: PreTrainedConfig) -> list[str]:
+    """Return the packages that loading the model needs."""
     return ["transformers", "torch"] + (["torchao"] if _is_quantized(config) else [])
 
 
@@ -161,7 +167,7 @@ def _is_compiled(report: CompressionReport) -> bool:
 
 
 def _auto_classes() -> dict[str, str]:
-    """Return the name of the Auto class of every class, stock and pruned, by the class's name."""
+    """Return the names of the Auto classes by the names of all classes, stock and pruned."""
     return {
         cls.__name__: str(pruned._auto_class)
         for family in FAMILIES.values()
@@ -170,12 +176,21 @@ def _auto_classes() -> dict[str, str]:
     }
 
 
+def _example_text(config: PreTrainedConfig) -> str:
+    """Return the text of the usage examples."""
+    if _generates_text(config):
+        return "A text to translate or summarize."
+    return "A text to classify." if "Classification" in (config.architectures or [""])[0] else "A text."
+
+
 def _usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) -> str:
+    """Return Python code that loads the model and, for common heads, runs it."""
     architecture = (config.architectures or [""])[0]
     head = architecture.partition("For")[2]
     auto = _auto_classes().get(architecture, f"AutoModelFor{head}" if head else "AutoModel")
     remote = ", trust_remote_code=True" if needs_remote_code(config) else ""
-    writes, compiles = _generates_text(config), _is_compiled(report) and not _generates_text(config)
+    generates_text = _generates_text(config)
+    compiles = _is_compiled(report) and not generates_text
     lines = ["import torch"] if compiles else []
     lines += [
         f"from transformers import {auto}, AutoTokenizer",
@@ -185,75 +200,87 @@ def _usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: 
         f"model = {auto}.from_pretrained(name{remote}).eval()",
     ]
     if compiles:
-        lines += ["model = torch.compile(model, dynamic=True)  # the first call takes a while, the others are fast"]
-    if writes:
+        lines += ["model = torch.compile(model, dynamic=True)  # the first call compiles"]
+    if generates_text:
         lines += [
-            'inputs = tokenizer("a text to read", return_tensors="pt")',
+            f'inputs = tokenizer("{_example_text(config)}", return_tensors="pt")',
             "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))",
         ]
     if head == "SequenceClassification":
         lines += [
-            'inputs = tokenizer("a text to classify", return_tensors="pt")',
+            f'inputs = tokenizer("{_example_text(config)}", return_tensors="pt")',
             "print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])",
         ]
     return "\n".join(lines)
 
 
 def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
+    """Return sentences on what loading the model needs and on running it fast."""
     notes = []
     if needs_remote_code(config):
-        reason = "Weights are indices into codebooks" if _has_codebooks(config) else "The layers differ in width"
+        reason = (
+            "The weights are stored as indices into codebooks" if _has_codebooks(config) else "Layers differ in width"
+        )
         notes.append(
-            f"{reason}, which no stock class can hold: `trust_remote_code=True` runs the Python "
-            "files of this repository; with `import hf_efficient` beforehand it is not needed."
+            f"{reason}, which the classes of Transformers do not support: `trust_remote_code=True` runs the Python "
+            "files in this repository. It is not needed after `import hf_efficient`."
         )
     else:
-        notes.append("The shape is one that a stock class of Transformers holds: no code of this repository is run.")
+        notes.append("The model loads as a class of Transformers, without code from this repository.")
     if _is_quantized(config):
         notes.append(
-            "The 8-bit weights are torchao's. "
+            "The int8 weights are torchao tensors. "
             + (
-                "Writing a text they are not faster than float; what `torch.compile` speeds up is one forward pass."
+                "They do not speed up generation; `torch.compile` speeds up a single forward pass only."
                 if _generates_text(config)
-                else "`torch.compile` makes them fast; it needs a C++ compiler."
+                else "They are fast with `torch.compile`, which needs a C++ compiler."
                 if _is_compiled(report)
-                else "`torch.compile(model, dynamic=True)` makes them fast given a C++ compiler: not measured."
+                else "They are fast with `torch.compile(model, dynamic=True)`, which needs a C++ compiler and was not "
+                "measured."
             )
         )
     return " ".join(notes)
 
 
 def _summary(report: CompressionReport) -> str:
-    final = report.final
+    """Return a sentence that compares the final model with its teacher."""
+    ratios = report.final.ratios
     parts = []
-    if final.ratios.size:
-        parts.append(f"{final.ratios.size:.1f} times smaller than its teacher")
-    if final.ratios.generation:  # what one waits for of a model that writes
-        parts.append(f"writes {final.ratios.generation:.2f} times as fast")
-    elif final.ratios.speedup:
-        parts.append(f"{final.ratios.speedup:.2f} times as fast")
-    if final.ratios.metric_retained:
-        parts.append(f"with {final.ratios.metric_retained:.1%} of its {report.metric}")
-    return f"A compressed model: {', '.join(parts)}." if parts else "A compressed model."
+    if ratios.size is not None:
+        is_smaller = ratios.size >= 1
+        factor = format_number(ratios.size if is_smaller else 1 / ratios.size)
+        parts.append(f"{factor} times {'smaller' if is_smaller else 'larger'}")
+    if ratios.generation is not None:  # matters more than a forward pass
+        parts.append(f"generates text {format_number(ratios.generation)} times as fast")
+    elif ratios.speedup is not None:
+        parts.append(f"{format_number(ratios.speedup)} times as fast")
+    if ratios.metric_retained is not None:
+        parts.append(f"with {format_percent(ratios.metric_retained)} of its {report.metric}")
+    return f"A compressed model. Compared with its teacher: {', '.join(parts)}." if parts else "A compressed model."
 
 
 def _evaluation_note(report: CompressionReport) -> str:
-    """Return a sentence on how the metrics came about; empty where there are none."""
+    """Return sentences on how the metrics were measured; empty if there are none."""
     if report.dataset is None or not report.final.metrics:
         return ""
     batch = (report.configs.get("training") or {}).get("per_device_eval_batch_size")
-    how = f", in batches of {batch} in the order of the file" if batch else ""
-    told = f" Metrics: on the evaluation split of {report.dataset}, in the precision of each column{how}."
+    batches = f" and in batches of {batch}" if batch else ""
+    split = f"the evaluation split of {report.dataset}"
+    note = f" Metrics were measured on {split}, each model in its own precision{batches}."
     if str((report.configs.get("quantization") or {}).get("scheme")).startswith("int8"):
-        told += " Eight bits round: other batches may move a prediction that is almost a tie."
-    return told
+        note += " With int8, predictions that are almost a tie can depend on the other texts of a batch."
+    return note
 
 
 def _limitations(report: CompressionReport) -> str:
-    where = f"the evaluation split of {report.dataset}" if report.dataset else "no evaluation set"
-    chosen = (
-        " What was removed was chosen by the training data: on other data or other languages more may be missing than "
-        "the table shows."
-    )
-    removed = chosen if "pruning" in report.configs else ""
-    return f"Quality is known on {where} alone.{removed} Speed was measured on one machine, named above."
+    """Return sentences on what the measurements do not show."""
+    sentences = ["Quality was not measured."]
+    if report.dataset and report.final.metrics:
+        sentences = [f"Quality was measured on the evaluation split of {report.dataset} only."]
+    if "pruning" in report.configs:
+        sentences.append(
+            "Pruning keeps what matters for the training data, so the loss of quality on other data or in other "
+            "languages can be larger than the table shows."
+        )
+    sentences.append("Speed was measured on one machine, named above.")
+    return " ".join(sentences)

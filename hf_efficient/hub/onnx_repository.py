@@ -1,4 +1,4 @@
-"""The companion repository with the ONNX export for transformers.js."""
+"""Files for transformers.js, and the companion repository that holds them for pruned models."""
 
 from __future__ import annotations
 
@@ -25,48 +25,52 @@ from hf_efficient.hub.files import (
 )
 
 logger = logging.get_logger(__name__)
-MAX_ONNX_FILE_BYTES = 2_000_000_000  # protobuf holds no more in one file
+MAX_ONNX_FILE_BYTES = 2_000_000_000  # limit of protobuf for one file
 EMBEDDED_WEIGHTS_NOTE = b"The weights are inside model.onnx.\n"
 
 
 def plan_repositories(folder: Path, repo_id: str) -> dict[str, RepoFiles]:
-    """Return what goes into which repository: a companion for readers that know stock types alone, and `repo_id`.
+    """Return the files of each repository that the folder is pushed to.
 
-    | shape | repository | transformers.js reads |
+    A pruned model with an ONNX export has a companion repository, since transformers.js reads the config.json at the
+    top of a repository and knows stock model types only.
+
+    | model | repositories | transformers.js reads |
     | --- | --- | --- |
-    | stock | repo_id | its config.json and onnx/ |
-    | uneven, with an export to ONNX | repo_id, and repo_id-ONNX with the stock config.json | the companion's |
+    | of a stock class | repo_id | config.json and onnx/ of repo_id |
+    | pruned, with onnx/ | repo_id, and repo_id-ONNX with the config of the stock class | those of repo_id-ONNX |
 
-    Raises ValueError: what others need to load the model is missing.
+    Raises UserError if a file that `from_pretrained` needs is missing.
     """
     contents = collect_files(folder)
     web = transformers_js_files(contents)
-    uneven = str(read_json(contents["config.json"]).get("model_type")).startswith("pruned_")
-    root = (
-        {"config.json": _transformers_js_config(contents["onnx/config.json" if uneven else "config.json"], web)}
-        if web
-        else {}
-    )
-    companion = f"{repo_id}{ONNX_REPOSITORY_SUFFIX}" if web and uneven else None
-    whole: RepoFiles = {**contents, **web, **({} if companion else root)}
-    whole["README.md"] = _readme(contents, repo_id, companion)
+    is_pruned = str(read_json(contents["config.json"]).get("model_type")).startswith("pruned_")
+    web_config: RepoFiles = {}
+    if web:
+        config = contents["onnx/config.json" if is_pruned else "config.json"]
+        web_config = {"config.json": _transformers_js_config(config, web)}
+    companion = f"{repo_id}{ONNX_REPOSITORY_SUFFIX}" if web and is_pruned else None
+    main_files: RepoFiles = {**contents, **web, **({} if companion else web_config)}
+    main_files["README.md"] = _readme(contents, repo_id, companion)
     if companion is None:
-        return {repo_id: whole}
-    beside: RepoFiles = {
-        path: each for path, each in contents.items() if any(fnmatch(path, own) for own in TOKENIZER_PATTERNS)
+        return {repo_id: main_files}
+    tokenizer_files: RepoFiles = {
+        path: content
+        for path, content in contents.items()
+        if any(fnmatch(path, pattern) for pattern in TOKENIZER_PATTERNS)
     }
-    exported = {path: each for path, each in whole.items() if path.startswith("onnx/")}
+    onnx_files = {path: content for path, content in main_files.items() if path.startswith("onnx/")}
     if "generation_config.json" in contents:
-        beside["generation_config.json"] = contents["generation_config.json"]
+        tokenizer_files["generation_config.json"] = contents["generation_config.json"]
     card = _onnx_repository_card(contents, repo_id, companion)
-    return {companion: {**beside, **exported, **root, "README.md": card}, repo_id: whole}
+    return {companion: {**tokenizer_files, **onnx_files, **web_config, "README.md": card}, repo_id: main_files}
 
 
 def transformers_js_files(contents: RepoFiles) -> RepoFiles:
-    """Return the files of `onnx/` under the names that transformers.js expects; none where it cannot read them.
+    """Return the files of `onnx/` under the names that transformers.js expects; none if it cannot read them.
 
-    The weights move into the graph, `onnx/model.onnx`, and in 8 bits the same bytes are `onnx/model_quantized.onnx`
-    too. `ExportedModel.from_pretrained` reads them as before.
+    The weights move into the graph, `onnx/model.onnx`; an int8 graph is stored as `onnx/model_quantized.onnx` too.
+    `ExportedModel.from_pretrained` still loads the folder.
     """
     graph = contents.get("onnx/model.onnx")
     manifest = read_json(contents.get(f"onnx/{transformers.exporters.base.EXPORT_MANIFEST_FILE}"))
@@ -76,37 +80,33 @@ def transformers_js_files(contents: RepoFiles) -> RepoFiles:
         or [*manifest.get("components", ())] != ["model"]
     ):
         return {}
-    file_size_bytes = sum(path.stat().st_size for path in graph.parent.glob("model.onnx*"))
-    if find_spec("onnx") is None or file_size_bytes > MAX_ONNX_FILE_BYTES:
-        why = (
-            "pip install onnx"
-            if file_size_bytes <= MAX_ONNX_FILE_BYTES
-            else "2 GB are the most that one file can hold"
-        )
-        logger.warning(f"{graph.parent} is pushed as it is, which transformers.js cannot read: {why}")
+    size_bytes = sum(path.stat().st_size for path in graph.parent.glob("model.onnx*"))
+    is_too_large = size_bytes > MAX_ONNX_FILE_BYTES
+    if is_too_large or find_spec("onnx") is None:
+        reason = "an ONNX file holds at most 2 GB" if is_too_large else "pip install onnx"
+        logger.warning(f"{graph.parent} is pushed in a layout that transformers.js cannot read: {reason}")
         return {}
     import onnx
 
     model = onnx.load(str(graph))
-    whole = model.SerializeToString()
-    files: RepoFiles = {"onnx/model.onnx": whole, "onnx/model.onnx.data": EMBEDDED_WEIGHTS_NOTE}
+    serialized_model = model.SerializeToString()
+    files: RepoFiles = {"onnx/model.onnx": serialized_model, "onnx/model.onnx.data": EMBEDDED_WEIGHTS_NOTE}
     if any(node.op_type in ("MatMulInteger", "DynamicQuantizeLinear") for node in model.graph.node):
-        files["onnx/model_quantized.onnx"] = whole
+        files["onnx/model_quantized.onnx"] = serialized_model
     return files
 
 
 def _transformers_js_config(config: Path | bytes, web: RepoFiles) -> bytes:
-    """Return `config` with the form that transformers.js is to take when nobody says which."""
+    """Return `config` with the data type that transformers.js loads by default."""
     dtype = "q8" if "onnx/model_quantized.onnx" in web else "fp32"
     return (json.dumps({**read_json(config), "transformers.js_config": {"dtype": dtype}}, indent=2) + "\n").encode()
 
 
 def _readme(contents: RepoFiles, repo_id: str, companion: str | None) -> bytes:
-    """Return the folder's card, or a small one, that calls the repository by its name and links to the companion."""
-    held = contents.get("README.md")
-    text = (
-        held.read_text(encoding="utf-8") if isinstance(held, Path) else minimal_card(contents, "A compressed model.")
-    )
+    """Return the folder's card, or a minimal one, with the repository's name and a link to the companion."""
+    card = contents.get("README.md")
+    has_card = isinstance(card, Path)
+    text = card.read_text(encoding="utf-8") if has_card else minimal_card(contents, "A compressed model.")
     text = re.sub(
         f'^name = ".*"{re.escape(REPOSITORY_NAME_COMMENT)}$',
         f'name = "{repo_id}"{REPOSITORY_NAME_COMMENT}',
@@ -117,31 +117,32 @@ def _readme(contents: RepoFiles, repo_id: str, companion: str | None) -> bytes:
         return text.encode()
     section = (
         "## In the browser\n\n"
-        f"The ONNX form, with the config of the stock class, is in [{companion}](https://huggingface.co/{companion}), "
-        "where transformers.js and other readers that run no code of a repository find it."
+        f"[{companion}](https://huggingface.co/{companion}) holds the ONNX export with the config of the stock class, "
+        "for transformers.js and other libraries that do not run code from a repository."
     )
     return f"{text.rstrip()}\n\n{section}\n".encode()
 
 
 def _onnx_repository_card(contents: RepoFiles, repo_id: str, companion: str) -> bytes:
-    told, pipeline = card_metadata(contents), pipeline_tag(contents)
+    """Return the card of the companion repository."""
+    tag = pipeline_tag(contents)
     data = ModelCardData(
         base_model=repo_id,
         base_model_relation="quantized",
         library_name="transformers.js",
-        license=told.get("license"),
-        pipeline_tag=pipeline,
+        license=card_metadata(contents).get("license"),
+        pipeline_tag=tag,
         tags=["onnx", "hf_efficient"],
     )
     text = (
         f"# {companion.rpartition('/')[2]}\n\n"
-        f"[{repo_id}](https://huggingface.co/{repo_id}) for ONNX Runtime and transformers.js: the same model with the "
-        "config of its stock class, for readers that run no code of a repository. Figures and limits are on that "
-        "model's card.\n"
+        f"The ONNX export of [{repo_id}](https://huggingface.co/{repo_id}) for ONNX Runtime and transformers.js. It "
+        "has the config of the stock class, so that it loads without code from a repository. Measurements and "
+        "limitations are on that model's card.\n"
     )
-    if pipeline:
+    if tag:
         text += (
             '\n```js\nimport { pipeline } from "@huggingface/transformers";\n\n'
-            f'const run = await pipeline("{pipeline}", "{companion}");\n```\n'
+            f'const pipe = await pipeline("{tag}", "{companion}");\n```\n'
         )
     return f"---\n{data.to_yaml()}\n---\n\n{text}".encode()

@@ -1,4 +1,4 @@
-"""Processes that use the real client of the Hub, with a token that must be seen nowhere."""
+"""Processes that use the real client of the Hub, with a token that must not leak."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 EXPORTS = [format for format, package in (("onnx", "onnxruntime"), ("openvino", "openvino")) if find_spec(package)]
-TOKEN = "hf_canaryXYZthatMustBeSeenNowhere42"
+TOKEN = "hf_canaryXYZthatMustNotLeak000000042"
 OTHERS_TOKEN = "hf_canaryXYZofSomebodyElse0000000007"
 RUN = "import sys; from hf_efficient.cli import main; sys.exit(main(sys.argv[1:]))"
-# Runs a command of ours for each line that it reads, so that the libraries are imported once.
+# Runs a command for each line that it reads, so that the libraries are imported once.
 SHELL = """
 import contextlib, io, json, os, sys, traceback
 from hf_efficient.cli import main
@@ -35,11 +35,11 @@ for line in sys.stdin:
 
 
 class Shell:
-    """A process that runs commands of ours one after the other, with the token in its environment."""
+    """A process that runs commands one after the other, with the token in its environment."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self.log = log
-        self.said = ""
+        self.output = ""
         self.process = subprocess.Popen(
             [sys.executable, "-c", SHELL],
             env=environment,
@@ -57,7 +57,7 @@ class Shell:
         line = self.process.stdout.readline()
         assert line, self.log.read_text()
         status, out, err = json.loads(line)
-        self.said += out + err
+        self.output += out + err
         return SimpleNamespace(status=status, out=out, err=err)
 
 

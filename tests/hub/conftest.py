@@ -1,4 +1,4 @@
-"""A Hub on this machine, and processes that use the real client on it with a token that must be seen nowhere."""
+"""A Hub on this machine, and processes that use the real client with a token that must not leak."""
 
 import os
 import shutil
@@ -16,42 +16,41 @@ from hf_efficient import export
 
 @pytest.fixture(scope="session")
 def hub() -> Iterator[Hub]:
-    """The Hub: one token for `me` and the organisation `club`, another for `other`."""
+    """The Hub: one token for `me` and the organization `club`, another for `other`."""
     with Hub({TOKEN: ("me", "club"), OTHERS_TOKEN: ("other",)}) as served:
         yield served
 
 
 @pytest.fixture(autouse=True)
-def _no_fault_is_left(hub) -> Iterator[None]:
+def _every_fault_happened(hub) -> Iterator[None]:
     yield
-    left = [fault for fault in hub.faults if fault.count]
+    unused = [fault for fault in hub.faults if fault.count]
     hub.faults.clear()
-    assert not left
+    assert not unused
 
 
 @pytest.fixture(scope="session")
 def environment(hub, tmp_path_factory):
-    """Makes the environment of a process that asks this Hub and knows nothing yet."""
+    """Returns the environment variables of a process that uses this Hub with an empty cache."""
 
     def make(token: str | None = None) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
-        place = str(tmp_path_factory.mktemp("home"))
-        told = {
+        others = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
+        settings = {
             "HF_ENDPOINT": hub.url,
-            "HF_HOME": place,
+            "HF_HOME": str(tmp_path_factory.mktemp("home")),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "OMP_NUM_THREADS": "1",
         }
-        return {**kept, **told, **({"HF_TOKEN": token} if token else {})}
+        return {**others, **settings, **({"HF_TOKEN": token} if token else {})}
 
     return make
 
 
 @pytest.fixture(scope="session")
 def shell(environment, tmp_path_factory) -> Iterator[Shell]:
-    """A shell of who may write."""
+    """A process that runs commands with a token with write access."""
     opened = Shell(environment(TOKEN), tmp_path_factory.mktemp("shell") / "stderr")
     yield opened
     opened.process.stdin.close()
@@ -60,12 +59,12 @@ def shell(environment, tmp_path_factory) -> Iterator[Shell]:
 
 @pytest.fixture(scope="session")
 def job(environment, review_model_dir, tmp_path_factory) -> SimpleNamespace:
-    """`compress --push_to_hub` in two rounds of pruning, every checkpoint pushed too: its folder and what it said."""
-    place = tmp_path_factory.mktemp("job")
-    write_reviews(place / "train.csv", 64)
-    write_reviews(place / "dev.csv", 16, shift=64)
-    asked = flags(
-        place,
+    """`compress --push_to_hub` with two rounds of pruning that pushes every checkpoint: its folder and its output."""
+    folder = tmp_path_factory.mktemp("job")
+    write_reviews(folder / "train.csv", 64)
+    write_reviews(folder / "dev.csv", 16, shift=64)
+    arguments = flags(
+        folder,
         model_name_or_path=review_model_dir,
         num_train_epochs=2,
         target_flops=2,
@@ -78,9 +77,9 @@ def job(environment, review_model_dir, tmp_path_factory) -> SimpleNamespace:
         hub_always_push=True,
         hub_model_id="me/films",
     )
-    done = run(environment(TOKEN), ["-c", RUN, "compress", *asked, "--push_to_hub"], place)
-    assert done.returncode == 0, done.stderr
-    return SimpleNamespace(folder=place / "out", said=done.stdout + done.stderr)
+    result = run(environment(TOKEN), ["-c", RUN, "compress", *arguments, "--push_to_hub"], folder)
+    assert result.returncode == 0, result.stderr
+    return SimpleNamespace(folder=folder / "out", output=result.stdout + result.stderr)
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +95,6 @@ def stock(review_model_dir, tmp_path_factory):
 
 @pytest.fixture
 def small(stock, tmp_path):
-    """A folder with a stock model alone."""
+    """A folder with a stock model without exports."""
     shutil.copytree(stock, tmp_path / "small", ignore=shutil.ignore_patterns("onnx", "openvino"))
     return tmp_path / "small"

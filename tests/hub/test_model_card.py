@@ -6,7 +6,7 @@ from huggingface_hub import ModelCard
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_efficient import CompressionReport, DistillationConfig
-from hf_efficient.hub import model_card as hub
+from hf_efficient.hub.model_card import write_report_and_card
 from hf_efficient.measurement.report import TrainingResources
 from hf_efficient.measurement.report_rows import GenerationLatency, Latency, ModelRow, with_ratios
 from hf_efficient.pruning.selection import remove_units
@@ -39,8 +39,8 @@ def folder(tmp_path):
     return tmp_path / "small-films"
 
 
-def test_the_card_says_what_the_report_says(folder, report):
-    hub.write_report_and_card(report, folder, base_model="somebody/films")
+def test_card_has_the_measurements_and_metadata_of_the_report(folder, report):
+    write_report_and_card(report, folder, base_model="somebody/films")
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == "somebody/films"
     assert card.data.base_model_relation == "finetune"
@@ -49,7 +49,7 @@ def test_the_card_says_what_the_report_says(folder, report):
     [result] = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.891, "films")
     for text in (
-        "4.0 times smaller than its teacher, 2.50 times as fast, with 99.0% of its accuracy",
+        "Compared with its teacher: 4.00 times smaller, 2.50 times as fast, with 99.0% of its accuracy.",
         "| latency | 50.0 ms | 20.0 ms |",
         "| energy of 1,000 predictions | not measured | not measured |",
         "batch 8 x 64 tokens, models timed alternately, on abacus, 2 threads",
@@ -66,82 +66,82 @@ def test_the_card_says_what_the_report_says(folder, report):
     assert not list(folder.glob("*partial*"))
 
 
-def test_a_path_of_this_machine_is_not_named_as_base_model(folder, report, tmp_path):
-    hub.write_report_and_card(report, folder, base_model=str(tmp_path))
+def test_local_path_is_not_named_as_base_model(folder, report, tmp_path):
+    write_report_and_card(report, folder, base_model=str(tmp_path))
     text = (folder / "README.md").read_text()
     assert str(tmp_path) not in text
     assert "base_model" not in text
 
 
 @pytest.mark.parametrize("shape", ["uneven widths", "a stock shape"])
-def test_the_card_of_a_translator_loads_it_by_its_auto_class(make_model, select, report, tmp_path, shape):
+def test_card_of_t5_loads_it_with_its_auto_class(make_model, select, report, tmp_path, shape):
     head = "T5ForConditionalGeneration"
     remove_units(make_model(head), select(shape, head)).save_pretrained(tmp_path)
-    hub.write_report_and_card(report, tmp_path)
+    write_report_and_card(report, tmp_path)
     assert (
         "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer" in ModelCard.load(tmp_path / "README.md").text
     )
 
 
-def test_the_card_of_a_translator_tells_how_fast_it_writes(folder, report):
+def test_card_of_a_generating_model_compares_generation(folder, report):
     slow, fast = GenerationLatency(20.0, 4.0, 16, 16, 16), GenerationLatency(10.0, 2.5, 16, 16, 16)
     rows = [row("teacher", 0.9, 50.0, 8, generation_ms=slow), row("student", 0.9, 20.0, 2, generation_ms=fast)]
-    hub.write_report_and_card(replace(report, models=with_ratios(rows, "accuracy")), folder)
+    write_report_and_card(replace(report, models=with_ratios(rows, "accuracy")), folder)
     text = ModelCard.load(folder / "README.md").text
-    assert "writes 1.68 times as fast, with" in text  # 20 + 15 * 4 against 10 + 15 * 2.5
+    assert "generates text 1.68 times as fast, with" in text  # (20 + 15 * 4) / (10 + 15 * 2.5)
     assert "2.50 times as fast" not in text
 
 
-def test_licence_and_languages_are_those_of_the_teacher(folder, report, tmp_path):
+def test_license_and_languages_are_those_of_the_base_model(folder, report, tmp_path):
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "README.md").write_text(
         "---\nlicense: cc-by-4.0\nlanguage: [de]\npipeline_tag: x\n---\n# t"
     )
-    hub.write_report_and_card(report, folder, base_model=str(tmp_path / "teacher"))
+    write_report_and_card(report, folder, base_model=str(tmp_path / "teacher"))
     data = ModelCard.load(folder / "README.md").data
     assert (data.license, data.language, data.pipeline_tag) == ("cc-by-4.0", ["de"], "text-classification")
 
 
-def test_without_a_card_of_the_teacher_no_licence_is_claimed(folder, report):
-    hub.write_report_and_card(report, folder, base_model="somebody/films")  # which is out of reach
+def test_card_has_no_license_if_that_of_the_base_model_is_unknown(folder, report):
+    write_report_and_card(report, folder, base_model="somebody/films")  # cannot be reached
     assert ModelCard.load(folder / "README.md").data.license is None
 
 
-def test_energy_and_carbon_are_told_where_they_were_counted(folder, report):
+def test_card_has_energy_and_emissions_of_training_if_measured(folder, report):
     def card(**training):
-        hub.write_report_and_card(replace(report, training=TrainingResources(**training)), folder)
+        write_report_and_card(replace(report, training=TrainingResources(**training)), folder)
         return ModelCard.load(folder / "README.md")
 
-    counted = card(seconds=90.0, energy_joules=7.2e6, co2_grams=110.0)
-    assert "* pruning and training it took 1.5 minutes; 2 kWh" in counted.text
-    assert counted.data.co2_eq_emissions["emissions"] == 110.0
-    assert counted.data.co2_eq_emissions["source"] == "codecarbon"
+    measured = card(seconds=90.0, energy_joules=7.2e6, co2_grams=110.0)
+    assert "* pruning and training took 1.50 min and 2.00 kWh" in measured.text
+    assert measured.data.co2_eq_emissions["emissions"] == 110.0
+    assert measured.data.co2_eq_emissions["source"] == "codecarbon"
     unknown = card(seconds=90.0)
-    assert "energy not measured, no counter could be read" in unknown.text
+    assert "* pruning and training took 1.50 min; energy was not measured" in unknown.text
     assert "co2_eq_emissions" not in unknown.data.to_dict()
 
 
-def test_the_data_set_is_named_where_it_lies_on_the_hub(folder, report):
+def test_dataset_on_the_hub_is_in_the_metadata(folder, report):
     configs = {**report.configs, "data": {"dataset_name": "somebody/reviews"}}
-    hub.write_report_and_card(replace(report, configs=configs), folder)
+    write_report_and_card(replace(report, configs=configs), folder)
     assert ModelCard.load(folder / "README.md").data.datasets == ["somebody/reviews"]
 
 
-def test_a_student_of_written_targets_says_so_and_cites_it(folder, report):
+def test_card_cites_the_papers_of_generated_targets(folder, report):
     configs = {**report.configs, "distillation": {"targets": "teacher"}}
-    hub.write_report_and_card(replace(report, configs=configs), folder)
+    write_report_and_card(replace(report, configs=configs), folder)
     assert "Kim and Rush 2016" in ModelCard.load(folder / "README.md").text
-    hub.write_report_and_card(report, folder)
+    write_report_and_card(report, folder)
     assert "Kim and Rush 2016" not in ModelCard.load(folder / "README.md").text
 
 
 @pytest.mark.parametrize(
-    ("targets", "said"),
+    ("targets", "description"),
     [
         ("gold", "labels"),
         ("teacher", "targets generated by the teacher"),
         ("both", "labels and targets generated by the teacher"),
     ],
 )
-def test_the_stage_names_what_was_learned_from(targets, said):
-    assert DistillationConfig(targets=targets).describe() == f"{said}, the teacher's soft labels (T=2)"
+def test_stage_names_the_targets_of_training(targets, description):
+    assert DistillationConfig(targets=targets).describe() == f"{description}, the teacher's soft labels (T=2)"

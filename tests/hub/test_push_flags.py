@@ -1,4 +1,4 @@
-"""What the flags of `hf-efficient push` do, and what is refused before anything leaves."""
+"""Tests of the flags of `hf-efficient push`, and of what is refused before anything is uploaded."""
 
 import shutil
 
@@ -6,26 +6,26 @@ import pytest
 from clients import EXPORTS
 
 
-def test_a_branch_is_made_and_a_tag_that_is_taken_is_refused(small, shell, hub):
-    asked = ("push", small, "--repo_id", "me/branched", "--revision", "dev", "--tag", "first")
-    assert shell(*asked).status == 0
+def test_branch_is_created_and_a_tag_of_another_commit_is_refused(small, shell, hub):
+    arguments = ("push", small, "--repo_id", "me/branched", "--revision", "dev", "--tag", "first")
+    assert shell(*arguments).status == 0
     repo = hub.repos["me/branched"]
     assert repo.branches["dev"] != repo.branches["main"]
     assert repo.tags == {"first": repo.branches["dev"]}
     assert [commit.title for commit in repo.history("main")] == ["initial commit"]
     (small / "README.md").write_text("---\ntags:\n- x\n---\n\nAnother card.\n")
-    again = shell(*asked, "--commit_message", "Say more")
+    again = shell(*arguments, "--commit_message", "Say more")
     assert again.status == 2
-    assert "the tag first is that of another commit: give another tag" in again.err
+    assert "but another commit has the tag first: give another tag" in again.err
     assert repo.history("dev")[0].title == "Say more"
 
 
-def test_an_organisation_and_a_pull_request(small, shell, hub):
+def test_pull_request_in_the_repository_of_an_organization(small, shell, hub):
     assert shell("push", small, "--repo_id", "club/proposed").status == 0
     before = hub.repos["club/proposed"].branches["main"]
     (small / "README.md").write_text("---\ntags:\n- x\n---\n\nBetter.\n")
-    done = shell("push", small, "--repo_id", "club/proposed", "--create_pr")
-    assert done.out == f"club/proposed: {hub.url}/club/proposed/discussions/1\n"
+    result = shell("push", small, "--repo_id", "club/proposed", "--create_pr")
+    assert result.out == f"club/proposed: {hub.url}/club/proposed/discussions/1\n"
     assert hub.repos["club/proposed"].branches["main"] == before
     assert b"Better." in hub.repos["club/proposed"].files("refs/pr/1")["README.md"]
     refused = shell("push", small, "--repo_id", "club/proposed", "--create_pr", "--tag", "v1")
@@ -33,7 +33,7 @@ def test_an_organisation_and_a_pull_request(small, shell, hub):
 
 
 @pytest.mark.skipif("onnx" not in EXPORTS, reason="onnxruntime is not installed")
-def test_what_is_private_has_a_private_companion(job, shell, hub):
+def test_private_repository_has_a_private_companion(job, shell, hub):
     assert shell("push", job.folder, "--repo_id", "club/secret", "--private").status == 0
     assert {name: hub.repos[name].private for name in ("club/secret", "club/secret-ONNX")} == {
         "club/secret": True,
@@ -42,17 +42,17 @@ def test_what_is_private_has_a_private_companion(job, shell, hub):
     assert shell("push", job.folder, "--repo_id", "club/secret").status == 0
     public = shell("push", job.folder, "--repo_id", "me/films", "--private")
     assert public.status == 2
-    assert "me/films is there and public" in public.err
+    assert "me/films exists and is public" in public.err
     hub.seed("club/half-ONNX", {})
     hub.seed("club/half", {}, private=True)
     half = shell("push", job.folder, "--repo_id", "club/half")
-    assert (half.status, "club/half-ONNX is public and club/half private" in half.err) == (2, True)
+    assert (half.status, "club/half-ONNX is public and club/half is private" in half.err) == (2, True)
     assert "model.safetensors" not in hub.repos["club/half"].files()
 
 
-def test_what_an_earlier_push_left_goes_and_what_others_wrote_stays(small, shell, hub):
+def test_stale_weights_and_exports_are_deleted_and_other_files_are_kept(small, shell, hub):
     old = {"onnx/export.json": b"{}", "onnx/model.onnx": b"old", "model-00001-of-00002.safetensors": b"old"}
-    kept = {"LICENSE": b"mine", "README.md": b"---\ntags:\n- mine\n---\n", "notes/onnx/graph.onnx": b"mine"}
+    kept = {"LICENSE": b"by hand", "README.md": b"---\ntags:\n- by-hand\n---\n", "notes/onnx/graph.onnx": b"by hand"}
     hub.seed("me/renewed", {**old, **kept})
     assert shell("push", small, "--repo_id", "me/renewed").status == 0
     files = hub.repos["me/renewed"].files()
@@ -62,33 +62,36 @@ def test_what_an_earlier_push_left_goes_and_what_others_wrote_stays(small, shell
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors, the weights"),
-        (lambda folder: (folder / "pruned_bert.py").unlink(), "lacks pruned_bert.py, code that its config.json needs"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "lacks the weights model.safetensors"),
+        (
+            lambda folder: (folder / "pruned_bert.py").unlink(),
+            "lacks pruned_bert.py, code that its config.json refers to",
+        ),
         (lambda folder: (folder / "structure.py").unlink(), "lacks structure.py, code"),
         (
             lambda folder: (folder / "README.md").write_text("---\n: [\n---\n"),
-            "README.md begins with metadata",
+            "the metadata at the top of README.md is not valid YAML",
         ),
         (lambda folder: shutil.rmtree(folder), "is not a folder"),
     ],
 )
-def test_a_folder_that_nobody_could_load_is_refused_before_anything_is_asked(job, tmp_path, shell, hub, spoil, said):
-    shutil.copytree(job.folder, tmp_path / "spoilt")
-    spoil(tmp_path / "spoilt")
+def test_folder_that_cannot_be_loaded_is_refused_before_any_request(job, tmp_path, shell, hub, damage, message):
+    shutil.copytree(job.folder, tmp_path / "damaged")
+    damage(tmp_path / "damaged")
     seen = len(hub.seen)
-    done = shell("push", tmp_path / "spoilt", "--repo_id", "me/spoilt")
-    assert (done.status, said in done.err, len(hub.seen)) == (2, True, seen), done.err
+    result = shell("push", tmp_path / "damaged", "--repo_id", "me/damaged")
+    assert (result.status, message in result.err, len(hub.seen)) == (2, True, seen), result.err
 
 
-def test_names_that_are_none_are_refused(small, shell):
+def test_invalid_repository_names_are_refused(small, shell):
     for name in ("a/b/c", "me/..", "me/ films"):
-        done = shell("push", small, "--repo_id", name)
-        assert (done.status, "is no name on the Hub: give user/name" in done.err) == (2, True)
+        result = shell("push", small, "--repo_id", name)
+        assert (result.status, "is not a repository name: give user/name" in result.err) == (2, True)
 
 
-def test_a_name_alone_is_in_ones_own_place(small, shell, hub):
+def test_name_without_a_namespace_is_in_that_of_the_user(small, shell, hub):
     assert shell("push", small, "--repo_id", "alone").status == 0
     assert hub.repos["me/alone"].files()["model.safetensors"] == (small / "model.safetensors").read_bytes()

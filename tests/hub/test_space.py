@@ -1,4 +1,4 @@
-"""The page and the card of a Space say what the report says, whatever is in it; what cannot be shown is refused."""
+"""The page and the card of a Space show the report, whatever it holds; what cannot be shown is refused."""
 
 import json
 import re
@@ -15,11 +15,11 @@ from hf_efficient.hub.space import PageSources, WebModel, check_space_folder, re
 from hf_efficient.measurement.report_rows import with_ratios
 
 STUDENT, TEACHER = WebModel("me/small-films", "q8"), WebModel("you/films")
-EVIL = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
+HTML_INJECTION = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: the tags, the cells of the table, and what each script holds."""
+    """A parsed page: its tags, the cells of its table and the texts of its scripts."""
 
     def __init__(self, text):
         super().__init__()
@@ -63,12 +63,12 @@ def write(tmp_path, report):
     return write
 
 
-def test_the_table_of_the_page_is_that_of_the_report(write, report):
+def test_page_shows_the_table_of_the_report(write, report):
     header, body = report.table_cells()
     assert write().cells == [header, *body]
 
 
-def test_the_page_knows_its_models_and_where_they_are(write):
+def test_page_has_the_models_and_their_addresses(write):
     page = write()
     assert page.settings == {
         "models": [
@@ -87,75 +87,83 @@ def test_the_page_knows_its_models_and_where_they_are(write):
     assert page.links[0] == "http://127.0.0.1:9/you/films"
 
 
-def test_without_a_teacher_the_student_stands_alone(write, tmp_path):
+def test_page_without_a_teacher_shows_the_student_alone(write, tmp_path):
     page = write(teacher=None)
     assert [model["role"] for model in page.settings["models"]] == ["student"]
     assert page.tags.count("article") == 1
     assert SpaceCard.load(tmp_path / "space" / "README.md").data.models == ["me/small-films"]
 
 
-def test_names_and_reports_cannot_bring_code_along(write, report, tmp_path):
+def test_titles_and_reports_are_escaped(write, report, tmp_path):
     harmless = write()
-    models = [replace(each, name=f"{each.name} {EVIL}", metrics={EVIL: 0.5}) for each in report.models]
-    page = write(title=EVIL, dataset=EVIL, metric=EVIL, models=models, environment={"processor": EVIL})
+    models = [
+        replace(each, name=f"{each.name} {HTML_INJECTION}", metrics={HTML_INJECTION: 0.5}) for each in report.models
+    ]
+    page = write(
+        title=HTML_INJECTION,
+        dataset=HTML_INJECTION,
+        metric=HTML_INJECTION,
+        models=models,
+        environment={"processor": HTML_INJECTION},
+    )
     assert sorted(set(page.tags)) == sorted(set(harmless.tags))
     assert page.tags.count("script") == 2
-    assert page.titles == [EVIL]
-    assert page.cells[0][1] == f"teacher {EVIL}"
+    assert page.titles == [HTML_INJECTION]
+    assert page.cells[0][1] == f"teacher {HTML_INJECTION}"
     assert page.scripts[-1] == harmless.scripts[-1]
-    assert SpaceCard.load(tmp_path / "space" / "README.md").data.title == EVIL
+    assert SpaceCard.load(tmp_path / "space" / "README.md").data.title == HTML_INJECTION
 
 
-def test_the_card_names_the_models_and_is_static(write, tmp_path):
-    write(title="Films: small beside large")
+def test_card_names_the_models_and_the_static_sdk(write, tmp_path):
+    write(title="Films: small and large")
     card = SpaceCard.load(tmp_path / "space" / "README.md")
-    assert (card.data.sdk, card.data.title) == ("static", "Films: small beside large")
+    assert (card.data.sdk, card.data.title) == ("static", "Films: small and large")
     assert card.data.models == ["you/films", "me/small-films"]
     assert card.data.tags == ["hf_efficient", "transformers.js"]
     assert "runs `you/films` and `me/small-films` in your browser" in card.text
 
 
 @pytest.mark.parametrize(
-    ("make", "sentence"),
+    ("make", "message"),
     [
         (lambda: WebModel("me/films", "int8"), "dtype='int8' is unknown: give one of fp32, q8"),
-        (lambda: WebModel("me/../films"), "is no name on the Hub"),
-        (lambda: PageSources(library="javascript:alert(1)"), "library='javascript:alert(1)' must be an address"),
-        (lambda: SpaceConfig("films"), "space='films' is no name on the Hub: give user/name"),
-        (lambda: SpaceConfig("me/films", "a/b/c"), "space_teacher='a/b/c' is no name on the Hub"),
-        (lambda: SpaceConfig("me/films", space_runtime="dist"), "runtime='dist' must be an address"),
-        (lambda: SpaceConfig(space_teacher="me/films"), "a Space is described, but not asked for"),
+        (lambda: WebModel("me/../films"), "is not a repository name"),
+        (lambda: PageSources(library="javascript:alert(1)"), "library='javascript:alert(1)' is not a web address"),
+        (lambda: SpaceConfig("films"), "space='films' is not a full repository name: give user/name"),
+        (lambda: SpaceConfig("me/films", "a/b/c"), "space_teacher='a/b/c' is not a full repository name"),
+        (lambda: SpaceConfig("me/films", space_runtime="dist"), "runtime='dist' is not a web address"),
+        (lambda: SpaceConfig(space_teacher="me/films"), "describe a Space, and none is named: give space=user/name"),
     ],
 )
-def test_what_is_no_name_and_no_address_is_refused(make, sentence):
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+def test_invalid_names_and_addresses_are_refused(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         make()
 
 
-def test_another_task_is_refused(write, tmp_path):
-    with pytest.raises(ValueError, match="a Space shows models that label a text"):
+def test_other_tasks_are_refused(write, tmp_path):
+    with pytest.raises(ValueError, match="a Space shows models for text-classification and regression"):
         write(task="summarization")
     assert not (tmp_path / "space").exists()
 
 
 @pytest.mark.parametrize("setting", [{"private": True}, {"revision": "side"}, {"create_pr": True}])
-def test_a_page_of_what_visitors_do_not_find_is_refused(setting, tmp_path):
-    with pytest.raises(ValueError, match="a Space shows what everybody finds on main"):
+def test_a_model_that_is_not_public_on_main_is_refused(setting, tmp_path):
+    with pytest.raises(ValueError, match="a Space loads the public model on main"):
         check_space_folder(tmp_path, PushConfig("me/films", **setting))
 
 
-def test_a_folder_without_report_or_export_is_refused(tmp_path, report):
+def test_folder_without_a_report_or_export_is_refused(tmp_path, report):
     with pytest.raises(ValueError, match=r"has no compression_report\.json"):
         check_space_folder(tmp_path, PushConfig("me/films"))
     report.save(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="no model that a browser can run: make one by `--export onnx`"):
+    with pytest.raises(ValueError, match="no model that a browser can run: export one with `--export onnx`"):
         check_space_folder(tmp_path, PushConfig("me/films"))
 
 
-class Held:
-    """Stands in for the Hub's client where only files are asked for; `blobs` are their hashes."""
+class FakeApi:
+    """The Hub's client for one repository; `blobs` maps ONNX files to their hashes."""
 
     def __init__(self, private=False, **blobs):
         self.private = private
@@ -181,14 +189,17 @@ class Held:
         ({"model_quantized": "b"}, "q8"),
     ],
 )
-def test_the_form_is_read_from_the_repository(blobs, dtype):
-    assert resolve_web_model(Held(**blobs), "me/films") == WebModel("me/films", dtype)
+def test_resolve_web_model_takes_the_dtype_of_the_files(blobs, dtype):
+    assert resolve_web_model(FakeApi(**blobs), "me/films") == WebModel("me/films", dtype)
 
 
 @pytest.mark.parametrize(
-    ("held", "sentence"),
-    [(Held(), "me/films lacks what transformers.js reads"), (Held(private=True, model="a"), "me/films is private")],
+    ("api", "message"),
+    [
+        (FakeApi(), "me/films lacks files that transformers.js needs"),
+        (FakeApi(private=True, model="a"), "me/films is private"),
+    ],
 )
-def test_a_repository_that_a_browser_cannot_read_is_refused(held, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        resolve_web_model(held, "me/films")
+def test_resolve_web_model_refuses_what_a_browser_cannot_load(api, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_web_model(api, "me/films")

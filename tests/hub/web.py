@@ -105,14 +105,14 @@ def chromium_at(executable: str, profile: Path) -> Iterator[object]:
 
 
 def asked_hosts(requests: list[str]) -> set[str | None]:
-    """Returns whom a browser asked; pieces that a page holds itself (`blob:`, `data:`) ask nobody."""
+    """Returns the hosts of requests; `blob:` and `data:` are parts of the page itself."""
     return {urlsplit(url).hostname for url in requests if not url.startswith(("blob:", "data:"))}
 
 
 def shown(page) -> dict:
-    """Returns what each card of the page says, by role: answer, share of each class, milliseconds, status."""
+    """Returns what the card of each role shows: prediction, probability of each class, milliseconds, status."""
     script = """cards => JSON.stringify(Object.fromEntries(cards.map((card) => [card.id, {
-        answer: card.querySelector(".answer").textContent,
+        prediction: card.querySelector(".prediction").textContent,
         classes: Object.fromEntries([...card.querySelectorAll("li")].map(
             (row) => [row.querySelector("span").textContent, Number(row.querySelector("data").value)])),
         speed: card.querySelector(".speed").textContent,
@@ -124,7 +124,7 @@ def shown(page) -> dict:
 
 
 def run_page(page, text: str) -> dict:
-    """Types a text, presses the button and returns what the page says when it is done."""
+    """Enters a text, presses the button and returns what the page shows in the end."""
     page.fill("#text", text)
     page.click("#go")
     page.wait_for_function("() => !document.getElementById('go').disabled", timeout=60_000)
