@@ -21,7 +21,8 @@ class ExportConfig:
     export: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"Formats to export the model to as well, each in a folder of its name: {', '.join(EXPORT_FORMATS)}.",
+            "help": "Also export the model to these formats, each in a folder of its name: "
+            f"{', '.join(EXPORT_FORMATS)}.",
             "nargs": "+",
         },
     )

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from hf_efficient.models.family import stock_fields
 from hf_efficient.quantization.int8 import needs_reduced_range
 
 EXPORTERS = {"onnx": "OnnxExporter", "openvino": "OpenVINOExporter"}
+# What quantization needs besides the packages of the runtime.
+QUANTIZER_PACKAGES = {"openvino": ("nncf",)}
 MAX_RELATIVE_DIFFERENCE = 1e-3
 CHECKED_DECODE_STEPS = 6
 
@@ -124,6 +127,13 @@ def check_export(model: PreTrainedModel, format: str, quantization: str | None) 
     """
     check_export_format(format, quantization)
     check_runtime(format)
+    if quantization is not None:
+        missing = [package for package in QUANTIZER_PACKAGES.get(format, ()) if find_spec(package) is None]
+        if missing:
+            raise UserError(
+                f"quantization={quantization!r} of {format} needs {', '.join(missing)}, which is not installed: pip "
+                f"install 'hf_efficient[{format}]'"
+            )
     if is_quantized(model):
         raise UserError("the model is quantized already: export the float model, which the runtime quantizes itself")
     _stock_config(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, Ge
 
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.cost import folder_bytes
-from hf_efficient.measurement.runtimes import RUNTIME_TITLES, suppress_output
+from hf_efficient.measurement.runtimes import RUNTIME_TITLES, check_runtime, suppress_output
 from hf_efficient.models.inputs import is_label
 
 # Components of an exported encoder-decoder: the encoder, the decoder's first call, and its calls with a filled cache.
@@ -161,8 +162,14 @@ def load_exported(
     | --- | --- |
     | quantization | what the model was exported with, for its name in tables |
     | full_precision | compute float32 in float32; by default OpenVINO uses bfloat16 on processors that support it |
+
+    Raises UserError if the folder holds no export, or the packages of the runtime are not installed.
     """
     folder = Path(directory)
+    manifest = folder / transformers.exporters.base.EXPORT_MANIFEST_FILE
+    if not manifest.is_file():
+        raise UserError(f"{str(folder)!r} holds no export: give a folder that `export` wrote, such as out/onnx")
+    check_runtime(json.loads(manifest.read_text(encoding="utf-8"))["export_format"])
     with suppress_output():
         exported = transformers.exporters.ExportedModel.from_pretrained(folder)
         generates = DECODE in exported.components
