@@ -1,11 +1,8 @@
-"""The teacher's own texts as targets: they are what it writes for each text alone, and are written once."""
-
 import pytest
 import torch
 from datasets import Dataset
 from transformers import GenerationConfig
 
-from hf_efficient import DistillationConfig
 from hf_efficient.distillation.generated_targets import generate_targets
 
 
@@ -26,37 +23,37 @@ def rows():
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_targets_are_what_the_teacher_writes_for_each_text_alone(teacher, rows, num_beams):
-    found = generate_targets(rows, teacher, num_beams=num_beams, max_length=9, batch_size=3)
-    for before, after in zip(rows, found, strict=True):
+def test_targets_are_those_generated_for_each_text_alone(teacher, rows, num_beams):
+    targets = generate_targets(rows, teacher, num_beams=num_beams, max_length=9, batch_size=3)
+    for before, after in zip(rows, targets, strict=True):
         ids = torch.tensor([before["input_ids"]])
-        alone = teacher.generate(input_ids=ids, num_beams=num_beams, max_length=9, do_sample=False)[0, 1:].tolist()
-        expected = alone[: alone.index(1) + 1] if 1 in alone else alone
+        tokens = teacher.generate(input_ids=ids, num_beams=num_beams, max_length=9, do_sample=False)[0, 1:].tolist()
+        expected = tokens[: tokens.index(1) + 1] if 1 in tokens else tokens
         assert after["labels"] == [token for token in expected if token != 0]
         assert after["input_ids"] == before["input_ids"]
 
 
-def test_both_are_the_data_and_what_the_teacher_writes(teacher, rows):
-    found = generate_targets(rows, teacher, "both", max_length=6)
-    assert found["labels"][:5] == rows["labels"][:]
-    assert found["labels"][5:] == generate_targets(rows, teacher, max_length=6)["labels"][:]
-    assert found["input_ids"][:] == rows["input_ids"][:] * 2
+def test_both_targets_are_those_of_the_data_and_then_generated_ones(teacher, rows):
+    both = generate_targets(rows, teacher, "both", max_length=6)
+    assert both["labels"][:5] == rows["labels"][:]
+    assert both["labels"][5:] == generate_targets(rows, teacher, max_length=6)["labels"][:]
+    assert both["input_ids"][:] == rows["input_ids"][:] * 2
 
 
-def test_texts_are_written_once(teacher, rows, monkeypatch):
+def test_targets_are_generated_once(teacher, rows, monkeypatch):
     first = generate_targets(rows, teacher, max_length=6)["labels"][:]
 
     def fail(*_, **__):
-        raise AssertionError("asked again")
+        raise AssertionError("generated again")
 
     monkeypatch.setattr(teacher, "generate", fail)
     assert generate_targets(rows, teacher, max_length=6)["labels"][:] == first
-    with pytest.raises(AssertionError, match="asked again"):
+    with pytest.raises(AssertionError, match="generated again"):
         generate_targets(rows, teacher, max_length=7)
 
 
-def test_what_does_not_write_is_refused(make_model, rows):
-    with pytest.raises(ValueError, match="BertForSequenceClassification writes nothing: leave it out"):
+def test_teacher_that_does_not_generate_is_refused(make_model, rows):
+    with pytest.raises(
+        ValueError, match="generates targets, which BertForSequenceClassification does not: leave it out"
+    ):
         generate_targets(rows, make_model())
-    with pytest.raises(ValueError, match="targets='silver' is unknown: give one of gold, teacher, both"):
-        DistillationConfig(targets="silver")

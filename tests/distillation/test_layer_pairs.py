@@ -36,7 +36,10 @@ def test_auto_finds_the_layers_of_a_pruned_teacher(make_model, select):
 
 def test_auto_is_uniform_if_the_teacher_lacks_a_layer_or_has_another_family(make_model, select):
     model = make_model()
-    three_layers, two_layers = remove_units(model, select("uneven widths")), remove_units(model, select("a layer gone"))
+    three_layers, two_layers = (
+        remove_units(model, select("uneven widths")),
+        remove_units(model, select("a layer gone")),
+    )
     assert pairs_of_indices(map_layers(three_layers, two_layers, "auto")) == uniform(3, 2)
     other_family = make_model("DistilBertForSequenceClassification", n_layers=6)
     assert pairs_of_indices(map_layers(three_layers, other_family, "auto")) == [(0, 1), (1, 3), (2, 5)]

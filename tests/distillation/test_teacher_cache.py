@@ -71,7 +71,9 @@ def cached(head, teacher, left=False, data=None, **changes):
     data = Dataset.from_list(examples(head)) if data is None else data
     found = cache_teacher_outputs(data, teacher, Collate(left), COLUMNS, pads_left=left, **changes)
     answers = teacher.head_outputs
-    collator = TeacherOutputsCollator(Collate(left), answers.has_token_axis, of_labels=answers.decoder_reads_labels, pads_left=left)
+    collator = TeacherOutputsCollator(
+        Collate(left), answers.has_token_axis, of_labels=answers.decoder_reads_labels, pads_left=left
+    )
     return found.remove_columns("title"), collator
 
 
