@@ -28,7 +28,7 @@ def teacher_row():
         bytes_on_disk=440_000_000,
         latency_ms=Latency(80.0, 95.5, 1, 128, 2, "torch float32"),
         samples_per_second=12.5,
-        structure=encoder_structure(dict.fromkeys(range(3), [0, 1, 2, 3]), dict.fromkeys(range(3), 64)),
+        structure=encoder_structure({layer: [0, 1, 2, 3] for layer in range(3)}, dict.fromkeys(range(3), 64)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Energy is what a counter read, or nothing: here the counter, and codecarbon, are stood in for."""
+"""Energy is read from a counter, or is None; codecarbon and its counters are replaced here."""
 
 import sys
 import types
@@ -12,12 +12,12 @@ from hf_efficient.measurement.energy import Energy, EnergyCounter
 
 
 class Tracker:
-    """Counts 2 Wh of the processor and 3 of an accelerator, and guesses 5 of the memory; 0.1 kg of CO2 a kWh."""
+    """Measures 2 Wh of the processor and 3 Wh of an accelerator, estimates 5 Wh of memory; 0.1 kg of CO2 per kWh."""
 
-    asked: ClassVar[dict] = {}
+    settings: ClassVar[dict] = {}
 
     def __init__(self, **settings):
-        Tracker.asked = settings
+        Tracker.settings = settings
 
     def start(self):
         self.final_emissions_data = None
@@ -30,7 +30,7 @@ class Tracker:
 
 @pytest.fixture
 def counters(monkeypatch):
-    """Installs a codecarbon that finds such counters."""
+    """Return a function that installs a codecarbon with these counters."""
 
     def install(processor, accelerator=False):
         modules = {
@@ -49,46 +49,46 @@ def counters(monkeypatch):
     return install
 
 
-def counted(device="cpu"):
+def measure_energy(device="cpu"):
     with EnergyCounter(torch.device(device)) as counter:
         pass
     return counter.energy
 
 
-def test_without_codecarbon_nothing_is_counted(monkeypatch):
+def test_energy_is_none_without_codecarbon(monkeypatch):
     monkeypatch.setattr(energy, "find_spec", lambda name: None)
-    assert counted() is None
+    assert measure_energy() is None
 
 
-def test_an_estimate_is_no_measurement(counters):
+def test_energy_is_none_without_a_counter(counters):
     counters(processor=False)
-    assert counted() is None
+    assert measure_energy() is None
 
 
-def test_an_accelerator_without_a_counter_is_not_replaced_by_the_processor(counters, monkeypatch):
+def test_energy_is_none_if_only_the_processor_has_a_counter(counters, monkeypatch):
     counters(processor=True, accelerator=True)
     monkeypatch.setattr(sys.modules["codecarbon.core.gpu"], "is_gpu_details_available", lambda: False)
-    assert counted("cuda") is None
-    assert counted("mps") is None
+    assert measure_energy("cuda") is None
+    assert measure_energy("mps") is None
 
 
-def test_the_counted_energy_is_without_the_guessed(counters):
+def test_energy_excludes_estimates(counters):
     counters(processor=True)
-    assert counted() == Energy(pytest.approx(7200), None)
+    assert measure_energy() == Energy(pytest.approx(7200), None)
     counters(processor=True, accelerator=True)
-    assert counted("cuda") == Energy(pytest.approx(18000), None)
-    assert counted("cpu") == Energy(pytest.approx(7200), None)  # the accelerator idles
-    assert not Tracker.asked["save_to_file"]
+    assert measure_energy("cuda") == Energy(pytest.approx(18000), None)
+    assert measure_energy("cpu") == Energy(pytest.approx(7200), None)  # the accelerator is idle
+    assert not Tracker.settings["save_to_file"]
 
 
-def test_carbon_is_known_where_the_country_is(counters, monkeypatch):
+def test_co2_is_computed_if_the_country_is_known(counters, monkeypatch):
     counters(processor=True)
     monkeypatch.setenv(energy.COUNTRY, "FRA")
-    assert counted() == Energy(pytest.approx(7200), pytest.approx(0.2))
-    assert Tracker.asked["country_iso_code"] == "FRA"
+    assert measure_energy() == Energy(pytest.approx(7200), pytest.approx(0.2))
+    assert Tracker.settings["country_iso_code"] == "FRA"
 
 
-def test_what_failed_has_no_energy(counters):
+def test_energy_is_none_after_an_exception(counters):
     counters(processor=True)
     counter = EnergyCounter(torch.device("cpu"))
     with pytest.raises(KeyError), counter:
@@ -96,7 +96,7 @@ def test_what_failed_has_no_energy(counters):
     assert counter.energy is None
 
 
-def test_a_sample_takes_its_share(counters, monkeypatch):
+def test_energy_is_divided_by_all_samples(counters, monkeypatch):
     counters(processor=True)
     clock = iter(range(100))
     monkeypatch.setattr(comparison.time, "perf_counter", lambda: float(next(clock)))

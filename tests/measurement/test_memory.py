@@ -11,7 +11,7 @@ MEGABYTE = 1000 * 1000
 CPU = torch.device("cpu")
 
 
-def test_the_most_that_is_alive_at_one_time_counts():
+def test_peak_counts_tensors_that_exist_at_the_same_time():
     given = torch.zeros(MEGABYTE // 4)
 
     def work():
@@ -24,12 +24,12 @@ def test_the_most_that_is_alive_at_one_time_counts():
     assert 3 * MEGABYTE <= peak_bytes(work, CPU) < 3 * MEGABYTE + 10_000
 
 
-def test_what_was_there_before_is_not_counted():
+def test_tensors_from_before_the_call_are_not_counted():
     given = torch.zeros(MEGABYTE)
     assert peak_bytes(lambda: given.add_(1), CPU) < 10_000
 
 
-def test_a_larger_batch_takes_more_beside_the_same_weights(make_model, make_batch):
+def test_larger_batches_need_more_memory_for_activations(make_model, make_batch):
     model = make_model()
     few, many = (
         measure(model, {"input_ids": torch.ones(batch, 16, dtype=torch.long)}, repeats=1) for batch in (1, 16)
@@ -39,20 +39,20 @@ def test_a_larger_batch_takes_more_beside_the_same_weights(make_model, make_batc
     assert activations[1] == pytest.approx(16 * activations[0], rel=0.1)
 
 
-def test_native_remarks_are_silenced_and_heard_again(capfd):
+def test_native_output_is_suppressed_within_the_context_only(capfd):
     with suppress_stderr():
-        os.write(2, b"a remark")
+        os.write(2, b"a note")
     os.write(2, b"an error")
     assert capfd.readouterr().err == "an error"
 
 
-FLOATS = 2**24  # 64 MiB: more than an allocator keeps once it is free
+FLOATS = 2**24  # 64 MiB: more than an allocator keeps after freeing
 
 
-def test_memory_is_seen_though_it_is_gone_again():
+def test_peak_includes_memory_that_was_freed():
     process_memory = ProcessMemory(torch.device("cpu"))
     if not process_memory.can_reset:
-        pytest.skip("the kernel keeps the high-water mark")
+        pytest.skip("the kernel does not reset the peak")
     torch.ones(FLOATS)
     grown = process_memory.growth()
     assert grown == pytest.approx(4 * FLOATS, rel=0.05)
@@ -61,15 +61,15 @@ def test_memory_is_seen_though_it_is_gone_again():
     assert process_memory.growth() < 2**20
 
 
-def test_where_the_peak_cannot_be_reset_that_of_the_process_counts(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path)  # a folder cannot be written
+def test_peak_is_that_of_the_process_if_it_cannot_be_reset(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path)  # writing to a folder fails
     process_memory = ProcessMemory(torch.device("cpu"))
     assert not process_memory.can_reset
-    assert process_memory.peak() >= 0.99 * process_memory.held > 0  # Linux counts pages in lots
+    assert process_memory.peak() >= 0.99 * process_memory.held > 0  # Linux updates its page counts in batches
     monkeypatch.setattr(memory, "PROCESS_STATUS", tmp_path / "none")
     assert ProcessMemory(torch.device("cpu")).growth() == 0
 
 
-def test_what_nothing_tells_is_not_known():
+def test_memory_of_other_devices_is_none():
     process_memory = ProcessMemory(torch.device("meta"))
     assert (process_memory.held, process_memory.peak(), process_memory.growth()) == (None, None, None)

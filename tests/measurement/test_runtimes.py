@@ -1,4 +1,4 @@
-import gc
+import copy
 import logging
 import warnings
 
@@ -8,11 +8,10 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from hf_efficient.measurement import runtimes
-from hf_efficient.measurement.runtimes import RUNTIME_PACKAGES, RUNTIMES, build_runner, check_runtime
+from hf_efficient.measurement.runtimes import RUNTIME_PACKAGES, build_runner, check_runtime
 from hf_efficient.pruning.selection import remove_units
 
 EXPORTED = ("onnx", "openvino")
-REAL = [pytest.param(name, marks=pytest.mark.slow) if name == "compiled" else name for name in RUNTIMES]
 
 
 def require(runtime):
@@ -20,94 +19,96 @@ def require(runtime):
         pytest.importorskip(package, reason=f"the extra hf_efficient[{runtime}] is not installed")
 
 
-def answer(runtime, model, inputs):
-    require(runtime)
-    return build_runner(runtime, model, inputs)()
-
-
-def expected(model, inputs):
+def forward(model, inputs):
     with torch.no_grad():
         return model(**inputs)
 
 
-@pytest.mark.parametrize("runtime", REAL)
-def test_every_runtime_answers_as_torch_does(runtime, make_model, make_batch, assert_same_weights):
-    require(runtime)
-    model, batch = make_model(num_hidden_layers=1).train(), make_batch()
-    call = build_runner(runtime, model, batch)
-    assert not model.training
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert_same_weights(model, make_model(num_hidden_layers=1))
-    wanted = expected(model, batch)
-    del model
-    gc.collect()
-    found = call()
-    assert type(found) is type(wanted)
-    assert not found.logits.requires_grad
-    torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=1e-4)
+@pytest.fixture
+def bert(make_model, make_batch, select):
+    """Return a pruned classifier and a batch for it."""
+    return remove_units(make_model(), select("all of these")), make_batch()
 
 
-@pytest.mark.parametrize("runtime", REAL)
-def test_uneven_shapes_run_everywhere(runtime, make_model, make_batch, select):
-    model, batch = remove_units(make_model(), select("all of these")), make_batch()
-    found = answer(runtime, model, batch)
-    torch.testing.assert_close(found.logits, expected(model, batch).logits, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("runtime", REAL)
-def test_encoder_and_decoder_run_everywhere(runtime):
+@pytest.fixture
+def t5():
+    """Return an encoder-decoder model and a batch for it, with padding."""
     sizes = {"d_model": 16, "d_kv": 4, "num_heads": 2, "d_ff": 32, "num_layers": 1, "vocab_size": 50}
     torch.manual_seed(0)
-    model = T5ForConditionalGeneration(T5Config(**sizes)).eval()
     ids = torch.arange(12).view(2, 6) + 3
     inputs = {"input_ids": ids, "attention_mask": (ids != 8).long(), "decoder_input_ids": ids[:, :4]}
-    found = answer(runtime, model, inputs)
-    assert found.logits.shape == (2, 4, 50)
-    torch.testing.assert_close(found.logits, expected(model, inputs).logits, atol=1e-4, rtol=1e-4)
+    return T5ForConditionalGeneration(T5Config(**sizes)), inputs
 
 
-def test_compiling_many_models_never_falls_back(make_model, make_batch, monkeypatch):
-    graphs = []
-    compile_model = torch.compile
-
-    def counting(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_model(f, backend=counting, **options))
-    batch = make_batch()
-    # Not by monkeypatch, which deletes what it finds in no __dict__: torch hides settings that were deleted.
-    with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
-        calls = [build_runner("compiled", make_model(num_hidden_layers=1, seed=seed), batch) for seed in range(3)]
-    assert len(graphs) == 3
-    for seed, call in enumerate(calls):
-        torch.testing.assert_close(call().logits, expected(make_model(num_hidden_layers=1, seed=seed), batch).logits)
-    assert len(graphs) == 3
-
-
-@pytest.mark.parametrize("runtime", EXPORTED)
-def test_export_says_nothing_and_runs_on_as_many_threads_as_torch(
-    runtime, make_model, make_batch, monkeypatch, caplog, capfd
+@pytest.mark.parametrize(
+    ("runtime", "family"),
+    [
+        ("torch", "bert"),
+        ("torch", "t5"),
+        pytest.param("compiled", "bert", marks=pytest.mark.slow),
+        ("onnx", "bert"),
+        ("openvino", "t5"),
+    ],
+)
+def test_every_runtime_returns_the_outputs_of_the_model_and_prints_nothing(
+    runtime, family, request, assert_same_weights, monkeypatch, caplog, capfd
 ):
     require(runtime)
     exported = []
-    call_of = runtimes._exported_call
-    monkeypatch.setattr(runtimes, "_exported_call", lambda model, inputs: exported.append(model) or call_of(model, inputs))
+    exported_call = runtimes._exported_call
+    monkeypatch.setattr(
+        runtimes, "_exported_call", lambda model, inputs: exported.append(model) or exported_call(model, inputs)
+    )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    with warnings.catch_warnings(record=True) as said:
+    model, batch = request.getfixturevalue(family)
+    original = copy.deepcopy(model)
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        build_runner(runtime, make_model(num_hidden_layers=0), make_batch())()
-    heard = [record for record in caplog.records if record.levelno >= logging.INFO]
-    assert (*capfd.readouterr(), said, heard) == ("", "", [], [])
+        call = build_runner(runtime, model.train(), batch)
+    records = [record for record in caplog.records if record.levelno >= logging.INFO]
+    assert (*capfd.readouterr(), caught, records) == ("", "", [], [])
     assert logging.root.manager.disable == logging.NOTSET
-    runner = exported[0].runners["model"]
-    if runtime == "onnx":
-        assert runner.session.get_session_options().intra_op_num_threads == 1
-    else:
-        assert runner.compiled_model.get_property("INFERENCE_NUM_THREADS") == 1
+
+    assert not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert_same_weights(model, original)
+    expected, outputs = forward(model, batch), call()
+    assert type(outputs) is type(expected)
+    assert outputs.logits.shape == expected.logits.shape
+    assert not outputs.logits.requires_grad
+    torch.testing.assert_close(outputs.logits, expected.logits, atol=1e-4, rtol=1e-4)
+    assert len(exported) == (runtime in EXPORTED)
+    for exported_model in exported:
+        runner = exported_model.runners["model"]
+        if runtime == "onnx":
+            assert runner.session.get_session_options().intra_op_num_threads == 1
+        else:
+            assert runner.compiled_model.get_property("INFERENCE_NUM_THREADS") == 1
 
 
-def test_errors_are_not_hidden(make_batch):
+def test_compiling_many_models_never_falls_back_to_eager_mode(make_model, make_batch, monkeypatch):
+    graphs = []
+    compile_model = torch.compile
+
+    def counting_backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile_model(function, backend=counting_backend, **options)
+    )
+    models = [make_model(num_hidden_layers=1, seed=seed) for seed in range(3)]
+    batch = make_batch()
+    # Not by monkeypatch, which deletes settings that are not in __dict__: torch hides deleted settings.
+    with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):
+        calls = [build_runner("compiled", model, batch) for model in models]
+    assert len(graphs) == 3
+    for model, call in zip(models, calls, strict=True):
+        torch.testing.assert_close(call().logits, forward(model, batch).logits)
+    assert len(graphs) == 3
+
+
+def test_errors_of_an_export_are_raised(make_batch):
     class Broken(nn.Linear):
         def forward(self, **inputs):
             raise RuntimeError("no forward pass here")
@@ -118,7 +119,7 @@ def test_errors_are_not_hidden(make_batch):
     assert logging.root.manager.disable == logging.NOTSET
 
 
-def test_unknown_runtime_names_those_there_are():
+def test_unknown_runtime_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="'tensorrt' is unknown: give one of torch, compiled, onnx, openvino"):
         check_runtime("tensorrt")
 
@@ -131,14 +132,14 @@ def test_unknown_runtime_names_those_there_are():
         ("openvino", {"openvino"}, r"needs openvino, .* pip install 'hf_efficient\[openvino\]'"),
     ],
 )
-def test_missing_package_names_the_extra_before_any_work(runtime, missing, message, monkeypatch, make_batch):
+def test_missing_package_is_named_with_its_extra(runtime, missing, message, monkeypatch, make_batch):
     monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name in missing else name)
     with pytest.raises(ValueError, match=message):
         build_runner(runtime, None, make_batch())
     check_runtime("torch")
 
 
-def test_installed_extras_pass():
+def test_installed_runtimes_pass_the_check():
     check_runtime("compiled")
     for runtime in EXPORTED:
         require(runtime)
