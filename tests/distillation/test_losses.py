@@ -18,17 +18,17 @@ def logits(*shape, seed=0):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 7.0])
-def test_student_that_equals_its_teacher_loses_nothing(temperature):
+def test_soft_label_loss_of_an_equal_student_is_zero(temperature):
     same = 5 * logits(4, 7, 3)
     loss, count = soft_label_loss(same, same.clone(), temperature)
     assert float(loss) == 0
     assert int(count) == 28
-    # What is added to all the logits of a position changes no probability.
+    # A constant added to all logits of a position changes no probability.
     shifted, _ = soft_label_loss(same + 3, same, temperature)
     assert float(shifted) == pytest.approx(0, abs=1e-4)
 
 
-def test_loss_is_the_divergence_from_the_teacher():
+def test_soft_label_loss_is_the_divergence():
     student = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]])  # (1/2, 1/2), (1/4, 3/4)
     teacher = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])  # (3/4, 1/4), (1/2, 1/2)
     first = 3 / 4 * math.log(3 / 2) + 1 / 4 * math.log(1 / 2)
@@ -38,14 +38,14 @@ def test_loss_is_the_divergence_from_the_teacher():
     assert int(count) == 2
 
 
-def test_temperature_softens_and_its_square_restores_the_scale():
+def test_soft_label_loss_is_multiplied_by_the_squared_temperature():
     student, teacher = torch.tensor([0.0, 0.0]), torch.tensor([2 * math.log(3), 0.0])
     loss, _ = soft_label_loss(student, teacher, temperature=2.0)  # softened: (1/2, 1/2) and (3/4, 1/4)
     assert float(loss) == pytest.approx(4 * (3 / 4 * math.log(3 / 2) + 1 / 4 * math.log(1 / 2)))
 
 
 @pytest.mark.parametrize("temperature", [2.0, 10.0])
-def test_loss_grows_with_the_square_when_logits_grow_with_the_temperature(temperature):
+def test_soft_label_loss_of_logits_scaled_by_the_temperature_grows_with_its_square(temperature):
     student, teacher = logits(5, 3), logits(5, 3, seed=1)
     loss, _ = soft_label_loss(student, teacher, 1.0)
     scaled, _ = soft_label_loss(temperature * student, temperature * teacher, temperature)
@@ -59,19 +59,19 @@ def test_gradient_is_the_difference_of_probabilities_times_the_temperature():
     torch.testing.assert_close(student.grad, expected)
 
 
-def test_masked_positions_count_for_nothing():
+def test_masked_positions_have_no_loss_and_no_gradient():
     student, teacher = logits(2, 3, 4).requires_grad_(), logits(2, 3, 4, seed=1)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     loss, count = soft_label_loss(student, teacher, 2.0, mask)
-    alone, _ = soft_label_loss(student[mask.bool()], teacher[mask.bool()], 2.0)
-    assert float(loss.detach()) == pytest.approx(float(alone.detach()))
+    expected, _ = soft_label_loss(student[mask.bool()], teacher[mask.bool()], 2.0)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()))
     assert int(count) == 3
     loss.backward()
     assert student.grad[mask == 0].abs().max() == 0
     assert student.grad[mask == 1].abs().min() > 0
 
 
-def test_masked_positions_may_hold_anything():
+def test_masked_positions_may_be_nan():
     student, teacher = logits(3, 2), logits(3, 2, seed=1)
     student[1] = float("nan")
     loss, count = soft_label_loss(student, teacher, 2.0, torch.tensor([True, False, True]))
@@ -79,18 +79,16 @@ def test_masked_positions_may_hold_anything():
     assert int(count) == 2
 
 
-@pytest.mark.parametrize("objective", [lambda s, t: soft_label_loss(s, t, 2.0), squared_error])
-def test_parts_of_a_batch_add_up_to_the_batch(objective):
+@pytest.mark.parametrize("loss_function", [lambda s, t: soft_label_loss(s, t, 2.0), squared_error])
+def test_losses_of_parts_sum_to_that_of_the_batch(loss_function):
     student, teacher = logits(8, 3), logits(8, 3, seed=1)
-    whole, parts = (
-        objective(student, teacher),
-        [objective(student[i : i + 2], teacher[i : i + 2]) for i in range(0, 8, 2)],
-    )
-    assert sum(float(loss) for loss, _ in parts) == pytest.approx(float(whole[0]))
-    assert sum(int(count) for _, count in parts) == int(whole[1]) == 8
+    expected = loss_function(student, teacher)
+    parts = [loss_function(student[i : i + 2], teacher[i : i + 2]) for i in range(0, 8, 2)]
+    assert sum(float(loss) for loss, _ in parts) == pytest.approx(float(expected[0]))
+    assert sum(int(count) for _, count in parts) == int(expected[1]) == 8
 
 
-def test_half_precision_is_compared_in_single():
+def test_half_precision_logits_are_compared_in_single_precision():
     student, teacher = logits(4, 3), logits(4, 3, seed=1)
     half, _ = soft_label_loss(student.bfloat16(), teacher.bfloat16(), 2.0)
     single, _ = soft_label_loss(student.bfloat16().float(), teacher.bfloat16().float(), 2.0)
@@ -98,81 +96,79 @@ def test_half_precision_is_compared_in_single():
     assert torch.equal(half, single)
 
 
-def test_squared_error_is_the_mean_over_outputs_summed_over_positions():
+def test_squared_error_is_averaged_over_outputs_and_summed_over_positions():
     student, teacher = torch.tensor([[1.0, 2.0], [3.0, 3.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     assert [float(value) for value in squared_error(student, teacher)] == [2.5 + 6.5, 2]
     assert [float(value) for value in squared_error(student, teacher, torch.tensor([0, 1]))] == [6.5, 1]
 
 
-# ---- what is inside, and labels that hold independently ----
+# ---- intermediate outputs, and independent labels ----
 
-INSIDE = {
+INTERMEDIATE = {
     "squared error": squared_error,
     "cosine distance": cosine_distance,
     "attention": attention_loss,
     "relations": lambda student, teacher, mask=None: relation_loss(student, teacher, 2, mask),
 }
-SHAPES = {name: (4, 3, 7, 7) if name == "attention" else (4, 7, 8) for name in INSIDE}
+SHAPES = {name: (4, 3, 7, 7) if name == "attention" else (4, 7, 8) for name in INTERMEDIATE}
 
 
-@pytest.fixture(params=INSIDE)
-def inside(request):
-    """An objective, and the shape of what it compares: 4 rows of 7 tokens."""
-    return INSIDE[request.param], SHAPES[request.param]
+@pytest.fixture(params=INTERMEDIATE)
+def intermediate(request):
+    """Return a loss function, and the shape of its inputs: 4 rows of 7 tokens."""
+    return INTERMEDIATE[request.param], SHAPES[request.param]
 
 
-def padded(values, by, filled=float("nan")):
-    """Appends tokens of garbage; scores are of pairs of tokens, and get them on both sides."""
+def pad(values, by, padding_value=float("nan")):
+    """Append padding tokens; scores, which are of pairs of tokens, get them in both dimensions."""
     tokens = (0, by, 0, by) if values.dim() == 4 else (0, 0, 0, by)
-    return torch.nn.functional.pad(values, tokens, value=filled)
+    return torch.nn.functional.pad(values, tokens, value=padding_value)
 
 
-def test_inside_a_student_that_equals_its_teacher_loses_nothing(inside):
-    objective, shape = inside
+def test_intermediate_loss_of_an_equal_student_is_zero(intermediate):
+    loss_function, shape = intermediate
     same, mask = 5 * logits(*shape), torch.arange(7) < torch.tensor([[7], [4], [1], [6]])
-    assert float(objective(same, same.clone())[0]) == 0
-    loss, count = objective(same, same.clone(), mask)
+    assert float(loss_function(same, same.clone())[0]) == 0
+    loss, count = loss_function(same, same.clone(), mask)
     assert (float(loss), int(count)) == (0, 18)
-    assert float(objective(same, 5 * logits(*shape, seed=1), mask)[0]) > 1
+    assert float(loss_function(same, 5 * logits(*shape, seed=1), mask)[0]) > 1
 
 
-@pytest.mark.parametrize("filled", [float("nan"), 1e4, -3.0])
-def test_inside_padding_changes_nothing(inside, filled):
-    objective, shape = inside
+@pytest.mark.parametrize("padding_value", [float("nan"), 1e4, -3.0])
+def test_padding_does_not_change_an_intermediate_loss(intermediate, padding_value):
+    loss_function, shape = intermediate
     student, teacher = logits(*shape), logits(*shape, seed=1)
-    whole, count = objective(student, teacher)
+    expected, count = loss_function(student, teacher)
     mask = torch.arange(10) < 7
-    found, counted = objective(padded(student, 3, filled), padded(teacher, 3, -filled), mask.expand(4, -1))
-    torch.testing.assert_close(found, whole, rtol=1e-6, atol=0)
-    assert int(counted) == int(count) == 28
+    padded = pad(student, 3, padding_value), pad(teacher, 3, -padding_value)
+    loss, padded_count = loss_function(*padded, mask.expand(4, -1))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert int(padded_count) == int(count) == 28
 
 
-def test_inside_padding_gets_no_gradient(inside):
-    objective, shape = inside
-    student, teacher = padded(logits(*shape), 3, 2.0).requires_grad_(), padded(logits(*shape, seed=1), 3, 5.0)
-    objective(student, teacher, (torch.arange(10) < 7).expand(4, -1))[0].backward()
-    there = torch.zeros_like(student).bool()
-    (there[..., :7, :7] if student.dim() == 4 else there[..., :7, :]).fill_(True)
-    assert float(student.grad[~there].abs().max()) == 0
-    assert float(student.grad[there].abs().min()) > 0
+def test_padding_gets_no_gradient_of_an_intermediate_loss(intermediate):
+    loss_function, shape = intermediate
+    student, teacher = pad(logits(*shape), 3, 2.0).requires_grad_(), pad(logits(*shape, seed=1), 3, 5.0)
+    loss_function(student, teacher, (torch.arange(10) < 7).expand(4, -1))[0].backward()
+    is_token = torch.zeros_like(student).bool()
+    (is_token[..., :7, :7] if student.dim() == 4 else is_token[..., :7, :]).fill_(True)
+    assert float(student.grad[~is_token].abs().max()) == 0
+    assert float(student.grad[is_token].abs().min()) > 0
 
 
-def test_inside_parts_of_a_batch_add_up_to_the_batch(inside):
-    objective, shape = inside
-    student, teacher, mask = (
-        logits(*shape),
-        logits(*shape, seed=1),
-        torch.arange(7) < torch.tensor([[7], [4], [1], [6]]),
-    )
-    whole = objective(student, teacher, mask)
-    parts = [objective(student[i : i + 1], teacher[i : i + 1], mask[i : i + 1]) for i in range(4)]
-    assert sum(float(loss) for loss, _ in parts) == pytest.approx(float(whole[0]), rel=1e-6)
-    assert sum(int(count) for _, count in parts) == int(whole[1]) == 18
+def test_intermediate_losses_of_rows_sum_to_that_of_the_batch(intermediate):
+    loss_function, shape = intermediate
+    student, teacher = logits(*shape), logits(*shape, seed=1)
+    mask = torch.arange(7) < torch.tensor([[7], [4], [1], [6]])
+    expected = loss_function(student, teacher, mask)
+    parts = [loss_function(student[i : i + 1], teacher[i : i + 1], mask[i : i + 1]) for i in range(4)]
+    assert sum(float(loss) for loss, _ in parts) == pytest.approx(float(expected[0]), rel=1e-6)
+    assert sum(int(count) for _, count in parts) == int(expected[1]) == 18
 
 
-def test_independent_labels_diverge_each_on_its_own():
-    student = torch.tensor([[0.0, 0.0]])  # yes with 1/2 and 1/2
-    teacher = torch.tensor([[2 * math.log(3), 0.0]])  # at T=2 with 3/4 and 1/2
+def test_independent_labels_are_binary_distributions():
+    student = torch.tensor([[0.0, 0.0]])  # probabilities 1/2 and 1/2
+    teacher = torch.tensor([[2 * math.log(3), 0.0]])  # probabilities 3/4 and 1/2 at T=2
     first = 3 / 4 * math.log(3 / 2) + 1 / 4 * math.log(1 / 2)
     loss, count = independent_soft_label_loss(student, teacher, 2.0)
     assert float(loss) == pytest.approx(4 * first / 2)
@@ -180,26 +176,26 @@ def test_independent_labels_diverge_each_on_its_own():
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 7.0])
-def test_independent_labels_that_are_equal_lose_nothing_however_sure(temperature):
+def test_loss_of_equal_independent_labels_is_zero_for_extreme_logits(temperature):
     same = torch.tensor([[-200.0, 200.0, 0.3], [1.0, -2.0, 90.0]])
     loss, count = independent_soft_label_loss(same, same.clone(), temperature)
     assert (float(loss), int(count)) == (0, 2)
 
 
-def test_independent_labels_of_padding_count_for_nothing():
+def test_masked_independent_labels_have_no_loss():
     student, teacher = logits(3, 4), logits(3, 4, seed=1)
     student[1] = float("nan")
     mask = torch.tensor([True, False, True])
     loss, count = independent_soft_label_loss(student, teacher, 2.0, mask)
-    alone, _ = independent_soft_label_loss(student[mask], teacher[mask], 2.0)
-    assert float(loss) == pytest.approx(float(alone))
+    expected, _ = independent_soft_label_loss(student[mask], teacher[mask], 2.0)
+    assert float(loss) == pytest.approx(float(expected))
     assert int(count) == 2
 
 
-def test_one_independent_label_is_two_classes():
+def test_one_independent_label_equals_two_classes():
     student, teacher = logits(5, 1), logits(5, 1, seed=1)
-    yes_no = [torch.cat([values, torch.zeros(5, 1)], -1) for values in (student, teacher)]
-    expected, _ = soft_label_loss(*yes_no, 3.0)
+    two_classes = [torch.cat([values, torch.zeros(5, 1)], -1) for values in (student, teacher)]
+    expected, _ = soft_label_loss(*two_classes, 3.0)
     torch.testing.assert_close(independent_soft_label_loss(student, teacher, 3.0)[0], expected)
 
 
@@ -210,7 +206,7 @@ def test_cosine_distance_is_one_minus_the_cosine():
     assert int(count) == 3
 
 
-def test_attention_is_averaged_over_heads_and_over_keys_that_count():
+def test_attention_loss_is_averaged_over_heads_and_included_keys():
     student, teacher = torch.zeros(1, 2, 2, 2), torch.tensor([[[[1.0, 2.0], [3.0, 9.0]], [[0.0, 4.0], [1.0, 9.0]]]])
     loss, count = attention_loss(student, teacher)
     assert (float(loss), int(count)) == ((1 + 4 + 0 + 16) / 4 + (9 + 81 + 1 + 81) / 4, 2)
@@ -218,38 +214,38 @@ def test_attention_is_averaged_over_heads_and_over_keys_that_count():
     assert (float(loss), int(count)) == ((1 + 0) / 2, 1)
 
 
-def test_relations_are_scaled_products_of_tokens_with_each_other():
-    scale = math.sqrt(2)  # of two dimensions a head
-    student = torch.zeros(1, 2, 2)  # every relation 1/2
+def test_relations_are_softmax_of_scaled_dot_products():
+    scale = math.sqrt(2)  # two dimensions per head
+    student = torch.zeros(1, 2, 2)  # all relations are 1/2
     teacher = torch.tensor([[[1.0, 0.0], [scale * math.log(3), 0.0]]])
-    # The first token's products with both, scaled: 1/sqrt(2) and log(3). The second's: log(3) and sqrt(2) log(3)^2.
+    # Scaled products of the first token: 1/sqrt(2) and log(3); of the second token: log(3) and sqrt(2) log(3)^2.
     rows = [(1 / scale, math.log(3)), (math.log(3), scale * math.log(3) ** 2)]
     expected = 0.0
     for row in rows:
-        chances = [math.exp(value) / sum(map(math.exp, row)) for value in row]
-        expected += sum(p * math.log(p / 0.5) for p in chances)
+        probabilities = [math.exp(value) / sum(map(math.exp, row)) for value in row]
+        expected += sum(p * math.log(p / 0.5) for p in probabilities)
     loss, count = relation_loss(student, teacher, heads=1)
     assert float(loss) == pytest.approx(expected, rel=1e-6)
     assert int(count) == 2
 
 
-def test_relations_of_heads_are_averaged():
+def test_relation_loss_is_averaged_over_heads():
     student, teacher = logits(2, 5, 8), logits(2, 5, 8, seed=1)
     first, second = (relation_loss(student[..., part], teacher[..., part], 1)[0] for part in (slice(4), slice(4, 8)))
     torch.testing.assert_close(relation_loss(student, teacher, 2)[0], (first + second) / 2)
 
 
-def test_relations_compare_models_of_other_widths():
+def test_relations_of_different_widths_are_compared():
     student, teacher = logits(2, 5, 8), logits(2, 5, 24, seed=1)
     assert float(relation_loss(student, teacher, 4)[0]) > 1
-    # Zeros beside the states change no product, only the scale: sqrt(2) times the states makes up for four times more.
+    # Appended zeros change no product, only the scale: a factor sqrt(2) compensates a four times larger width.
     wider = torch.cat([math.sqrt(2) * student, torch.zeros(2, 5, 24)], -1)
     assert float(relation_loss(student, wider, 1)[0]) == pytest.approx(0, abs=1e-5)
 
 
-def test_inside_half_precision_is_compared_in_single(inside):
-    objective, shape = inside
+def test_half_precision_states_are_compared_in_single_precision(intermediate):
+    loss_function, shape = intermediate
     student, teacher = logits(*shape).bfloat16(), logits(*shape, seed=1).bfloat16()
-    half, _ = objective(student, teacher)
+    half, _ = loss_function(student, teacher)
     assert half.dtype == torch.float32
-    assert torch.equal(half, objective(student.float(), teacher.float())[0])
+    assert torch.equal(half, loss_function(student.float(), teacher.float())[0])
