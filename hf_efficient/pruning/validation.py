@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from hf_efficient.errors import UnsupportedModelError, UserError
-from hf_efficient.models import family_of, is_quantized
+from hf_efficient.errors import UserError
+from hf_efficient.models import class_for, family_of, is_quantized
 from hf_efficient.pruning.config import PruningConfig
 
 
@@ -23,10 +23,7 @@ def check_prunable(model: PreTrainedModel, config: PruningConfig) -> None:
             "connections (weights=0.5)"
         )
     family = family_of(model)
-    try:
-        family.class_for(type(model), model.config)
-    except TypeError as error:
-        raise UnsupportedModelError(str(error)) from error
+    class_for(model, model.config)
     config.check_stacks(tuple(family.stacks(model)))
     if config.target_generation_speedup is not None and not model.can_generate():
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from hf_efficient.errors import UserError
-from hf_efficient.models import family_of, is_quantized
+from hf_efficient.models import class_for, family_of, is_quantized
 from hf_efficient.quantization.codebook import select_codebook_weights
 from hf_efficient.quantization.config import SCHEMES, QuantizationConfig
 from hf_efficient.quantization.module_selection import check_selection
@@ -15,7 +15,7 @@ def check_quantization(model: PreTrainedModel, config: QuantizationConfig) -> No
     """Check that `quantize` can quantize `model` with `config`.
 
     Raises UserError if no scheme is set, the model is quantized already or no module of it would be quantized;
-    UnsupportedModelError if codebooks are requested for an architecture of an unknown family.
+    UnsupportedModelError if codebooks are requested for an architecture or a task head that is not supported.
     """
     if config.scheme is None:
         raise UserError(f"scheme=None quantizes nothing: give one of {', '.join(SCHEMES)}")
@@ -24,7 +24,7 @@ def check_quantization(model: PreTrainedModel, config: QuantizationConfig) -> No
     check_selection(model, config)
     if config.embeddings_are_codebooks:
         family = family_of(model)
-        family.class_for(type(model), family.pruned_config(model.config, family.structure(model.config)))
+        class_for(model, family.pruned_config(model.config, family.structure(model.config)))
         if next(select_codebook_weights(model, config), None) is None:
             raise UserError(
                 f"no weight of {type(model).__name__} would become a codebook with skip_modules="
