@@ -1,4 +1,4 @@
-"""A small Hub on 127.0.0.1: it speaks what the real client of the Hub, transformers.js and a browser ask of one.
+"""A small Hub on 127.0.0.1, with the requests that the real client, transformers.js and a browser use.
 
 State is in memory. Files from `LARGE_BYTES` on, and weights, are uploaded as large files, those from `PART_BYTES` on
 in parts. `Hub.fail` makes the next requests that match fail.
@@ -45,7 +45,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Says nothing of a client that hung up."""
+        """Logs nothing about connections that a client closed."""
 
 
 class _Handler(Repositories, Files):
@@ -53,7 +53,7 @@ class _Handler(Repositories, Files):
 
 
 class Hub:
-    """The server and what it holds; a context manager. `users` has the names that each token may write to."""
+    """The server and its state; a context manager. `users` maps tokens to the namespaces that they may write to."""
 
     def __init__(self, users: Mapping[str, tuple[str, ...]] | None = None, port: int = 0) -> None:
         self.users = dict(users or {})
@@ -64,9 +64,9 @@ class Hub:
         self.seen: list[tuple[str, str]] = []
         self.bodies: list[bytes] = []
         self.lock = threading.RLock()
-        self.told_storage: list[str] = []  # credentials that reached it: there must be none
+        self.storage_credentials: list[str] = []  # tokens that reached the storage host: there must be none
         handler = type("Handler", (_Handler,), {"hub": self})
-        # Large files lie on another host, as the Hub's do.
+        # Large files are on another host, as those of the Hub are.
         self.servers = [_Server(("127.0.0.1", at), handler) for at in (port, 0)]
         self.url, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers)
 
@@ -84,15 +84,15 @@ class Hub:
         self, method: str, path: str, action: int | str | Callable[[], object], count: int = 1, **headers: str
     ) -> None:
         """Makes the next `count` requests fail whose method and path match; `path` is a regular expression."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.faults.append(Fault(method, path, action, count, named))
+        header_names = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.faults.append(Fault(method, path, action, count, header_names))
 
     def seed(self, repo_id: str, files: Mapping[str, bytes], private: bool = False) -> str:
-        """Puts `files` into the repository, made where there is none, and returns the commit."""
+        """Commits `files` to the repository, which is created if it does not exist, and returns the commit."""
         repo = self.make(repo_id, private)
-        held = {path: self.stored(path, data) for path, data in files.items()}
-        before = repo.branches["main"]
-        return repo.add(Commit({**repo.commits[before].files, **held}, "seed", before), "main")
+        added = {path: self.stored(path, data) for path, data in files.items()}
+        parent = repo.branches["main"]
+        return repo.add(Commit({**repo.commits[parent].files, **added}, "seed", parent), "main")
 
     def make(self, repo_id: str, private: bool) -> Repo:
         if repo_id not in self.repos:
@@ -108,10 +108,10 @@ class Hub:
         return File(data, hashlib.sha256(data).hexdigest())
 
     def kept(self) -> bytes:
-        """Returns all that was ever sent or asked but for the headers, in one piece."""
-        asked = "\n".join(path for _, path in self.seen).encode()
-        held = [path.encode() + file.data for repo in self.repos.values() for path, file in _every_file(repo)]
-        return b"\n".join([asked, *self.bodies, *self.large.values(), *held])
+        """Returns all URLs, bodies and files of all requests, joined; headers are left out."""
+        urls = "\n".join(path for _, path in self.seen).encode()
+        files = [path.encode() + file.data for repo in self.repos.values() for path, file in _every_file(repo)]
+        return b"\n".join([urls, *self.bodies, *self.large.values(), *files])
 
 
 def _every_file(repo: Repo) -> list[tuple[str, File]]:

@@ -1,4 +1,4 @@
-"""How files come to the loopback Hub and leave it: small ones in commits, large ones in parts, ranges of both."""
+"""Uploads and downloads of the loopback Hub: small files in commits, large files in parts, ranges of both."""
 
 import base64
 import hashlib
@@ -13,36 +13,40 @@ PART_BYTES = 100_000
 
 
 class Files(Wire):
-    """The half of the answers that moves files."""
+    """Requests that transfer files."""
 
     def preupload(self, repo_id: str, revision: str) -> dict:
         repo = self._repo(repo_id, write="create_pr" not in self.query)
-        held = repo.commits[repo.resolve(revision)].files
-        told = []
+        stored = repo.commits[repo.resolve(revision)].files
+        modes = []
         for file in self._json()["files"]:
             path, large = file["path"], is_large(file["path"], file["size"])
-            oid = (held[path].sha256 or held[path].oid) if path in held else None
-            told.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid})
-        return {"files": told, "commitOid": repo.resolve(revision)}
+            oid = (stored[path].sha256 or stored[path].oid) if path in stored else None
+            modes.append(
+                {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
+            )
+        return {"files": modes, "commitOid": repo.resolve(revision)}
 
     def batch(self, repo_id: str) -> dict:
         self._repo(repo_id)
-        told = []
-        for each in self._json()["objects"]:
-            oid, size = each["oid"], each["size"]
+        objects = []
+        for request in self._json()["objects"]:
+            oid, size = request["oid"], request["size"]
             if oid in self.hub.large:
-                told.append({"oid": oid, "size": size})
+                objects.append({"oid": oid, "size": size})
                 continue
-            where, header = f"{self.hub.storage}/lfs/{oid}", {}
+            url, header = f"{self.hub.storage}/lfs/{oid}", {}
             if size >= PART_BYTES:
                 count = -(-size // PART_BYTES)
-                header = {f"{number:05}": f"{where}/{number}" for number in range(1, count + 1)}
+                header = {f"{number:05}": f"{url}/{number}" for number in range(1, count + 1)}
                 header["chunk_size"] = str(PART_BYTES)
-            upload = {"href": f"{self.hub.url}/lfs/{oid}/complete" if header else where, "header": header}
+            upload = {"href": f"{self.hub.url}/lfs/{oid}/complete" if header else url, "header": header}
             verify = {"href": f"{self.hub.url}/{repo_id}.git/info/lfs/objects/verify", "header": {}}
-            told.append({"oid": oid, "size": size, "actions": {"upload": upload, "verify": verify}})
-        multipart = any("chunk_size" in each.get("actions", {}).get("upload", {}).get("header", {}) for each in told)
-        return {"transfer": "multipart" if multipart else "basic", "objects": told}
+            objects.append({"oid": oid, "size": size, "actions": {"upload": upload, "verify": verify}})
+        multipart = any(
+            "chunk_size" in each.get("actions", {}).get("upload", {}).get("header", {}) for each in objects
+        )
+        return {"transfer": "multipart" if multipart else "basic", "objects": objects}
 
     def put(self, oid: str) -> dict:
         self._keep(oid, self.body)
@@ -54,9 +58,9 @@ class Files(Wire):
 
     def complete(self, oid: str) -> dict:
         parts = self.hub.parts.get(oid, {})
-        told = {each["partNumber"]: each["etag"].strip('"') for each in self._json()["parts"]}
-        if told != {number: hashlib.md5(part).hexdigest() for number, part in parts.items()}:
-            raise RefusalError(400, "the parts are others")
+        hashes = {part["partNumber"]: part["etag"].strip('"') for part in self._json()["parts"]}
+        if hashes != {number: hashlib.md5(part).hexdigest() for number, part in parts.items()}:
+            raise RefusalError(400, "the parts have other hashes")
         self._keep(oid, b"".join(parts[number] for number in sorted(parts)))
         return {}
 
@@ -66,14 +70,14 @@ class Files(Wire):
         self.hub.large[oid] = data
 
     def verify(self, _repo_id: str) -> dict:
-        asked = self._json()
-        if len(self.hub.large.get(asked["oid"], b"")) != asked["size"]:
+        request = self._json()
+        if len(self.hub.large.get(request["oid"], b"")) != request["size"]:
             raise RefusalError(404, "no such object")
         return {}
 
     def commit(self, repo_id: str, revision: str) -> dict:
-        proposed = "create_pr" in self.query
-        repo = self._repo(repo_id, write=not proposed)
+        creates_pull_request = "create_pr" in self.query
+        repo = self._repo(repo_id, write=not creates_pull_request)
         if not self._names:
             raise RefusalError(401, "Invalid username or password.")
         lines = [json.loads(line) for line in self.body.splitlines()]
@@ -91,19 +95,23 @@ class Files(Wire):
                 files[path] = File(self.hub.large[value["oid"]], value["oid"])
             elif path in files or line["key"] == "deletedFolder":
                 files = {
-                    held: file for held, file in files.items() if held != path and not held.startswith(f"{path}/")
+                    name: file for name, file in files.items() if name != path and not name.startswith(f"{path}/")
                 }
             else:
                 raise RefusalError(404, "A file with this name doesn't exist", "EntryNotFound")
         commit = Commit(files, header["summary"], parent, header.get("description", ""))
         repo.commits[commit.oid] = commit
-        told = {"success": True, "commitOid": commit.oid, "commitUrl": f"{self.hub.url}/{repo_id}/commit/{commit.oid}"}
-        if proposed:
+        description = {
+            "success": True,
+            "commitOid": commit.oid,
+            "commitUrl": f"{self.hub.url}/{repo_id}/commit/{commit.oid}",
+        }
+        if creates_pull_request:
             number = len(repo.pulls) + 1
             repo.pulls[f"refs/pr/{number}"] = commit.oid
-            return {**told, "pullRequestUrl": f"{self.hub.url}/{repo_id}/discussions/{number}"}
+            return {**description, "pullRequestUrl": f"{self.hub.url}/{repo_id}/discussions/{number}"}
         repo.branches[revision] = commit.oid
-        return told
+        return description
 
     def resolve(self, repo_id: str, revision: str, path: str) -> None:
         repo = self._repo(repo_id)
@@ -123,11 +131,11 @@ class Files(Wire):
         self._send_range(self.hub.large[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
 
     def _send_range(self, data: bytes, headers: Mapping[str, str]) -> None:
-        told = {"Content-Type": "application/octet-stream", **headers}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if asked is None:
-            return self._send(200, data, told)
-        start, end = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+        headers = {"Content-Type": "application/octet-stream", **headers}
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if byte_range is None:
+            return self._send(200, data, headers)
+        start, end = int(byte_range[1]), min(int(byte_range[2] or len(data)), len(data) - 1)
         if start >= len(data):
-            return self._send(416, b"", {**told, "Content-Range": f"bytes */{len(data)}"})
-        self._send(206, data[start : end + 1], {**told, "Content-Range": f"bytes {start}-{end}/{len(data)}"})
+            return self._send(416, b"", {**headers, "Content-Range": f"bytes */{len(data)}"})
+        self._send(206, data[start : end + 1], {**headers, "Content-Range": f"bytes {start}-{end}/{len(data)}"})

@@ -1,4 +1,4 @@
-"""What the loopback Hub answers about accounts and repositories: made, described, listed, branched and tagged."""
+"""Requests of the loopback Hub about accounts and repositories: create, describe, list, branch and tag."""
 
 import json
 import re
@@ -8,12 +8,12 @@ from urllib.parse import parse_qs, quote, urlsplit
 from loopback_state import File, RefusalError
 from loopback_wire import Wire
 
-PAGE = 5  # files a page of a listing holds
+PAGE = 5  # files per page of a listing
 DATE = "2024-01-01T00:00:00.000Z"
 
 
 class Repositories(Wire):
-    """The half of the answers that moves no files."""
+    """Requests that transfer no files."""
 
     def preflight(self) -> None:
         self._send(204, b"", {"Access-Control-Max-Age": "600"})
@@ -25,24 +25,24 @@ class Repositories(Wire):
         return {"type": "user", "name": first, "fullname": first, "orgs": [{"name": name} for name in others]}
 
     def create(self) -> dict:
-        asked, names = self._json(), self._names
+        request, names = self._json(), self._names
         if not names:
             raise RefusalError(401, "Invalid username or password.")
-        owner = asked.get("organization") or names[0]
-        repo_id = f"{owner}/{asked['name']}"
+        owner = request.get("organization") or names[0]
+        repo_id = f"{owner}/{request['name']}"
         if owner not in names:
             raise RefusalError(403, f"You don't have the rights to create a model under the namespace {owner!r}")
-        told = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id, "id": repo_id}
+        description = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id, "id": repo_id}
         if repo_id in self.hub.repos:
-            raise RefusalError(409, "You already created this model repo", **told)
-        self.hub.make(repo_id, asked.get("visibility") == "private" or bool(asked.get("private")))
-        return told
+            raise RefusalError(409, "You already created this model repo", **description)
+        self.hub.make(repo_id, request.get("visibility") == "private" or bool(request.get("private")))
+        return description
 
     def validate_yaml(self) -> dict:
-        held = re.match(r"---\n(.*?)\n---", self._json()["content"], re.DOTALL)
-        if held is None:
+        metadata = re.match(r"---\n(.*?)\n---", self._json()["content"], re.DOTALL)
+        if metadata is None:
             return {"warnings": [{"message": "empty or missing yaml metadata in repo card"}], "errors": []}
-        lines = [line for line in held[1].splitlines() if not re.match(r"(\s*- )|(\s*[\w-]+:)", line)]
+        lines = [line for line in metadata[1].splitlines() if not re.match(r"(\s*- )|(\s*[\w-]+:)", line)]
         if lines:
             raise RefusalError(400, "Invalid metadata", errors=[{"message": f"not YAML: {lines[0]}"}], warnings=[])
         return {"warnings": [], "errors": []}
@@ -79,22 +79,22 @@ class Repositories(Wire):
         if start and not inside:
             raise RefusalError(404, f"{folder} does not exist", "EntryNotFound")
         recursive = self.query.get("recursive", "").lower() in ("true", "1")
-        told = []
+        entries = []
         for path, file in inside.items():
             parts = path[len(start) :].split("/")
             for depth in range(1, len(parts) if recursive else min(2, len(parts))):
                 name = start + "/".join(parts[:depth])
-                if not any(each["path"] == name for each in told):
-                    told.append({"type": "directory", "path": name, "oid": "0" * 40, "size": 0})
+                if not any(entry["path"] == name for entry in entries):
+                    entries.append({"type": "directory", "path": name, "oid": "0" * 40, "size": 0})
             if recursive or len(parts) == 1:
-                told.append(self._expanded(file.described(path)))
+                entries.append(self._expanded(file.described(path)))
         at = int(self.query.get("cursor", 0))
         links = {}
-        if at + PAGE < len(told):
-            asked = "&".join(f"{name}={quote(value)}" for name, value in self.query.items() if name != "cursor")
+        if at + PAGE < len(entries):
+            query = "&".join(f"{name}={quote(value)}" for name, value in self.query.items() if name != "cursor")
             path = urlsplit(self.path).path
-            links = {"Link": f'<{self.hub.url}{path}?{asked}&cursor={at + PAGE}>; rel="next"'}
-        self._send_json(200, told[at : at + PAGE], links)
+            links = {"Link": f'<{self.hub.url}{path}?{query}&cursor={at + PAGE}>; rel="next"'}
+        self._send_json(200, entries[at : at + PAGE], links)
 
     def _expanded(self, described: dict) -> dict:
         if self.query.get("expand", "").lower() not in ("true", "1"):
@@ -107,22 +107,22 @@ class Repositories(Wire):
         repo = self._repo(repo_id)
         files = repo.commits[repo.resolve(revision)].files
         is_json = "json" in self.headers.get("Content-Type", "")
-        asked = self._json()["paths"] if is_json else parse_qs(self.body.decode()).get("paths", [])
-        found = [files[path].described(path) for path in asked if path in files]
-        folders = [path for path in asked if any(each.startswith(f"{path}/") for each in files)]
-        return found + [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders]
+        paths = self._json()["paths"] if is_json else parse_qs(self.body.decode()).get("paths", [])
+        entries = [files[path].described(path) for path in paths if path in files]
+        folders = [path for path in paths if any(file.startswith(f"{path}/") for file in files)]
+        return entries + [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders]
 
     def refs(self, repo_id: str) -> dict:
         repo = self._repo(repo_id)
 
-        def told(names: Mapping[str, str], kind: str) -> list:
+        def references(names: Mapping[str, str], kind: str) -> list:
             return [{"name": name, "ref": f"{kind}{name}", "targetCommit": oid} for name, oid in names.items()]
 
         return {
-            "branches": told(repo.branches, "refs/heads/"),
-            "tags": told(repo.tags, "refs/tags/"),
+            "branches": references(repo.branches, "refs/heads/"),
+            "tags": references(repo.tags, "refs/tags/"),
             "converts": [],
-            "pullRequests": told(repo.pulls, ""),
+            "pullRequests": references(repo.pulls, ""),
         }
 
     def history(self, repo_id: str, revision: str) -> list:
@@ -132,12 +132,12 @@ class Repositories(Wire):
     def discussions(self, repo_id: str) -> dict:
         pulls = self._repo(repo_id).pulls
         author = {"name": repo_id.partition("/")[0]}
-        told = [
+        discussions = [
             {"num": int(ref.rpartition("/")[2]), "title": "push", "status": "open", "isPullRequest": True}
             | {"author": author, "createdAt": DATE, "repo": {"name": repo_id, "type": "model"}}
             for ref in pulls
         ]
-        return {"discussions": told, "count": len(told), "start": 0, "numClosedDiscussions": 0}
+        return {"discussions": discussions, "count": len(discussions), "start": 0, "numClosedDiscussions": 0}
 
     def make_branch(self, repo_id: str, name: str) -> dict:
         repo = self._repo(repo_id, write=True)

@@ -1,4 +1,4 @@
-"""What a Hub holds: repositories with branches, tags and pull requests, commits, and files small and large."""
+"""The state of the loopback Hub: repositories with branches, tags, pull requests, commits and files."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ WEIGHTS = (".safetensors", ".onnx", ".png", ".bin")
 
 
 class RefusalError(Exception):
-    """An answer that is an error, as the Hub words it."""
+    """An error response of the Hub."""
 
     def __init__(self, status: int, message: str, code: str = "", **body: object) -> None:
         super().__init__(message)
@@ -19,22 +19,22 @@ class RefusalError(Exception):
 
 @dataclass(frozen=True)
 class File:
-    """What a path in a commit holds; `sha256` of a large file."""
+    """The content of a path in a commit; `sha256` is set for large files."""
 
     data: bytes
     sha256: str | None = None
 
     @property
     def oid(self) -> str:
-        """The name git gives to the file, or to the pointer that stands for a large one."""
+        """The hash that git computes of the file, or of the pointer of a large file."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
         data = pointer.encode() if self.sha256 else self.data
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
     def described(self, path: str) -> dict:
         large = {"oid": self.sha256, "size": len(self.data), "pointerSize": 130}
-        told = {"type": "file", "path": path, "size": len(self.data), "oid": self.oid}
-        return {**told, "lfs": large} if self.sha256 else told
+        entry = {"type": "file", "path": path, "size": len(self.data), "oid": self.oid}
+        return {**entry, "lfs": large} if self.sha256 else entry
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Commit:
 
     @property
     def oid(self) -> str:
-        told = [self.parent, self.title, sorted((path, file.oid) for path, file in self.files.items())]
-        return hashlib.sha1(json.dumps(told).encode()).hexdigest()
+        content = [self.parent, self.title, sorted((path, file.oid) for path, file in self.files.items())]
+        return hashlib.sha1(json.dumps(content).encode()).hexdigest()
 
 
 @dataclass
@@ -64,20 +64,20 @@ class Repo:
         return commit.oid
 
     def resolve(self, revision: str) -> str:
-        """Returns the commit that a branch, a tag, a pull request or the start of a hash means."""
-        named = self.branches | self.tags | self.pulls
-        found = named.get(revision) or next((oid for oid in self.commits if oid.startswith(revision)), None)
-        if found is None:
+        """Returns the commit of a branch, a tag, a pull request or the start of a hash."""
+        references = self.branches | self.tags | self.pulls
+        commit = references.get(revision) or next((oid for oid in self.commits if oid.startswith(revision)), None)
+        if commit is None:
             raise RefusalError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return found
+        return commit
 
     def history(self, revision: str = "main") -> list[Commit]:
         """Returns the commits of a branch, the last one first."""
-        oid, found = self.resolve(revision), []
+        oid, commits = self.resolve(revision), []
         while oid:
-            found.append(self.commits[oid])
+            commits.append(self.commits[oid])
             oid = self.commits[oid].parent
-        return found
+        return commits
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
         """Returns the content of every path."""
@@ -86,9 +86,14 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next `count` requests: a status, "drop" (cut off in the middle of what is sent) or "lose".
+    """What happens to the next `count` requests.
 
-    A lost request is done, but its answer never comes. A function is called before the request is answered.
+    | action | effect |
+    | --- | --- |
+    | a number | the response has this status |
+    | "drop" | the connection is closed while the request is sent |
+    | "lose" | the request is executed, and the connection closed before the response |
+    | a function | it is called before the request is executed |
     """
 
     method: str
@@ -99,5 +104,5 @@ class Fault:
 
 
 def is_large(path: str, size: int) -> bool:
-    """Whether a file of that name and size is stored apart from the repository."""
+    """Whether a file of this name and size is stored outside the repository."""
     return size > 0 and (size >= LARGE_BYTES or path.endswith(WEIGHTS))

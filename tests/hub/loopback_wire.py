@@ -1,4 +1,4 @@
-"""How the loopback Hub reads requests and sends answers, also those that a test wants to fail, and whom it trusts."""
+"""How the loopback Hub reads requests, sends responses, fails as a test requests, and checks tokens."""
 
 import json
 import re
@@ -20,7 +20,7 @@ CORS = {
 
 
 class Wire(BaseHTTPRequestHandler):
-    """Finds who answers a request in `routes`."""
+    """Calls the method of a request, which `routes` gives."""
 
     hub: Any
     routes: tuple[tuple[str, str, str], ...] = ()
@@ -28,39 +28,39 @@ class Wire(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # headers and body are two packets
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         path, self.query = url.path, {name: values[-1] for name, values in parse_qs(url.query).items()}
         self.hub.seen.append((self.command, self.path))
         if path.startswith(("/lfs/", "/cdn/")) and not path.endswith("/complete"):
-            self.hub.told_storage += self.headers.get_all("Authorization") or []
+            self.hub.storage_credentials += self.headers.get_all("Authorization") or []
         fault = self._fault(path)
         if fault and fault.action == "drop":
             self.rfile.read(min(1000, int(self.headers.get("Content-Length") or 0) // 2))
-            return self._hang_up()
+            return self._close_connection()
         self.body = self._read()
         self.hub.bodies.append(self.body)
         if fault and callable(fault.action):
             fault.action()
         if fault and isinstance(fault.action, int):
-            return self._refuse(RefusalError(fault.action, "so the test wants it"), fault.headers)
+            return self._refuse(RefusalError(fault.action, "requested by the test"), fault.headers)
         try:
             for method, pattern, name in self.routes:
-                found = re.fullmatch(pattern, path)
-                if found and self.command in method.split():
+                match = re.fullmatch(pattern, path)
+                if match and self.command in method.split():
                     with self.hub.lock:
-                        answer = getattr(self, name)(*(unquote(part) for part in found.groups()))
+                        response = getattr(self, name)(*(unquote(part) for part in match.groups()))
                     break
             else:
-                raise RefusalError(404, f"nothing answers {self.command} {path}")
+                raise RefusalError(404, f"there is no route for {self.command} {path}")
         except RefusalError as refusal:
             return self._refuse(refusal)
         if fault and fault.action == "lose":
-            return self._hang_up()
-        if answer is not None:
-            self._send_json(200, answer)
+            return self._close_connection()
+        if response is not None:
+            self._send_json(200, response)
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = do_GET  # noqa: N815
 
@@ -72,7 +72,7 @@ class Wire(BaseHTTPRequestHandler):
                     return fault
         return None
 
-    def _hang_up(self) -> None:
+    def _close_connection(self) -> None:
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
@@ -94,17 +94,22 @@ class Wire(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _send_json(self, status: int, answer: object, headers: Mapping[str, str] | None = None) -> None:
-        self._send(status, json.dumps(answer).encode(), {"Content-Type": "application/json", **(headers or {})})
+    def _send_json(self, status: int, body: object, headers: Mapping[str, str] | None = None) -> None:
+        self._send(status, json.dumps(body).encode(), {"Content-Type": "application/json", **(headers or {})})
 
     def _refuse(self, refusal: RefusalError, headers: Mapping[str, str] | None = None) -> None:
-        told = {"X-Error-Message": refusal.message, **({"X-Error-Code": refusal.code} if refusal.code else {})}
-        self._send_json(refusal.status, {"error": refusal.message, **refusal.body}, {**told, **(headers or {})})
+        error_headers = {
+            "X-Error-Message": refusal.message,
+            **({"X-Error-Code": refusal.code} if refusal.code else {}),
+        }
+        self._send_json(
+            refusal.status, {"error": refusal.message, **refusal.body}, {**error_headers, **(headers or {})}
+        )
 
     def _json(self) -> dict:
         return json.loads(self.body)
 
-    # Who may do what
+    # Access
 
     @property
     def _names(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import torch
 from reviews import flags, write_reviews
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.exporters import ExportedModel
-from web import LIBRARY, RUNTIME, asked_hosts, chromium_at, needed, run_page, site_of, spaces_at
+from web import LIBRARY, RUNTIME, browser_requirements, chromium_at, requested_hosts, run_page, site_of, spaces_at
 
 from hf_efficient import CompressionReport
 from hf_efficient.hub.space import PageSources, WebModel, render_space
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """An open browser, a site with transformers.js, and the URLs of all requests."""
-    chromium, packages = needed()
+    chromium, packages = browser_requirements()
     folder = tmp_path_factory.mktemp("site")
     with site_of(folder, packages) as url, chromium_at(chromium, tmp_path_factory.mktemp("profile")) as context:
         requests: list[str] = []
@@ -101,7 +101,7 @@ def test_page_reports_a_missing_network_and_then_predicts_as_python_does(browser
     again = run_page(page, "the awful film number 1 was dull")
     assert again["teacher"]["prediction"] == "negative"
     assert len(browser.requests) == loaded
-    assert {"127.0.0.1"} == asked_hosts(browser.requests)
+    assert {"127.0.0.1"} == requested_hosts(browser.requests)
 
 
 def test_card_of_the_space_names_the_models(pushed):

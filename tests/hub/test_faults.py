@@ -71,7 +71,7 @@ def test_client_retries(hub, shell, folder, name, method, path, action, headers)
         ("changed", "POST", "/commit/", 412, {}, "the repository was changed during the push (412)"),
         ("many requests", "POST", "/commit/", 429, {"Retry_After": "30"}, "(429): wait 30 seconds, and push again"),
         ("many requests without a delay", "POST", "/commit/", 429, {}, "(429): wait a few minutes"),
-        ("too large", "POST", "/commit/", 413, {}, "the Hub refused the push (413): so the test wants it"),
+        ("too large", "POST", "/commit/", 413, {}, "the Hub refused the push (413): requested by the test"),
         (
             "internal error at the start",
             "POST",

@@ -158,7 +158,7 @@ def test_private_files_and_the_token_are_never_pushed(pushed, hub, job):
             assert not [part for part in paths if re.search(r"\.(pt|pth|partial|pkl)$|^(trainer|training)_", part)]
             pickled = [path for path in commit.files if path.endswith(".bin") and "openvino" not in path]
             assert not pickled
-    assert hub.told_storage == []  # the storage host of large files must not get the token
+    assert hub.storage_credentials == []  # the storage host of large files must not get the token
 
 
 def test_files_for_resuming_and_hidden_files_are_not_collected(small):

@@ -16,9 +16,9 @@ import pytest
 
 LIBRARY = "node_modules/@huggingface/transformers/dist/transformers.min.js"
 RUNTIME = "node_modules/onnxruntime-web/dist"
-# Nothing but this machine has an address.
-ALONE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-QUIETLY = (
+# No other host than this machine has an address.
+LOCAL_ONLY = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+CHROMIUM_FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -29,7 +29,7 @@ QUIETLY = (
 )
 
 
-def needed() -> tuple[str, Path]:
+def browser_requirements() -> tuple[str, Path]:
     """Returns the path of Chromium and the folder of npm's packages; skips the test where one is missing."""
     pytest.importorskip("playwright", reason="the extra hf_efficient[browser] is not installed")
     for package in ("onnx", "onnxruntime"):
@@ -39,32 +39,32 @@ def needed() -> tuple[str, Path]:
         pytest.skip("there is no Chromium on this machine")
     packages = Path(os.environ.get("HF_EFFICIENT_NODE_MODULES", "node_modules"))
     if not (packages.parent / LIBRARY).is_file():
-        pytest.skip("HF_EFFICIENT_NODE_MODULES names no node_modules with @huggingface/transformers")
+        pytest.skip("HF_EFFICIENT_NODE_MODULES is not a node_modules folder with @huggingface/transformers")
     return chromium, packages
 
 
 @contextmanager
 def spaces_at(hub) -> Iterator[dict[str, str]]:
-    """Lets the Hub hold Spaces beside its models, under names of their own; yields the sdk of each that is made."""
-    made: dict[str, str] = {}
+    """Lets the Hub have Spaces too, under other names than models; yields the SDK of each Space that is created."""
+    spaces: dict[str, str] = {}
     before = [server.RequestHandlerClass for server in hub.servers]
 
     class Handler(before[0]):
         def parse_request(self) -> bool:
-            known = super().parse_request()
-            if known:
+            is_valid = super().parse_request()
+            if is_valid:
                 self.path = re.sub(r"^/spaces/", "/", re.sub(r"^/api/spaces/", "/api/models/", self.path))
-            return known
+            return is_valid
 
         def create(self) -> dict:
-            told, asked = super().create(), self._json()
-            if asked.get("type") == "space":
-                made[told["name"]] = asked["sdk"]
-            return told
+            repository, request = super().create(), self._json()
+            if request.get("type") == "space":
+                spaces[repository["name"]] = request["sdk"]
+            return repository
 
     for server in hub.servers:
         server.RequestHandlerClass = Handler
-    yield made
+    yield spaces
     for server, handler in zip(hub.servers, before, strict=True):
         server.RequestHandlerClass = handler
 
@@ -76,7 +76,7 @@ class _Files(SimpleHTTPRequestHandler):
     }
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @contextmanager
@@ -98,13 +98,13 @@ def chromium_at(executable: str, profile: Path) -> Iterator[object]:
 
     with sync_playwright() as driver:
         context = driver.chromium.launch_persistent_context(
-            profile, executable_path=executable, headless=True, args=[*QUIETLY, ALONE]
+            profile, executable_path=executable, headless=True, args=[*CHROMIUM_FLAGS, LOCAL_ONLY]
         )
         yield context
         context.close()
 
 
-def asked_hosts(requests: list[str]) -> set[str | None]:
+def requested_hosts(requests: list[str]) -> set[str | None]:
     """Returns the hosts of requests; `blob:` and `data:` are parts of the page itself."""
     return {urlsplit(url).hostname for url in requests if not url.startswith(("blob:", "data:"))}
 
