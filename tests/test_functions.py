@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForNextSentencePrediction, GPT2Config, GPT2Model
 
 from hf_efficient import PruningConfig, prune
-from hf_efficient.errors import UnsupportedModelError
+from hf_efficient.errors import UnsupportedModelError, UserError
 from hf_efficient.functions import build_target_search, check_pruning, select_units
 from hf_efficient.measurement import target_costs
 from hf_efficient.measurement.cost import count_flops, count_parameters
@@ -20,7 +20,7 @@ def prune_to(make_model, make_batch):
     """Returns a tiny model and its pruned student."""
 
     def run(head="BertForSequenceClassification", **fields):
-        model = make_model(head)
+        model = make_model(head, num_hidden_layers=2)
         return model, prune(model, PruningConfig(**{"multiple_of": 1, **fields}), [make_batch(head, labelled=True)])
 
     return run
@@ -30,9 +30,7 @@ def flops(model, tokens=40):
     return count_flops(model, {"input_ids": torch.ones(1, tokens, dtype=torch.long)})
 
 
-@pytest.mark.parametrize(
-    ("target", "criterion"), [(1.2, "magnitude"), (2.0, "fisher"), (5.0, "magnitude"), (15.0, "fisher")]
-)
+@pytest.mark.parametrize(("target", "criterion"), [(2.0, "fisher"), (8.0, "magnitude")])
 def test_flops_target_is_met_and_hardly_exceeded(prune_to, target, criterion):
     model, student = prune_to(target_flops=target, criterion=criterion)
     # The cost of one head is the largest step between two shapes.
@@ -41,7 +39,7 @@ def test_flops_target_is_met_and_hardly_exceeded(prune_to, target, criterion):
     assert flops(student) + step > flops(model) / target
 
 
-@pytest.mark.parametrize("target", [1.2, 2.0, 4.0])
+@pytest.mark.parametrize("target", [1.2, 3.0])
 def test_size_target_is_met_and_hardly_exceeded(prune_to, target):
     model, student = prune_to(target_size=target)
     step = 8 * (4 * 32 + 3)
@@ -49,35 +47,31 @@ def test_size_target_is_met_and_hardly_exceeded(prune_to, target):
     assert count_parameters(student) + step > count_parameters(model) / target
 
 
-@pytest.mark.parametrize("target", ["target_flops", "target_size"])
-def test_portable_student_has_the_stock_class_and_meets_the_target(prune_to, target):
-    model, student = prune_to(portable=True, **{target: 2.0})
+def test_portable_student_has_the_stock_class_and_meets_the_target(prune_to):
+    model, student = prune_to(portable=True, target_flops=2.0)
     assert type(student) is type(model)
     assert student.config.model_type == "bert"
-    count = {"target_flops": flops, "target_size": count_parameters}[target]
-    assert count(model) / count(student) >= 2
+    assert flops(model) / flops(student) >= 2
 
 
-def test_selection_depends_on_the_sequence_length(make_model, make_batch):
-    kept = {}
+def test_selection_depends_on_the_sequence_length(prune_to):
+    structures = {}
     for length in (4, 40):
-        config = PruningConfig(target_flops=2.0, latency_sequence_length=length, multiple_of=1)
-        student = prune(make_model(), config, [make_batch(labelled=True)])
-        assert flops(make_model(), length) / flops(student, length) >= 2
-        kept[length] = student.config.structure
-    assert kept[4] != kept[40]
+        model, student = prune_to(target_flops=2.0, latency_sequence_length=length, criterion="magnitude")
+        assert flops(model, length) / flops(student, length) >= 2
+        structures[length] = student.config.structure
+    assert structures[4] != structures[40]
 
 
-@pytest.mark.parametrize("multiple_of", [8, 16])
-def test_feed_forward_widths_are_multiples(prune_to, multiple_of):
-    _, student = prune_to(target_flops=2.0, multiple_of=multiple_of)
+def test_feed_forward_widths_are_multiples(prune_to):
+    _, student = prune_to(target_size=1.5, multiple_of=16)
     blocks = family_of(student).blocks(student)
     widths = [block.units for name, block in blocks.items() if name.endswith("feed_forward")]
     assert any(widths)
-    assert not [width for width in widths if width % multiple_of]
+    assert not [width for width in widths if width % 16]
 
 
-@pytest.mark.parametrize("fields", [{"target_flops": 2.0}, {"heads": 0.5}, {"layers": 0.5}])
+@pytest.mark.parametrize("fields", [{"target_size": 1.5}, {"heads": 0.5, "layers": 0.3}])
 def test_model_itself_is_not_changed(make_model, make_batch, fields):
     model, batch = make_model(problem_type="single_label_classification").train(), make_batch(labelled=True)
     state, config = {name: value.clone() for name, value in model.state_dict().items()}, model.config.to_dict()
@@ -94,8 +88,8 @@ def test_model_itself_is_not_changed(make_model, make_batch, fields):
 def test_fractions_are_removed(prune_to):
     _, student = prune_to(heads=0.5, neurons=0.75)
     layers = family_of(student).structure(student.config).stacks["encoder"]
-    assert sum(len(layer.heads["attention"]) for layer in layers) == 6
-    assert sum(layer.neurons["feed_forward"] for layer in layers) == 48
+    assert sum(len(layer.heads["attention"]) for layer in layers) == 4
+    assert sum(layer.neurons["feed_forward"] for layer in layers) == 32
 
 
 def test_pruning_by_magnitude_needs_no_data(make_model):
@@ -103,31 +97,32 @@ def test_pruning_by_magnitude_needs_no_data(make_model):
     assert count_parameters(make_model()) / count_parameters(student) >= 1.5
 
 
-def test_target_is_a_ratio_of_the_reference(make_model, make_batch):
-    reference, batches = make_model(), [make_batch(labelled=True)]
-    half = prune(reference, PruningConfig(target_flops=2.0, multiple_of=1), batches)
-    quarter = prune(half, PruningConfig(target_flops=4.0, multiple_of=1), batches, reference=reference)
-    assert 4 <= flops(reference) / flops(quarter) < 4.6
-    assert 2 <= flops(reference) / flops(half) < 2.2
+def test_target_is_a_ratio_of_the_reference(make_model):
+    reference = make_model()
+    half = prune(reference, PruningConfig(target_size=1.3, criterion="magnitude"))
+    quarter = prune(half, PruningConfig(target_size=1.6, criterion="magnitude", multiple_of=1), reference=reference)
+    sizes = [count_parameters(model) for model in (reference, half, quarter)]
+    assert 1.3 <= sizes[0] / sizes[1] < 1.4
+    assert 1.6 <= sizes[0] / sizes[2] < 1.7
 
 
-def test_last_round_meets_the_target(make_model, make_batch):
-    config, model = PruningConfig(target_flops=6.0, rounds=3, multiple_of=1), make_model()
+def test_last_round_meets_the_target(make_model):
+    config, model = PruningConfig(target_size=2.0, rounds=3, criterion="magnitude", multiple_of=1), make_model()
     student, ratios = model, []
     for number in (1, 2, 3):
-        student = prune(student, config.for_round(number), [make_batch(labelled=True)], reference=model)
-        ratios.append(flops(model) / flops(student))
-    assert [ratio >= 6 ** (number / 3) for number, ratio in enumerate(ratios, 1)] == [True] * 3
-    assert ratios[2] < 7
+        student = prune(student, config.for_round(number), reference=model)
+        ratios.append(count_parameters(model) / count_parameters(student))
+    assert [ratio >= 2 ** (number / 3) for number, ratio in enumerate(ratios, 1)] == [True] * 3
+    assert ratios[2] < 2.1
 
 
-@pytest.mark.parametrize("name", ["target_flops", "target_size"])
-def test_unreachable_target_names_the_ratio_that_can_be_reached(make_model, make_batch, name):
-    model = make_model()
-    with pytest.raises(ValueError, match=f"{name}=1000 cannot be reached: the smallest shape .* reaches ") as caught:
-        prune(model, PruningConfig(multiple_of=1, **{name: 1000.0}), [make_batch(labelled=True)])
+def test_unreachable_target_names_the_ratio_that_can_be_reached(make_model):
+    model, fields = make_model(), {"criterion": "magnitude", "multiple_of": 1}
+    message = "target_size=1000 cannot be reached: the smallest shape .* reaches "
+    with pytest.raises(UserError, match=message) as caught:
+        prune(model, PruningConfig(target_size=1000.0, **fields))
     largest = float(re.search(r"reaches (\d+\.\d+); give a lower target", str(caught.value)).group(1))
-    smallest = prune(model, PruningConfig(multiple_of=1, **{name: largest - 0.006}), [make_batch(labelled=True)])
+    smallest = prune(model, PruningConfig(target_size=largest - 0.006, **fields))
     layers = family_of(smallest).structure(smallest.config).stacks["encoder"]
     assert sum(len(layer.heads["attention"]) for layer in layers) == 1
     assert sum(layer.neurons["feed_forward"] for layer in layers) == 0
@@ -139,7 +134,7 @@ def test_every_target_has_a_cost():
 
 def test_selected_units_are_those_that_pruning_keeps(make_model, make_batch, assert_same_weights):
     model, batches = make_model(), [make_batch(labelled=True)]
-    config = PruningConfig(target_size=2.0, recovery=False)
+    config = PruningConfig(target_size=1.5, recovery=False)
     assert_same_weights(remove_units(model, select_units(model, config, batches)), prune(model, config, batches))
 
 

@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -172,31 +172,39 @@ def test_deterministic_cost_is_measured_on_the_meta_device(model):
 # ---- measured costs in a file ----
 
 
-def test_costs_are_read_from_the_file_of_an_interrupted_run(model, scores, tmp_path):
-    file, config = tmp_path / "new" / "costs.json", PruningConfig(target_speedup=2.0, multiple_of=1)
-    first = TargetSearch(model, config, FakeCost(additive), cost_file=file)
-    second_cost = FakeCost(superadditive)
-    second = TargetSearch(model, config, second_cost, cost_file=file)
-    assert second_cost.measurements == []
+CONFIG = PruningConfig(target_speedup=2.0, multiple_of=1)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    """Returns a search and the file of its costs."""
+    file = tmp_path_factory.mktemp("search") / "new" / "costs.json"
+    return TargetSearch(model, CONFIG, FakeCost(additive), cost_file=file), file
+
+
+def test_costs_are_read_from_the_file_of_an_interrupted_run(model, scores, saved):
+    first, file = saved
+    cost = FakeCost(superadditive)
+    second = TargetSearch(model, CONFIG, cost, cost_file=file)
+    assert cost.measurements == []
     assert second.reference_cost == first.reference_cost == additive(model)
-    assert second.select_from_table(config, scores) == first.select_from_table(config, scores)
+    assert second.select_from_table(CONFIG, scores) == first.select_from_table(CONFIG, scores)
     assert [path.name for path in file.parent.iterdir()] == ["costs.json"]
 
 
 @pytest.mark.parametrize("change", ["settings", "target", "reference", "format"])
-def test_costs_are_measured_again_for_other_models_and_settings(make_model, model, tmp_path, change):
+def test_costs_are_measured_again_for_other_models_and_settings(make_model, model, saved, tmp_path, change):
     file = tmp_path / "costs.json"
-    TargetSearch(model, PruningConfig(target_speedup=2.0), FakeCost(additive), cost_file=file)
-    fields = {"settings": {"target_speedup": 2.0, "latency_batch_size": 2}, "target": {"target_generation_speedup": 2}}
+    file.write_text(json.dumps({"of": {}}) if change == "format" else saved[1].read_text())
+    config = {
+        "settings": replace(CONFIG, latency_batch_size=2),
+        "target": PruningConfig(target_generation_speedup=2.0, multiple_of=1),
+    }.get(change, CONFIG)
     reference = make_model(num_hidden_layers=4) if change == "reference" else None
-    if change == "format":
-        file.write_text(json.dumps({"of": {}, "whole": 1.0}))
-    cost = FakeCost(additive)
-    TargetSearch(model, PruningConfig(**fields.get(change, {"target_speedup": 2.0})), cost, reference, file)
-    assert cost.measurements
-    again = FakeCost(additive)
-    TargetSearch(model, PruningConfig(**fields.get(change, {"target_speedup": 2.0})), again, reference, file)
-    assert again.measurements == []
+    for is_measured in (True, False):
+        cost = FakeCost(additive)
+        TargetSearch(model, config, cost, reference, file)
+        assert bool(cost.measurements) is is_measured
 
 
 def test_deterministic_costs_are_not_written(model, tmp_path):
