@@ -1,4 +1,4 @@
-"""A folder that loads on its own, on the Hub.
+"""Publishing a model on the Hub, so that it loads there without this package.
 
 Owns: model cards, the files that may be pushed, pushes and their errors, the ONNX companion repository, the Space.
 Takes: an output directory and its report. Gives: commits.

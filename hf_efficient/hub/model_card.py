@@ -249,14 +249,17 @@ def _summary(report: CompressionReport) -> str:
     if ratios.size is not None:
         is_smaller = ratios.size >= 1
         factor = format_number(ratios.size if is_smaller else 1 / ratios.size)
-        parts.append(f"{factor} times {'smaller' if is_smaller else 'larger'}")
+        parts.append(f"is {factor} times {'smaller' if is_smaller else 'larger'}")
     if ratios.generation is not None:  # matters more than a forward pass
         parts.append(f"generates text {format_number(ratios.generation)} times as fast")
     elif ratios.speedup is not None:
-        parts.append(f"{format_number(ratios.speedup)} times as fast")
+        parts.append(f"is {format_number(ratios.speedup)} times as fast")
     if ratios.metric_retained is not None:
-        parts.append(f"with {format_percent(ratios.metric_retained)} of its {report.metric}")
-    return f"A compressed model. Compared with its teacher: {', '.join(parts)}." if parts else "A compressed model."
+        parts.append(f"keeps {format_percent(ratios.metric_retained)} of its {report.metric}")
+    if not parts:
+        return "A compressed model."
+    listed = " and ".join([part for part in (", ".join(parts[:-1]), parts[-1]) if part])
+    return f"A compressed model that, compared with its teacher, {listed}."
 
 
 def _evaluation_note(report: CompressionReport) -> str:

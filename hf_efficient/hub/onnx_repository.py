@@ -105,8 +105,9 @@ def _transformers_js_config(config: Path | bytes, web: RepoFiles) -> bytes:
 def _readme(contents: RepoFiles, repo_id: str, companion: str | None) -> bytes:
     """Return the folder's card, or a minimal one, with the repository's name and a link to the companion."""
     card = contents.get("README.md")
-    has_card = isinstance(card, Path)
-    text = card.read_text(encoding="utf-8") if has_card else minimal_card(contents, "A compressed model.")
+    text = (
+        card.read_text(encoding="utf-8") if isinstance(card, Path) else minimal_card(contents, "A compressed model.")
+    )
     text = re.sub(
         f'^name = ".*"{re.escape(REPOSITORY_NAME_COMMENT)}$',
         f'name = "{repo_id}"{REPOSITORY_NAME_COMMENT}',

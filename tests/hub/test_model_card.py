@@ -49,7 +49,8 @@ def test_card_has_the_measurements_and_metadata_of_the_report(folder, report):
     [result] = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.891, "films")
     for text in (
-        "Compared with its teacher: 4.00 times smaller, 2.50 times as fast, with 99.0% of its accuracy.",
+        "A compressed model that, compared with its teacher, is 4.00 times smaller, is 2.50 times as fast and keeps "
+        "99.0% of its accuracy.",
         "| latency | 50.0 ms | 20.0 ms |",
         "| energy of 1,000 predictions | not measured | not measured |",
         "batch 8 x 64 tokens, models timed alternately, on abacus, 2 threads",
@@ -88,7 +89,7 @@ def test_card_of_a_generating_model_compares_generation(folder, report):
     rows = [row("teacher", 0.9, 50.0, 8, generation_ms=slow), row("student", 0.9, 20.0, 2, generation_ms=fast)]
     write_report_and_card(replace(report, models=with_ratios(rows, "accuracy")), folder)
     text = ModelCard.load(folder / "README.md").text
-    assert "generates text 1.68 times as fast, with" in text  # (20 + 15 * 4) / (10 + 15 * 2.5)
+    assert "generates text 1.68 times as fast and keeps" in text  # (20 + 15 * 4) / (10 + 15 * 2.5)
     assert "2.50 times as fast" not in text
 
 
