@@ -1,8 +1,8 @@
-"""Every criterion beside random: accuracy when the lowest scored heads and neurons go, without any training.
+"""Accuracy without training when the heads and neurons with the lowest scores are removed, by criterion.
 
     HF_EFFICIENT_ASSETS=... python scripts/benchmarks/criteria.py [--seeds 0 1 2]
 
-Some ten minutes on two cores. Nothing is corrected by least squares here, so that only the choice tells.
+About ten minutes on two cores. Nothing is reconstructed, so that only the selection matters.
 Results in out/criteria/results.json and .png.
 """
 
@@ -25,19 +25,20 @@ SAMPLES = 2048
 
 
 def run(sst2: Sst2, criterion: str, seed: int) -> dict[str, float]:
-    """Returns the accuracy at each fraction of heads and neurons removed."""
+    """Return the accuracy at each fraction of heads and neurons removed."""
     set_seed(seed)
     teacher = sst2.teacher()
     scores = CRITERIA[criterion](teacher, sst2.sample(SAMPLES, seed), example_loss)
-    found = {}
+    accuracies = {}
     for fraction in FRACTIONS:
-        asked = PruningConfig(heads=fraction, neurons=fraction, criterion=criterion)
-        found[f"{fraction:g}"] = sst2.accuracy(remove_units(teacher, select_fractions(teacher, asked, scores)))
-    return found
+        config = PruningConfig(heads=fraction, neurons=fraction, criterion=criterion)
+        student = remove_units(teacher, select_fractions(teacher, config, scores))
+        accuracies[f"{fraction:g}"] = sst2.accuracy(student)
+    return accuracies
 
 
 def draw(results: Results, seeds: list[int]) -> None:
-    """Draws bars of the mean over the seeds, with the lowest and highest, as results.png."""
+    """Draw the means over the seeds, with the lowest and highest values, as results.png."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
     for index, fraction in enumerate(FRACTIONS):
@@ -60,7 +61,7 @@ def draw(results: Results, seeds: list[int]) -> None:
 
 
 def main() -> None:
-    """Runs what has no result yet, then draws."""
+    """Measure what has no result yet, then draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()

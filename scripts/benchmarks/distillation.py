@@ -1,9 +1,9 @@
-"""What each of the teacher's signals is worth: students of three layers, the same steps, three seeds.
+"""Accuracy of students that learn from different outputs of a teacher, with the same number of steps.
 
     HF_EFFICIENT_ASSETS=... python scripts/benchmarks/distillation.py [--steps 1053] [--seeds 0 1 2]
 
-Some two hours on two cores. The students begin as every second layer of `minilm-sst2`; one more is new, four layers of
-width 128, and learns through relations. Every run keeps its last checkpoint; the 872 validation rows choose nothing.
+About two hours on two cores. The students start from every second layer of `minilm-sst2`; one more is initialized at
+random, with four layers of width 128. The last checkpoint is reported; the 872 validation rows select nothing.
 Results in out/distillation/results.json, .md and .png.
 """
 
@@ -35,7 +35,7 @@ NARROW_METHODS: dict[str, DistillationConfig | None] = {
 
 
 def run(sst2: Sst2, method: str, seed: int, steps: int) -> dict[str, float | None]:
-    """Returns the figures of one student, from its report."""
+    """Return the results of one student, from its report."""
     set_seed(seed)
     teacher = sst2.teacher()
     narrow = method in NARROW_METHODS
@@ -64,27 +64,28 @@ def run(sst2: Sst2, method: str, seed: int, steps: int) -> dict[str, float | Non
 
 
 def table(results: Results, seeds: list[int]) -> str:
-    """Returns a table in Markdown: mean and spread of each method."""
+    """Return a table in Markdown: mean and range of each method."""
     lines = ["| student learns from | accuracy, mean | lowest to highest | training, s |", "| --- | --- | --- | --- |"]
     for method in (*METHODS, *NARROW_METHODS):
         rows = [results[f"{method} seed {seed}"] for seed in seeds]
-        found = [100 * row["accuracy"] for row in rows]
+        accuracies = [100 * row["accuracy"] for row in rows]
         seconds = statistics.median(row["training_seconds"] for row in rows)
         lines.append(
-            f"| {method} | {statistics.mean(found):.2f}% | {min(found):.2f} to {max(found):.2f}% | {seconds:.0f} |"
+            f"| {method} | {statistics.mean(accuracies):.2f}% | {min(accuracies):.2f} to {max(accuracies):.2f}% "
+            f"| {seconds:.0f} |"
         )
     return "\n".join(lines) + f"\n\nThe teacher: {100 * results['teacher']:.2f}%.\n"
 
 
 def draw(results: Results, seeds: list[int]) -> None:
-    """Draws each run and the means as results.png."""
+    """Draw all runs and the means as results.png."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.subplots()
     names = list(reversed([*METHODS, *NARROW_METHODS]))
     for height, method in enumerate(names):
-        found = [100 * results[f"{method} seed {seed}"]["accuracy"] for seed in seeds]
-        axis.plot(found, [height] * len(found), "C0.", alpha=0.5)
-        axis.plot(statistics.mean(found), height, "C0D")
+        accuracies = [100 * results[f"{method} seed {seed}"]["accuracy"] for seed in seeds]
+        axis.plot(accuracies, [height] * len(accuracies), "C0.", alpha=0.5)
+        axis.plot(statistics.mean(accuracies), height, "C0D")
     axis.axvline(100 * results["teacher"], color="grey", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("accuracy on SST-2, %; dashed: the teacher")
@@ -92,7 +93,7 @@ def draw(results: Results, seeds: list[int]) -> None:
 
 
 def main() -> None:
-    """Runs what has no result yet, then writes table and picture."""
+    """Train what has no result yet, then write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1053)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

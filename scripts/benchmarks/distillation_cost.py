@@ -1,10 +1,10 @@
-"""What distillation costs: its step beside the arithmetic that it is made of, taken in turn in one run.
+"""Time of a training step with distillation, against a plain step and the forward pass of the teacher.
 
     HF_EFFICIENT_ASSETS=... python scripts/benchmarks/distillation_cost.py [--repeats 15]
 
-Some five minutes on two cores. A whole training step of 64 sentences of SST-2 is timed (zero, forward, backward, clip,
-optimizer step) of `transformers.Trainer`, of `EfficientTrainer` with each kind of signal and with cached answers, and
-a forward pass of the teacher. Results in out/distillation_cost/results.json.
+About five minutes on two cores. Timed are training steps of 64 sentences of SST-2 (forward, backward, clipping,
+optimizer) of `transformers.Trainer` and of `EfficientTrainer` with several distillation losses and with cached logits,
+and the forward pass of the teacher. Results in out/distillation_cost/results.json.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ CONFIGS = {
 }
 
 
-def stepper(trainer: Trainer) -> Callable[[], None]:
-    """Returns a function that makes one training step of `trainer`, as its own loop does."""
+def training_step(trainer: Trainer) -> Callable[[], None]:
+    """Return a function that runs one training step of `trainer`, as its training loop does."""
     trainer.create_optimizer()
     trainer.state.max_steps = 1000
     trainer.model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
@@ -54,7 +54,7 @@ def stepper(trainer: Trainer) -> Callable[[], None]:
 
 
 def build(sst2: Sst2, name: str, data: Any) -> Trainer:
-    """Returns the trainer called `name`, ready to step."""
+    """Return the trainer of the configuration called `name`."""
     args = TrainingArguments(
         str(OUT / "distillation_cost"),
         per_device_train_batch_size=ROWS,
@@ -73,39 +73,39 @@ def build(sst2: Sst2, name: str, data: Any) -> Trainer:
 
 
 def main() -> None:
-    """Times all in turn, and prints medians and ratios."""
+    """Time all alternately, and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
     sst2, results = Sst2(), Results(OUT / "distillation_cost" / "results.json")
     rows = sst2.data["train"].filter(lambda row: len(row["input_ids"]) == 32).select(range(ROWS))
-    calls = {name: stepper(build(sst2, name, rows)) for name in ("Trainer", *CONFIGS)}
+    calls = {name: training_step(build(sst2, name, rows)) for name in ("Trainer", *CONFIGS)}
     teacher = sst2.teacher().requires_grad_(False)
     inputs = {name: value for name, value in sst2.collate(list(rows)).items() if name != "labels"}
 
-    def ask() -> None:
+    def run_teacher() -> None:
         with torch.no_grad():
             teacher(**inputs)
 
-    calls["teacher"] = ask
+    calls["teacher"] = run_teacher
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(args.repeats + 3):
         for name, call in calls.items():
-            begun = time.perf_counter()
+            start_seconds = time.perf_counter()
             call()
             if number >= 3:
-                times[name].append(1e3 * (time.perf_counter() - begun))
+                times[name].append(1e3 * (time.perf_counter() - start_seconds))
     console = Console()
-    for name, found in times.items():
-        plain, asked = times["Trainer"], times["teacher"]
-        alone = name in ("Trainer", "cached logits")
-        parts = plain if alone else [a + b for a, b in zip(plain, asked, strict=True)]
+    for name, durations in times.items():
+        plain, teacher_passes = times["Trainer"], times["teacher"]
+        runs_no_teacher = name in ("Trainer", "cached logits")
+        parts = plain if runs_no_teacher else [a + b for a, b in zip(plain, teacher_passes, strict=True)]
         results[name] = {
-            "step_ms": statistics.median(found),
+            "step_ms": statistics.median(durations),
             "ratio": None
             if name == "teacher"
-            else statistics.median(a / b for a, b in zip(found, parts, strict=True)),
-            "ratio_to": "a step of Trainer" + ("" if alone else " and a forward pass of the teacher"),
+            else statistics.median(a / b for a, b in zip(durations, parts, strict=True)),
+            "ratio_to": "a step of Trainer" + ("" if runs_no_teacher else " and a forward pass of the teacher"),
         }
         console.print(f"{name}: {results[name]}")
 

@@ -1,9 +1,10 @@
-"""Pruned and distilled for three epochs, against evenly spaced layers with the same training. Hours on two cores.
+"""Pruned students after three epochs of distillation, against students of evenly spaced layers of the teacher.
 
     HF_EFFICIENT_ASSETS=... python scripts/benchmarks/distilled.py [--ratios 2 4 8] [--seeds 0 1 2] [--methods ...]
 
-Every run keeps its last checkpoint; the 872 validation rows choose nothing. Where no number of whole layers gives the
-ratio, the evenly spaced student is the next larger one. Results in out/distilled/results.json and .png.
+Hours on two cores. The last checkpoint is reported; the 872 validation rows select nothing. If no number of layers has
+exactly the ratio, the student of evenly spaced layers is the next larger one.
+Results in out/distilled/results.json and .png.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from hf_efficient.pruning.selection import Selection, remove_units
 
 METHODS = ("pruned", "pruned while training", "even layers")
 LEARNING_RATES = {2: 1e-4, 4: 2e-4, 8: 5e-4}
-# Units are taken away one by one while the student learns, over this part of the training.
+# Fraction of the training in which units are removed one by one.
 RAMP, RAMP_LEARNING_RATE = 0.3, 3e-4
 SAMPLES = 2048
 
 
 def even_layers(teacher: PreTrainedModel, ratio: float) -> PreTrainedModel:
-    """Returns the student of Sanh et al. 2019 (DistilBERT): layers of the teacher at even distances."""
+    """Return the student of Sanh et al. 2019 (DistilBERT): layers of the teacher at even distances."""
     layers = list(family_of(teacher).layers(teacher))
     count = math.ceil(len(layers) / ratio)
     kept = tuple(layers[index * len(layers) // count] for index in range(count))
@@ -39,7 +40,7 @@ def even_layers(teacher: PreTrainedModel, ratio: float) -> PreTrainedModel:
 
 
 def run(sst2: Sst2, method: str, ratio: float, seed: int, epochs: float) -> dict[str, float | None]:
-    """Returns the figures of one student, from its report."""
+    """Return the results of one student, from its report."""
     set_seed(seed)
     teacher = sst2.teacher()
     ramps = method == "pruned while training"
@@ -75,7 +76,7 @@ def run(sst2: Sst2, method: str, ratio: float, seed: int, epochs: float) -> dict
 
 
 def draw(results: Results, ratios: list[float], seeds: list[int]) -> None:
-    """Draws the mean over the seeds of each method, and the single runs, as results.png."""
+    """Draw the means over the seeds, and all runs, as results.png."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axis = figure.subplots()
     for colour, method in zip(("C0", "C2", "C1"), METHODS, strict=True):
@@ -95,7 +96,7 @@ def draw(results: Results, ratios: list[float], seeds: list[int]) -> None:
 
 
 def main() -> None:
-    """Runs what has no result yet, then draws."""
+    """Train what has no result yet, then draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratios", nargs="+", type=float, default=[2, 4, 8])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -1,8 +1,8 @@
-"""Kills a whole compression at random moments: resumed, each ends with the same weights as the undisturbed one.
+"""Kill training runs at random moments, resume them, and compare the weights with those of an uninterrupted run.
 
     python scripts/benchmarks/killed.py [--kills 10] [--seed 0]
 
-A tiny BERT without a task head is fine-tuned, pruned in two rounds, distilled and stored in 8 bits. About five
+A tiny BERT without a task head is fine-tuned, pruned in two rounds with distillation, and quantized. About five
 minutes. Results in out/killed/results.json.
 """
 
@@ -34,7 +34,7 @@ WEIGHTS = ("model.safetensors", "_student/model.safetensors", "_teacher/model.sa
 
 
 def make_inputs() -> list[str]:
-    """Writes a model and data, and returns the command without its output folder."""
+    """Write a model and data, and return the command without its output directory."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     set_seed(0)
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
@@ -49,54 +49,60 @@ def make_inputs() -> list[str]:
     return [*command, *(part for flag, name in data for part in (f"--{flag}", str(FOLDER / f"{name}.csv")))]
 
 
-def weights(folder: Path) -> dict[str, bytes]:
-    """Returns the bytes of every tensor of all models that a run leaves; a file's header has no fixed order."""
-    found = {}
+def read_weights(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every tensor of the saved models; the headers of equal files may differ in their order."""
+    weights = {}
     for name in WEIGHTS:
         for tensor, value in load_file(folder / name).items():
-            found[f"{name} {tensor}"] = value.contiguous().view(torch.uint8).numpy().tobytes()
-    return found
+            weights[f"{name} {tensor}"] = value.contiguous().view(torch.uint8).numpy().tobytes()
+    return weights
 
 
 def main() -> None:
-    """Runs once undisturbed, then kills and resumes."""
+    """Run once without interruption, then kill and resume."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     command, draw = make_inputs(), random.Random(args.seed)
-    whole = FOLDER / "whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    begun = time.perf_counter()
-    subprocess.run([*command, "--output_dir", str(whole)], check=True, capture_output=True)
-    seconds, expected = time.perf_counter() - begun, weights(whole)
+    uninterrupted = FOLDER / "uninterrupted"
+    shutil.rmtree(uninterrupted, ignore_errors=True)
+    start_seconds = time.perf_counter()
+    subprocess.run([*command, "--output_dir", str(uninterrupted)], check=True, capture_output=True)
+    seconds, expected = time.perf_counter() - start_seconds, read_weights(uninterrupted)
     results = Results(FOLDER / "results.json")
     for number in range(args.kills):
-        broken = FOLDER / "broken"
-        shutil.rmtree(broken, ignore_errors=True)
-        how = signal.SIGTERM if number % 2 else signal.SIGKILL
+        interrupted = FOLDER / "interrupted"
+        shutil.rmtree(interrupted, ignore_errors=True)
+        kill_signal = signal.SIGTERM if number % 2 else signal.SIGKILL
         moment = draw.uniform(0.25, 1.0) * seconds
         process = subprocess.Popen(
-            [*command, "--output_dir", str(broken)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, "--output_dir", str(interrupted)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
-            process.send_signal(how)
+            process.send_signal(kill_signal)
             process.wait()
-        left = sorted(str(path.relative_to(broken)) for path in broken.rglob("config.json")) if broken.exists() else []
-        again = subprocess.run([*command, "--output_dir", str(broken)], capture_output=True, text=True)
-        same = again.returncode == 0 and weights(broken) == expected
+        existing_models = (
+            sorted(str(path.relative_to(interrupted)) for path in interrupted.rglob("config.json"))
+            if interrupted.exists()
+            else []
+        )
+        resumed = subprocess.run([*command, "--output_dir", str(interrupted)], capture_output=True, text=True)
+        same = resumed.returncode == 0 and read_weights(interrupted) == expected
         results[f"kill {number}"] = {
-            "signal": how.name,
+            "signal": kill_signal.name,
             "after": moment / seconds,
             "was finished": process.returncode == 0,
-            "models that were there": left,
+            "models that were there": existing_models,
             "same weights": same,
         }
         logging.get_logger("hf_efficient").warning(f"kill {number}: {results[f'kill {number}']}")
         if not same:
-            raise SystemExit(f"other weights, or an error, after a kill at {moment:.1f} s\n{again.stderr[-3000:]}")
+            raise SystemExit(
+                f"the resumed run failed or has other weights: killed at {moment:.1f} s\n{resumed.stderr[-3000:]}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Makes the cards in model_cards/ anew: of a classifier of reviews, a translator and a classifier of intents.
+"""Write the cards in model_cards/: classifiers of reviews and of intents, and a translation model.
 
     HF_EFFICIENT_ASSETS=... python scripts/benchmarks/model_cards.py [--names ...]
 
-A model that is not there is made first, by the benchmark that makes it; its card, report and picture are then
-rendered from its compression_report.json. About an hour on two cores if all are made. `scripts/demo` makes the demo's.
+A model that does not exist is trained first, by its benchmark; its card, report and picture are then rendered from its
+compression_report.json. About an hour on two cores if all are trained.
+`scripts/demo` writes the card of the demo.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hf_efficient.measurement.report import REPORT_NAME
 
 HERE = Path(__file__).parent
 CARDS = HERE.parents[1] / "model_cards"
-# By the name of the card: where the model lies, and what makes it.
+# Name of the card: directory of the model, and the command that trains it.
 MODELS = {
     "minilm-sst2-2x-int8": (OUT / "main_job", [str(HERE / "main_job")]),
     "t5-multi30k-2x": (OUT / "translation" / "student", [sys.executable, str(HERE / "translation.py")]),
@@ -35,9 +36,9 @@ MODELS = {
 
 
 def render(name: str, model: Path) -> None:
-    """Writes the card, the report and the picture of the model into the folder of cards called `name`."""
-    with tempfile.TemporaryDirectory() as place:
-        staged = Path(place) / name
+    """Write the card, the report and the picture of `model` into model_cards/`name`."""
+    with tempfile.TemporaryDirectory() as temporary_dir:
+        staged = Path(temporary_dir) / name
         staged.mkdir()
         shutil.copy(model / "config.json", staged)
         write_report_and_card(CompressionReport.load(model), staged)
@@ -46,7 +47,7 @@ def render(name: str, model: Path) -> None:
 
 
 def main() -> None:
-    """Makes what is not there, and renders."""
+    """Train the models that do not exist, and write the cards."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", nargs="+", choices=MODELS, default=list(MODELS))
     for name in parser.parse_args().names:

@@ -1,10 +1,10 @@
-"""Accuracy against sparsity: one-shot and iterative, each with and without retraining.
+"""Accuracy against sparsity: one-shot and iterative pruning, each with and without training.
 
     HF_EFFICIENT_ASSETS=... python scripts/benchmarks/sparsity_curves.py
 
-Some fifteen minutes on two cores. At each step the same fraction of the heads and neurons of the teacher goes.
-Iterative students are retrained on 8,192 examples after each step, one-shot students on as many examples in all as the
-iterative one of the same sparsity has seen. Results in out/sparsity_curves/results.json and .png.
+About fifteen minutes on two cores. Each step removes a fraction of the heads and neurons of the teacher. Iterative
+students are trained on 8,192 examples after each step, one-shot students on as many examples in total as the iterative
+student of the same sparsity. Results in out/sparsity_curves/results.json and .png.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ROWS = 8192
 
 
 def remove(sst2: Sst2, model: PreTrainedModel, fraction: float) -> PreTrainedModel:
-    """Returns a copy of `model` without the lowest scored fraction of its heads and neurons."""
+    """Return a copy of `model` without the heads and neurons that have the lowest scores."""
     return prune(model, PruningConfig(heads=fraction, neurons=fraction, multiple_of=1), sst2.sample(SAMPLES, seed=0))
 
 
 def retrain(sst2: Sst2, student: PreTrainedModel, teacher: PreTrainedModel, rows: int) -> PreTrainedModel:
-    """Returns the student after `rows` training examples."""
+    """Return the student after training on `rows` examples."""
     trainer = EfficientTrainer(
         model=student,
         args=TrainingArguments(
@@ -54,30 +54,30 @@ def retrain(sst2: Sst2, student: PreTrainedModel, teacher: PreTrainedModel, rows
 
 
 def run(sst2: Sst2, results: Results) -> None:
-    """Adds the four curves to `results`, a number for each step."""
+    """Add the four curves to `results`, with the accuracy at each step."""
     teacher = sst2.teacher()
-    whole = results["teacher"] = sst2.accuracy(teacher)
-    logged: dict[str, dict[str, float]] = {}
+    teacher_accuracy = results["teacher"] = sst2.accuracy(teacher)
+    curves: dict[str, dict[str, float]] = {}
     students = {"iterative": teacher, "iterative, retrained": teacher}
     before = 0.0
     for number, fraction in enumerate(STEPS, start=1):
         set_seed(0)
-        further = 1 - (1 - fraction) / (1 - before)
-        once = remove(sst2, teacher, fraction)
-        found = {"one-shot": once, "one-shot, retrained": retrain(sst2, once, teacher, number * ROWS)}
+        step_fraction = 1 - (1 - fraction) / (1 - before)
+        one_shot = remove(sst2, teacher, fraction)
+        one_shot_students = {"one-shot, retrained": retrain(sst2, one_shot, teacher, number * ROWS)}
         for name, student in students.items():
-            smaller = remove(sst2, student, further)
+            smaller = remove(sst2, student, step_fraction)
             students[name] = retrain(sst2, smaller, teacher, ROWS) if name.endswith("retrained") else smaller
         before = fraction
-        # The trainer trains the model that it is given: what was not retrained is cut once more.
-        found["one-shot"] = remove(sst2, teacher, fraction)
-        for name, student in {**found, **students}.items():
-            logged.setdefault(name, {"0": whole})[f"{fraction:g}"] = sst2.accuracy(student)
-        results["curves"] = logged
+        # The trainer changes the model that it is given, so the untrained student is pruned again.
+        one_shot_students["one-shot"] = remove(sst2, teacher, fraction)
+        for name, student in {**one_shot_students, **students}.items():
+            curves.setdefault(name, {"0": teacher_accuracy})[f"{fraction:g}"] = sst2.accuracy(student)
+        results["curves"] = curves
 
 
 def draw(results: Results) -> None:
-    """Draws the four curves as results.png."""
+    """Draw the four curves as results.png."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axis = figure.subplots()
     styles = {"one-shot": "C1o--", "iterative": "C0s--", "one-shot, retrained": "C1o-", "iterative, retrained": "C0s-"}
@@ -86,16 +86,16 @@ def draw(results: Results) -> None:
         axis.plot([100 * float(x) for x in curve], [100 * y for y in curve.values()], style, label=name)
     axis.set_xlabel("heads and neurons removed, %")
     axis.set_ylabel("accuracy, %")
-    axis.set_title("SST-2, scored by Fisher information, corrected by least squares")
+    axis.set_title("SST-2, Fisher information, reconstruction by least squares")
     axis.legend(frameon=False)
     figure.savefig(OUT / "sparsity_curves" / "results.png", dpi=140)
 
 
 def main() -> None:
-    """Runs unless there is a result, then draws."""
+    """Measure unless there are results, then draw."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     results = Results(OUT / "sparsity_curves" / "results.json")
-    if len(results.found.get("curves", {}).get("one-shot", {})) <= len(STEPS):
+    if len(results.values.get("curves", {}).get("one-shot", {})) <= len(STEPS):
         run(Sst2(), results)
     draw(results)
 

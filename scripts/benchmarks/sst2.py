@@ -1,4 +1,4 @@
-"""What the benchmarks share: SST-2, a teacher fine-tuned on it, accuracy, and results that are kept as they come."""
+"""What the benchmarks share: SST-2, a teacher fine-tuned on it, its accuracy, and a file of results."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ class Sst2:
         self.data: DatasetDict = TASKS["text-classification"].tokenize(load_splits(data, seed=0), encoding)
 
     def teacher(self) -> PreTrainedModel:
-        """Returns the fine-tuned teacher, in float32."""
+        """Return the fine-tuned teacher, in float32."""
         return AutoModelForSequenceClassification.from_pretrained(self.folder, dtype=torch.float32).eval()
 
     def sample(self, count: int, seed: int, batch_size: int = 32) -> list[dict[str, torch.Tensor]]:
-        """Returns batches of `count` training examples drawn with `seed`, those of like lengths together, shuffled."""
+        """Return shuffled batches of `count` training examples drawn with `seed`, of similar lengths in a batch."""
         rows = list(self.data["train"].shuffle(seed=seed).select(range(count)))
         rows.sort(key=lambda row: len(row["input_ids"]))
         batches = [dict(self.collate(rows[start : start + batch_size])) for start in range(0, count, batch_size)]
-        random.Random(seed).shuffle(batches)  # the first of them are as good a sample as any
+        random.Random(seed).shuffle(batches)  # so that the first batches are a fair sample
         return batches
 
     def train(
         self, model: PreTrainedModel, folder: Path, settings: Mapping[str, Any], **techniques: Any
     ) -> EfficientTrainer:
-        """Returns the trainer of `model` after its training; its report lies in `folder`, its last weights count."""
+        """Return the trainer of `model` after training; its report is saved in `folder`, of the last weights."""
         trainer = EfficientTrainer(
             model=model,
             args=TrainingArguments(
@@ -88,38 +88,38 @@ class Sst2:
         return trainer
 
     def accuracy(self, model: PreTrainedModel) -> float:
-        """Returns the fraction of the evaluation rows that `model` gets right."""
+        """Return the accuracy of `model` on the evaluation rows."""
         return accuracy(model, self.data["evaluation"], self.collate)
 
 
 def accuracy(model: PreTrainedModel, data: Dataset, collate: DataCollatorWithPadding) -> float:
-    """Returns the fraction of rows that `model` gets right, in batches of 32 in the order of the file."""
-    right = 0
+    """Return the accuracy of `model` on `data`, in batches of 32 in the order of the rows."""
+    num_correct = 0
     with torch.inference_mode():
         for batch in torch.utils.data.DataLoader(data, batch_size=32, collate_fn=collate):
             labels = batch.pop("labels")
-            right += int((model(**batch).logits.argmax(-1) == labels).sum())
-    return right / len(data)
+            num_correct += int((model(**batch).logits.argmax(-1) == labels).sum())
+    return num_correct / len(data)
 
 
 class Results:
-    """Figures by key in one JSON file, written after each, so that an interrupted benchmark goes on."""
+    """Results by key in a JSON file that is written after each of them, so that a benchmark can be continued."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def __contains__(self, key: str) -> bool:
-        return key in self.found
+        return key in self.values
 
     def __getitem__(self, key: str) -> Any:
-        return self.found[key]
+        return self.values[key]
 
     def __setitem__(self, key: str, value: Mapping[str, Any] | float | None) -> None:
-        if self.path.exists():  # another process may have added its own
-            self.found = json.loads(self.path.read_text(encoding="utf-8"))
-        self.found[key] = value
+        if self.path.exists():  # another process may have added results
+            self.values = json.loads(self.path.read_text(encoding="utf-8"))
+        self.values[key] = value
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".partial")
-        beside.write_text(json.dumps(self.found, indent=2) + "\n", encoding="utf-8")
-        beside.replace(self.path)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.values, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.path)

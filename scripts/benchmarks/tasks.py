@@ -1,10 +1,10 @@
-"""Four kinds of tasks by one command: a teacher fine-tuned by the job itself, half its operations, what was kept.
+"""Four tasks with one command: fine-tune a teacher, prune it to half its operations, compare both.
 
     HF_EFFICIENT_ASSETS=... python scripts/benchmarks/tasks.py [--tasks banking77 stsb wnut17 xquad_en] [--seeds 0]
 
 HF_EFFICIENT_ASSETS names a folder with models/minilm-l6-h384 and data/<task>. Each run is one `hf-efficient compress`,
-about ten minutes on two cores; it keeps its last checkpoint, the rows that it is judged on choose nothing. Results in
-out/tasks/results.json, each copied from the run's compression_report.json.
+about ten minutes on two cores. The last checkpoint is reported; the evaluation rows select nothing. Results, copied
+from compression_report.json of each run, in out/tasks/results.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMMAND = (
     *("--hidden_weight", "10", "--hard_label_weight", "0.1", "--temperature", "2"),
     *("--warmup_steps", "50", "--bf16", "--save_strategy", "no", "--report_to", "none", "--logging_steps", "50"),
 )
-# The split to judge on, and what each data set needs of training.
+# Task: the split to evaluate on, and the training flags.
 RUNS = {
     "banking77": ("test", "--num_train_epochs 5 --per_device_train_batch_size 32 --learning_rate 2e-4"),
     "stsb": ("test", "--num_train_epochs 4 --per_device_train_batch_size 32 --learning_rate 1e-4"),
@@ -34,7 +34,7 @@ RUNS = {
 
 
 def run(task: str, seed: int) -> dict[str, float | str | None]:
-    """Returns the figures of one run, from its report."""
+    """Return the results of one run, from its report."""
     split, training = RUNS[task]
     data, folder = ASSETS / "data" / task, OUT / "tasks" / f"{task}-{seed}"
     command = [str(Path(__file__).parents[1] / "compress.py"), "--model_name_or_path"]
@@ -57,7 +57,7 @@ def run(task: str, seed: int) -> dict[str, float | str | None]:
 
 
 def main() -> None:
-    """Runs what has no result yet."""
+    """Run the tasks that have no result yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

@@ -1,11 +1,11 @@
-"""What saves memory in training, what it costs in time, and what `EfficientTrainer` and the import cost on top.
+"""Memory and time of training with checkpointing and accumulation; overhead of `EfficientTrainer` and its import.
 
     python scripts/benchmarks/training_costs.py [--parts checkpointing accumulation trainer imports] [--quick]
 
-Some forty minutes on two cores. Memory and time of a 12-layer model of BERT-base's shape with random weights and 1,000
-tokens in its vocabulary, at batch 16 x 256, with and without checkpointing, and by micro-batches; steps of
-`EfficientTrainer` without any technique against those of `transformers.Trainer`; the import of `hf_efficient` against
-that of what it stands on. Results in out/training_costs/results.json; --quick: a tiny model, and quick.json.
+About forty minutes on two cores. Memory and time of a model with the shape of BERT-base, random weights and a
+vocabulary of 1,000 tokens, at batch 16 x 256, with and without checkpointing, and by number of micro-batches; steps of
+`EfficientTrainer` without a technique against those of `transformers.Trainer`; the import of `EfficientTrainer`
+against that of `Trainer`. Results in out/training_costs/results.json, with --quick of a tiny model in quick.json.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from hf_efficient.tasks.random_batch import random_batch
 VOCABULARY = 1000
 IMPORTS = {
     "torch, transformers, Trainer": "import torch, transformers; from transformers import Trainer",
-    "hf_efficient": "import hf_efficient",
+    "hf_efficient": "from hf_efficient import EfficientTrainer",
 }
-TIMED = "import time; begun = time.perf_counter(); {}; print(time.perf_counter() - begun)"
+TIMING_SCRIPT = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Shape:
     sequence_length: int
 
     def model(self) -> PreTrainedModel:
-        """Returns the model, the same whenever it is asked for."""
+        """Return the model, with the same weights at every call."""
         set_seed(0)
         config = BertConfig(
             vocab_size=VOCABULARY,
@@ -81,7 +81,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """The shapes, and how many runs of each are measured."""
 
     large: Shape = Shape(12, 768, 16, 256)
     trained: Mapping[str, Shape] | None = None
@@ -89,7 +89,7 @@ class Plan:
     steps: int = 3
     repeats: int = 3
     turns: int = 12
-    steps_a_turn: int = 30
+    steps_per_turn: int = 30
     imports: int = 11
 
     @property
@@ -104,36 +104,36 @@ QUICK = Plan(Shape(4, 128, 8, 64), {"2 layers of 64": Shape(2, 64, 4, 16)}, (2,)
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 
-def cost(shape: Shape, setting: Setting, steps: int, batch_size: int | None = None) -> TrainingCost:
-    """Returns what a setting costs, in processes of its own. Raises RuntimeError: it could not be measured."""
+def measure_cost(shape: Shape, setting: Setting, steps: int, batch_size: int | None = None) -> TrainingCost:
+    """Return the cost of a setting, measured in a process of its own. Raises RuntimeError if that fails."""
     with tempfile.TemporaryDirectory() as folder:
         shape.model().save_pretrained(folder)
         size = batch_size or shape.batch_size
-        found = run_in_worker(
+        row = run_in_worker(
             TrainingRunSpec(setting, folder, "text-classification", size, shape.sequence_length, 1, steps)
         )
-    if found.failure is not None:
-        raise RuntimeError(f"{setting.describe()}: {found.failure}")
-    return found
+    if row.failure is not None:
+        raise RuntimeError(f"{setting.describe()}: {row.failure}")
+    return row
 
 
-def checkpointing(plan: Plan) -> dict[str, Any]:
-    """Returns both settings, taken in turn, and the ratios of their medians."""
-    taken: dict[bool, list[TrainingCost]] = {False: [], True: []}
+def compare_checkpointing(plan: Plan) -> dict[str, Any]:
+    """Return the costs with and without checkpointing, measured alternately, and the ratios of their medians."""
+    rows_by_setting: dict[bool, list[TrainingCost]] = {False: [], True: []}
     for _ in range(plan.repeats):
-        for saves, found in taken.items():
-            found.append(cost(plan.large, Setting(checkpointing=saves), plan.steps))
+        for checkpointing, rows in rows_by_setting.items():
+            rows.append(measure_cost(plan.large, Setting(checkpointing=checkpointing), plan.steps))
 
-    def median(saves: bool, name: str) -> float:
-        return statistics.median(getattr(found, name) for found in taken[saves])
+    def median(checkpointing: bool, name: str) -> float:
+        return statistics.median(getattr(row, name) for row in rows_by_setting[checkpointing])
 
     def ratio(name: str) -> float:
         return median(True, name) / median(False, name)
 
     return {
         **_shape(plan.large),
-        "off": [asdict(found) for found in taken[False]],
-        "on": [asdict(found) for found in taken[True]],
+        "off": [asdict(row) for row in rows_by_setting[False]],
+        "on": [asdict(row) for row in rows_by_setting[True]],
         "less_activation_memory": 1 - ratio("activation_memory_bytes"),
         "less_training_memory": 1 - ratio("training_memory_bytes"),
         "less_peak_memory": 1 - ratio("peak_memory_bytes"),
@@ -141,17 +141,17 @@ def checkpointing(plan: Plan) -> dict[str, Any]:
     }
 
 
-def accumulation(plan: Plan, steps: int) -> dict[str, Any]:
-    """Returns a step of so many micro-batches beside one of a single micro-batch."""
+def compare_accumulation(plan: Plan, steps: int) -> dict[str, Any]:
+    """Return the costs of a step of so many micro-batches, and of a step of one micro-batch alone."""
     size = plan.large.batch_size // steps
-    whole = cost(plan.large, Setting(accumulation=steps), 1)
-    alone = cost(plan.large, Setting(), 1, size)
-    ours, theirs = whole.activation_memory_bytes, alone.activation_memory_bytes
+    accumulated = measure_cost(plan.large, Setting(accumulation=steps), 1)
+    single = measure_cost(plan.large, Setting(), 1, size)
+    memory, single_memory = accumulated.activation_memory_bytes, single.activation_memory_bytes
     return {
         **_shape(plan.large),
-        "accumulated": asdict(whole),
-        "micro_batch_alone": asdict(alone),
-        "times_activation_memory": None if ours is None or not theirs else ours / theirs,
+        "accumulated": asdict(accumulated),
+        "micro_batch_alone": asdict(single),
+        "times_activation_memory": None if memory is None or not single_memory else memory / single_memory,
     }
 
 
@@ -162,15 +162,16 @@ def _shape(shape: Shape) -> dict[str, Any]:
 # ---- time ----------------------------------------------------------------------------------------------------------
 
 
-class Unmeasured(EfficientTrainer):
-    """The trainer, which measures nothing once it has trained."""
+class TrainerWithoutReport(EfficientTrainer):
+    """The trainer without the measurements after training."""
 
     def build_report(self, models: Mapping[str, Any], exported: Mapping[str, Any]) -> CompressionReport:
+        """Return an empty report."""
         return CompressionReport()
 
 
-class Clock(TrainerCallback):
-    """How long each step took but the first, from its beginning to that of the next."""
+class StepTimer(TrainerCallback):
+    """Measures the durations of all steps but the first."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -178,27 +179,29 @@ class Clock(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The optimizer has made a step."""
+        """Note the time."""
         if args.device.type != "cpu":
             torch.accelerator.synchronize()
         self.ends.append(time.perf_counter())
 
     @property
     def durations(self) -> list[float]:
-        """Milliseconds between the ends of steps."""
-        return [1e3 * (end - begin) for begin, end in zip(self.ends, self.ends[1:], strict=False)]
+        """Milliseconds between the ends of consecutive steps."""
+        return [1e3 * (end - start) for start, end in zip(self.ends, self.ends[1:], strict=False)]
 
 
-def turn(trainer_class: type[Trainer], model: PreTrainedModel, rows: list[Any], batch: int, steps: int) -> list[float]:
-    """Returns the milliseconds of steps of a whole run of a trainer."""
-    clock = Clock()
+def time_steps(
+    trainer_class: type[Trainer], model: PreTrainedModel, rows: list[Any], batch_size: int, steps: int
+) -> list[float]:
+    """Return the durations of the steps of a training run, in milliseconds."""
+    timer = StepTimer()
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_class(
             model=copy.deepcopy(model),
             args=TrainingArguments(
                 folder,
                 max_steps=steps,
-                per_device_train_batch_size=batch,
+                per_device_train_batch_size=batch_size,
                 use_cpu=not torch.accelerator.is_available(),
                 save_strategy="no",
                 logging_strategy="no",
@@ -207,29 +210,30 @@ def turn(trainer_class: type[Trainer], model: PreTrainedModel, rows: list[Any], 
             ),
             train_dataset=rows,
             data_collator=default_data_collator,
-            callbacks=[clock],
+            callbacks=[timer],
         )
         trainer.train()
-    return clock.durations
+    return timer.durations
 
 
-def trainers(shape: Shape, plan: Plan) -> dict[str, Any]:
-    """Returns medians of a step of both trainers, in turns whose order alternates, and the ratio of the medians."""
+def compare_trainers(shape: Shape, plan: Plan) -> dict[str, Any]:
+    """Return the median durations of a step of both trainers, run alternately, and their ratio."""
     model = shape.model()
     batch = random_batch(model, shape.batch_size, shape.sequence_length)
     rows = [{name: values[index] for name, values in batch.items()} for index in range(shape.batch_size)]
-    classes: dict[str, type[Trainer]] = {"Trainer": Trainer, "EfficientTrainer": Unmeasured}
+    classes: dict[str, type[Trainer]] = {"Trainer": Trainer, "EfficientTrainer": TrainerWithoutReport}
     times: dict[str, list[float]] = {name: [] for name in classes}
     ratios: list[float] = []
     for number in range(-1, plan.turns):
-        found = {
-            name: turn(classes[name], model, rows, shape.batch_size, plan.steps_a_turn)
+        durations_by_name = {
+            name: time_steps(classes[name], model, rows, shape.batch_size, plan.steps_per_turn)
             for name in (list(classes) if number % 2 else list(reversed(classes)))
         }
-        if number >= 0:  # the first turn warms up
-            for name, durations in found.items():
+        if number >= 0:  # the first turn is a warm-up
+            for name, durations in durations_by_name.items():
                 times[name] += durations
-            ratios.append(statistics.median(found["EfficientTrainer"]) / statistics.median(found["Trainer"]))
+            turn_medians = {name: statistics.median(durations) for name, durations in durations_by_name.items()}
+            ratios.append(turn_medians["EfficientTrainer"] / turn_medians["Trainer"])
     medians = {name: statistics.median(durations) for name, durations in times.items()}
     return {
         **_shape(shape),
@@ -241,48 +245,52 @@ def trainers(shape: Shape, plan: Plan) -> dict[str, Any]:
     }
 
 
-def imports(count: int) -> dict[str, Any]:
-    """Returns medians of the seconds of both imports, each in a fresh process, in turn; the first turn warms up."""
+def compare_imports(count: int) -> dict[str, Any]:
+    """Return the median seconds of both imports in fresh processes, alternately; the first of each is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in IMPORTS}
     for number in range(count + 1):
         for name, statement in IMPORTS.items():
-            command = [sys.executable, "-c", TIMED.format(statement)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            command = [sys.executable, "-c", TIMING_SCRIPT.format(statement)]
+            process = subprocess.run(command, capture_output=True, text=True, check=True)
             if number:
-                times[name].append(float(done.stdout.split()[-1]))
+                times[name].append(float(process.stdout.split()[-1]))
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    stock, ours = medians.values()
-    return {"seconds": medians, "all_seconds": times, "times_import": ours / stock}
+    trainer_seconds, our_seconds = medians.values()
+    return {"seconds": medians, "all_seconds": times, "times_import": our_seconds / trainer_seconds}
 
 
 def main() -> None:
-    """Measures what has no result yet, and prints it."""
+    """Measure what has no result yet, and print it."""
     parts = ("checkpointing", "accumulation", "trainer", "imports")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
-    parser.add_argument("--quick", action="store_true", help="a tiny model: shows that it works")
-    parser.add_argument("--repeats", type=int, help="how often checkpointing on and off take turns")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, to try the script")
+    parser.add_argument("--repeats", type=int, help="runs with and without checkpointing")
     args = parser.parse_args()
     logging.disable_progress_bar()
     plan = QUICK if args.quick else Plan()
     plan = replace(plan, repeats=args.repeats or plan.repeats)
     path: Path = OUT / "training_costs" / ("quick.json" if args.quick else "results.json")
     results, console = Results(path), Console()
-    wanted: list[tuple[str, Any]] = [("environment", describe_environment)]
+    measurements: list[tuple[str, Any]] = [("environment", describe_environment)]
     if "checkpointing" in args.parts:
-        wanted.append(("checkpointing", lambda: checkpointing(plan)))
+        measurements.append(("checkpointing", lambda: compare_checkpointing(plan)))
     if "accumulation" in args.parts:
-        wanted += [(f"accumulation {k}", lambda k=k: accumulation(plan, k)) for k in plan.accumulations]
+        measurements += [(f"accumulation {k}", lambda k=k: compare_accumulation(plan, k)) for k in plan.accumulations]
     if "trainer" in args.parts:
-        wanted += [(f"trainer, {name}", lambda s=shape: trainers(s, plan)) for name, shape in plan.shapes.items()]
+        measurements += [
+            (f"trainer, {name}", lambda s=shape: compare_trainers(s, plan)) for name, shape in plan.shapes.items()
+        ]
     if "imports" in args.parts:
-        wanted.append(("imports", lambda: imports(plan.imports)))
-    for key, measure in wanted:
+        measurements.append(("imports", lambda: compare_imports(plan.imports)))
+    for key, measure in measurements:
         if key not in results:
             results[key] = measure()
-        told = {name: value for name, value in results[key].items() if name.startswith(("less_", "times_", "step_ms"))}
-        if told:
-            console.print(f"{key}: {json.dumps(told)}")
+        summary = {
+            name: value for name, value in results[key].items() if name.startswith(("less_", "times_", "step_ms"))
+        }
+        if summary:
+            console.print(f"{key}: {json.dumps(summary)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""A translator that writes in half the time: a short and narrow decoder, taught by what its teacher writes.
+"""A translation model with a short and narrow decoder, trained on texts that its teacher generates.
 
     HF_EFFICIENT_ASSETS=... python scripts/benchmarks/translation.py [--epochs 10]
 
-HF_EFFICIENT_ASSETS names a folder with models/t5-multi30k and data/multi30k_en_de. First the one command, about forty
-minutes on two cores; then teacher and student, in torch and in ONNX Runtime, in float and in 8 bits, translate the
-1,000 test sentences greedily, and are timed in turn, one and sixteen sentences at once: how long 16 tokens take each,
-and how long the same sentences, of which one model makes longer texts than another. The last checkpoint is kept, the
-test set chooses nothing. `pip install 'hf_efficient[onnx]'` first. Results in out/translation/results.json.
+HF_EFFICIENT_ASSETS names a folder with models/t5-multi30k and data/multi30k_en_de; `pip install 'hf_efficient[onnx]'`
+first. The student is trained by one command, about forty minutes on two cores. Then teacher and student, in torch and
+in ONNX Runtime, in float32 and int8, translate the 1,000 test sentences greedily. They are timed alternately at batch
+sizes 1 and 16: on 16 tokens, and on test sentences, where one model generates longer texts than another. The last
+checkpoint is reported; the test set selects nothing. Results in out/translation/results.json.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ COMMAND = (
     *("--per_device_train_batch_size", "64", "--learning_rate", "1e-3", "--warmup_steps", "300", "--bf16"),
     *("--save_strategy", "no", "--report_to", "none"),
 )
-LONGEST = 64
-TIMED = {1: 16, 16: 160}  # sentences that are translated for one duration, by how many at once
+MAX_LENGTH = 64
+TIMED_SENTENCES = {1: 16, 16: 160}  # batch size: sentences that are translated for one duration
 REPEATS = 6
 
 
 def train(epochs: float) -> Path:
-    """Returns the folder of the student, made by the main job."""
+    """Return the directory of the student, after training it if it does not exist."""
     folder = FOLDER / "student"
     if not (folder / "compression_report.json").exists():
         command = [str(Path(__file__).parents[1] / "compress.py"), "--model_name_or_path", str(NAME)]
@@ -57,29 +57,33 @@ def train(epochs: float) -> Path:
     return folder
 
 
-def forms(folder: Path) -> dict[str, Any]:
-    """Returns the models to compare, by name."""
+def load_models(folder: Path) -> dict[str, Any]:
+    """Return the models to compare, by name."""
     teacher, student = (
         AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval() for name in (NAME, folder)
     )
-    found = {"teacher": teacher, "student": student}
-    for name, model, form in (("teacher", teacher, None), ("student", student, None), ("student", student, "int8")):
-        place = FOLDER / f"{name}-onnx-{form or 'float32'}"
-        export(model, place, "onnx", form)
-        found[f"{name}, ONNX Runtime {form or 'float32'}"] = load_exported(place, form)
-    return found
+    models = {"teacher": teacher, "student": student}
+    for name, model, quantization in (
+        ("teacher", teacher, None),
+        ("student", student, None),
+        ("student", student, "int8"),
+    ):
+        directory = FOLDER / f"{name}-onnx-{quantization or 'float32'}"
+        export(model, directory, "onnx", quantization)
+        models[f"{name}, ONNX Runtime {quantization or 'float32'}"] = load_exported(directory, quantization)
+    return models
 
 
-def translate(model: Any, tokenizer: Any, sentences: Sequence[str], at_once: int) -> list[str]:
-    """Returns the translations, written greedily."""
+def translate(model: Any, tokenizer: Any, sentences: Sequence[str], batch_size: int) -> list[str]:
+    """Return the translations, decoded greedily."""
     texts: list[str] = []
-    for start in range(0, len(sentences), at_once):
-        batch = tokenizer(list(sentences[start : start + at_once]), return_tensors="pt", padding=True)
+    for start in range(0, len(sentences), batch_size):
+        batch = tokenizer(list(sentences[start : start + batch_size]), return_tensors="pt", padding=True)
         texts += tokenizer.batch_decode(
             model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
-                max_length=LONGEST,
+                max_length=MAX_LENGTH,
                 do_sample=False,
                 num_beams=1,
             ),
@@ -89,38 +93,39 @@ def translate(model: Any, tokenizer: Any, sentences: Sequence[str], at_once: int
 
 
 def main() -> None:
-    """Trains where there is no student yet, then measures."""
+    """Train the student if it does not exist, then measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=float, default=10)
     folder = train(parser.parse_args().epochs)
     rows = load_dataset("parquet", data_files=str(DATA / "test.parquet"), split="train")["translation"]
-    sources, right = [row["en"] for row in rows], [row["de"] for row in rows]
-    tokenizer, models = AutoTokenizer.from_pretrained(NAME), forms(folder)
+    sources, references = [row["en"] for row in rows], [row["de"] for row in rows]
+    tokenizer, models = AutoTokenizer.from_pretrained(NAME), load_models(folder)
     report = CompressionReport.load(folder)
-    found: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
-        scores = translation_metrics(translate(model, tokenizer, sources, 50), right)
-        found[name] = {"sacrebleu": scores["sacrebleu"], "chrf": scores["chrf"]}
-    for at_once, count in TIMED.items():
-        few = tokenizer(sources[:at_once], return_tensors="pt", padding=True)
+        scores = translation_metrics(translate(model, tokenizer, sources, 50), references)
+        measured[name] = {"sacrebleu": scores["sacrebleu"], "chrf": scores["chrf"]}
+    for batch_size, count in TIMED_SENTENCES.items():
+        batch = tokenizer(sources[:batch_size], return_tensors="pt", padding=True)
         calls: dict[str, dict[str, Callable[[], object]]] = {
             "sentences": {
-                name: partial(translate, model, tokenizer, sources[:count], at_once) for name, model in models.items()
+                name: partial(translate, model, tokenizer, sources[:count], batch_size)
+                for name, model in models.items()
             },
-            "16 tokens each": {name: generation_call(model, few, 16) for name, model in models.items()},
+            "16 tokens each": {name: generation_call(model, batch, 16) for name, model in models.items()},
         }
-        for what, each in calls.items():
-            repeats = REPEATS if what == "sentences" else 5 * REPEATS
-            times = time_interleaved(each, repeats=repeats, warmup=1, turn=repeats // 3)
+        for workload, call_by_model in calls.items():
+            repeats = REPEATS if workload == "sentences" else 5 * REPEATS
+            times = time_interleaved(call_by_model, repeats=repeats, warmup=1, turn=repeats // 3)
             durations = {name: statistics.median(values) for name, values in times.items()}
             for name, duration in durations.items():
-                found[name][f"ms, {what}, {at_once} at once"] = duration
-                found[name][f"times as fast, {what}, {at_once} at once"] = durations["teacher"] / duration
+                measured[name][f"ms, {workload}, {batch_size} at once"] = duration
+                measured[name][f"times as fast, {workload}, {batch_size} at once"] = durations["teacher"] / duration
     results = Results(FOLDER / "results.json")
     results["environment"] = describe_environment()
     results["stages"] = {"stages": report.stages, "structure": report.row("student").structure}
-    for name, figures in found.items():
-        results[name] = {**figures, "sacrebleu kept": figures["sacrebleu"] / found["teacher"]["sacrebleu"]}
+    for name, figures in measured.items():
+        results[name] = {**figures, "sacrebleu kept": figures["sacrebleu"] / measured["teacher"]["sacrebleu"]}
 
 
 if __name__ == "__main__":

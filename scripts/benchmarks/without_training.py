@@ -1,8 +1,8 @@
-"""Pruned without any training: accuracy with and without the least squares correction, and how long it all takes.
+"""Pruning without training: accuracy with and without reconstruction by least squares, and its duration.
 
     HF_EFFICIENT_ASSETS=... python scripts/benchmarks/without_training.py [--ratios 1.4 2 4 8] [--seeds 0 1 2]
 
-Some ten minutes on two cores. Results in out/without_training/results.json and .png.
+About ten minutes on two cores. Results in out/without_training/results.json and .png.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ SAMPLES = 2048
 
 
 def run(sst2: Sst2, ratio: float, seed: int, recovery: bool) -> dict[str, float]:
-    """Returns the accuracy of a student, and the seconds of scoring, choosing, correcting and cutting together."""
+    """Return the accuracy of a student, and the seconds of scoring, selection, reconstruction and removal."""
     set_seed(seed)
     teacher, batches = sst2.teacher(), sst2.sample(SAMPLES, seed)
-    begun = time.perf_counter()
+    start_seconds = time.perf_counter()
     student = prune(teacher, PruningConfig(target_flops=ratio, recovery=recovery), batches)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start_seconds
     return {"accuracy": sst2.accuracy(student), "seconds": seconds}
 
 
 def draw(results: Results, ratios: list[float], seeds: list[int]) -> None:
-    """Draws the mean over the seeds with and without correction, and the single runs, as results.png."""
+    """Draw the means over the seeds with and without reconstruction, and all runs, as results.png."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axis = figure.subplots()
     for colour, label in (("C0", "corrected"), ("C1", "cut")):
@@ -48,7 +48,7 @@ def draw(results: Results, ratios: list[float], seeds: list[int]) -> None:
 
 
 def main() -> None:
-    """Runs what has no result yet, then draws."""
+    """Measure what has no result yet, then draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratios", nargs="+", type=float, default=[1.4, 2, 4, 8])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
