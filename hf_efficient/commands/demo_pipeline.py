@@ -39,7 +39,7 @@ TARGET_SPEEDUP = 2.0
 LATENCY_BATCH_SIZE = 8
 EVALUATION_ROWS = 500
 EVALUATION_BATCH_SIZE = 50
-RECOVERY_EPOCHS = 1
+RECOVERY_EPOCHS = 0.75
 RECOVERY_LEARNING_RATE = 3e-4
 # Largest difference of the accuracies in two processes: kernels may round otherwise, and decide a tie otherwise.
 ACCURACY_TOLERANCE = 0.0041
