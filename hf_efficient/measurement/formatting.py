@@ -87,7 +87,7 @@ def format_metric(value: float | None) -> str:
 def _format_in_unit(value: float | None, units: Units, in_full: bool = False) -> str:
     """Return `value` in the largest of `units` of which it is at least 1, as it reads when rounded.
 
-    `units` go from large to small. `in_full` writes numbers below 1,000 without a fraction: there are no half bytes.
+    `units` are sorted from large to small. `in_full` writes integers below 1,000 without decimals.
     """
     if value is None:
         return NOT_MEASURED

@@ -181,7 +181,7 @@ def _with_unit(
 
 
 def _describe_retained(fraction: float | None) -> str:
-    """Return "98.7% kept"; nothing for metrics that are negative or not a number, where a fraction means nothing."""
+    """Return "98.7% kept"; an empty text for metrics that are negative or NaN, whose fraction has no meaning."""
     return f"{format_percent(fraction)} kept" if fraction is not None and fraction > 0 else ""
 
 

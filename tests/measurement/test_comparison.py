@@ -103,7 +103,7 @@ def test_module_that_runs_outside_of_torch_names_its_runtime(make_model, make_ba
             return inputs
 
         def __len__(self):
-            raise TypeError("has no length")  # as a compiled module, whose truth value cannot be asked for
+            raise TypeError("has no length")  # like a compiled module, which has no truth value
 
     teacher, row = compare({"teacher": make_model(), "openvino": External()}, make_batch(), repeats=1)
     assert row.latency_ms.runtime == "openvino int8"
