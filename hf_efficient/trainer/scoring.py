@@ -68,7 +68,7 @@ class PruningScorer:
     def score_connections(
         self, model: PreTrainedModel, batches: Batches, teacher: PreTrainedModel | None
     ) -> ConnectionScores:
-        """Return the scores of single weights, by the name of their module."""
+        """Return the scores of single connections, by the name of the weight that holds them."""
         loss = task_or_sampled_loss(teacher, self.args.seed)
         examples = take_examples(batches, CONNECTION_SAMPLES, self.args.device)
         scores = CONNECTION_CRITERIA[self.config.criterion](model, examples, loss)

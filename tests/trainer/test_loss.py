@@ -40,7 +40,7 @@ def gradient_of(loss, model, batches):
 
 @pytest.mark.parametrize("distils", [False, True], ids=["labels", "teacher"])
 @pytest.mark.parametrize("generates", [False, True], ids=["classifier", "seq2seq"])
-def test_two_batches_of_different_size_have_the_gradient_of_both_together(tmp_path, generates, distils):
+def test_batches_of_different_sizes_have_the_gradient_of_one_batch(tmp_path, generates, distils):
     model = t5() if generates else classifier()
     data, collator = (list(written(8)), pad) if generates else (list(rows(8)), collate)
     teacher = None
@@ -56,7 +56,7 @@ def test_two_batches_of_different_size_have_the_gradient_of_both_together(tmp_pa
     assert sum(float(gradient.abs().sum()) for gradient in together.values()) > 1e-3
 
 
-def test_the_loss_of_trainer_is_used_where_it_is_exact(tmp_path):
+def test_loss_of_trainer_is_used_if_it_is_exact(tmp_path):
     assert build_loss(tmp_path).uses_parent_loss(classifier())
     assert not build_loss(tmp_path).uses_parent_loss(t5())  # a mean over tokens
     assert not build_loss(tmp_path, accumulation=2).uses_parent_loss(classifier())
@@ -79,13 +79,13 @@ def test_logged_terms_are_means_over_the_steps_since_the_last_log(tmp_path):
     assert evaluation == {"eval_loss": 1.0}
 
 
-def test_outputs_of_the_teacher_do_not_reach_the_model():
+def test_cached_teacher_outputs_do_not_reach_the_model():
     batch = {**collate(list(rows(2))), "teacher_logits": torch.zeros(2, 3)}
     assert set(select_model_inputs(classifier(), batch)) == {"input_ids", "attention_mask", "labels"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(tmp_path, value):
+def test_loss_that_is_not_finite_is_an_error_that_names_the_step(tmp_path, value):
     args = arguments(tmp_path)
     check_finite(torch.tensor(1.0), 3, args)
     with pytest.raises(NonFiniteLossError, match=f"the loss is {value} at step 3"):

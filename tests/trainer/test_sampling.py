@@ -5,7 +5,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from hf_efficient.trainer.sampling import seed_by_epoch
 
 
-def test_the_order_depends_on_seed_and_epoch_alone(tmp_path):
+def test_order_depends_only_on_seed_and_epoch(tmp_path):
     epoch = [0.0]
 
     def sampler(seed):
@@ -21,7 +21,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(tmp_path):
     assert sorted(first) == sorted(second) == list(range(32))
 
 
-def test_samplers_that_do_not_group_by_length_stay_as_they_are(tmp_path):
+def test_samplers_that_do_not_group_by_length_are_returned_unchanged(tmp_path):
     sequential = SequentialSampler(range(4))
     assert seed_by_epoch(sequential, arguments(tmp_path), lambda: 0.0) is sequential
     assert seed_by_epoch(None, arguments(tmp_path), lambda: 0.0) is None

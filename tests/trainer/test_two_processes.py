@@ -1,3 +1,5 @@
+"""Training by two processes. Starting them takes long, so one start trains with many settings."""
+
 import json
 import os
 import subprocess
@@ -9,12 +11,38 @@ from transformers import AutoModelForSequenceClassification, BertModel
 
 from hf_efficient import CompressionReport
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parent / "two_processes.py"
 COMPRESS = Path(__file__).parents[2] / "scripts" / "compress.py"
+HALF = {"heads": 0.5, "neurons": 0.5}  # much faster than a target, which needs the cost of many models
+RUNS = {
+    "labels": {},
+    "hidden states": {"distillation": {"hidden_weight": 1.0}},
+    "hidden states and attention": {"distillation": {"hidden_weight": 1.0, "attention_weight": 1.0}},
+    "cached teacher": {"layers": 0.5, "distillation": {"cache_teacher": True}},
+    "projections": {
+        "student_sizes": "hidden_size=16",
+        "distillation": {"hidden_weight": 1.0, "embedding_weight": 1.0, "relation_weight": 1.0},
+    },
+    "fake quantization": {"distillation": {}, "fake_quantization": "int8_weight_only"},
+    "pruning": {"target_flops": 2.0, "distillation": {}},
+    "pruning and attention": {**HALF, "distillation": {"hidden_weight": 1.0, "attention_weight": 1.0}},
+    "rounds": {**HALF, "rounds": 2, "distillation": {}},
+    "gates": {**HALF, "ramp": 0.5, "distillation": {}},
+    "gates by measured time": {"target_speedup": 1.2, "ramp": 0.5, "criterion": "movement", "distillation": {}},
+    "rewound connections": {"weights": 0.5, "rewind": "weights", "distillation": {}},
+    "streamed data": {**HALF, "streams": True, "distillation": {}},
+}
+COMPARED_WITH_ONE_PROCESS = ("labels", "hidden states", "pruning", "fake quantization")
+SHARDED = ("hidden states and attention", "rounds", "gates", "rewound connections", "fake quantization")
+GATES = {**HALF, "ramp": 0.9, "distillation": {}, "saves": True}
+RESUMED = {"plain gates": GATES, "sharded gates": {**GATES, "shards": True}}
+RESUMED |= {"sharded distillation": {"distillation": {}, "saves": True, "shards": True}}
 
 
-def launched(command, processes=2, timeout=300):
-    """Runs a script and its arguments by so many processes."""
+def launch(command, processes=2, timeout=1800):
+    """Run a script with its arguments in several processes."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     return subprocess.run(
         [sys.executable, *launcher, *map(str, command)],
@@ -25,167 +53,119 @@ def launched(command, processes=2, timeout=300):
     )
 
 
-def by_two(folder, changes):
-    return launched([SCRIPT, folder, json.dumps(changes)])
+def launch_runs(folder, runs, processes=2):
+    return launch([SCRIPT, folder, json.dumps(runs)], processes)
 
 
-def found(folder, rank):
-    """Returns what the process `rank` ended with."""
-    what = json.loads((folder / f"found-{rank}.json").read_text())
-    assert what.pop("rank") == rank
-    return what
+def launch_with_resumed_runs(folder, runs, names):
+    """Interrupt the runs of these names, then resume them, repeat them without interruption, and do the other runs."""
+    interrupted = {name: launch_runs(folder, {name: {**RESUMED[name], "fails_at": 7}}) for name in names}
+    checkpoints = {name: list((folder / name).rglob("checkpoint-4/*")) for name in names}
+    resumed = {name: {**RESUMED[name], "resumes": True} for name in names}
+    uninterrupted = {f"uninterrupted {name}": RESUMED[name] for name in names}
+    result = launch_runs(folder, {**runs, **resumed, **uninterrupted})
+    assert result.returncode == 0, result.stderr[-3000:]
+    return interrupted, checkpoints
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"target_flops": 2.0, "rounds": 2},
-        {"target_flops": 2.0, "ramp": 0.5},
-        {"target_speedup": 1.2, "ramp": 0.5, "criterion": "movement"},
-        {"weights": 0.5, "rewind": "weights"},
-        {
-            "narrow": "hidden_size=16",
-            "teaching": {"hidden_weight": 1.0, "embedding_weight": 1.0, "relation_weight": 1.0},
-        },
-        {"target_flops": 2.0, "teaching": {"hidden_weight": 1.0, "attention_weight": 1.0}},
-        {"layers": 0.5, "teaching": {"cache_teacher": True}},
-    ],
-    ids=str,
-)
-def test_two_processes_cut_the_same_units_and_learn_the_same_weights(tmp_path, changes):
-    run = by_two(tmp_path, changes)
-    assert run.returncode == 0, run.stderr[-3000:]
-    first, second = (found(tmp_path, rank) for rank in (0, 1))
-    assert first == second
-    assert first["projections"][0] == (2 * 16 * 32 if "narrow" in changes else 0)
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Return the folder of RUNS in two processes, the output of the interrupted run, and its checkpoint's files."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    return folder, *launch_with_resumed_runs(folder, RUNS, ["plain gates"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"teaching": None},
-        {"teaching": {"hidden_weight": 1.0}},
-        {"target_flops": 2.0},
-        {"teaching": {}, "rounding": "int8_weight_only"},
-    ],
-    ids=["teacher", "distillation", "pruning", "training for 8 bits"],
-)
-def test_two_processes_learn_what_one_does_with_batches_twice_as_large(tmp_path, changes):
-    for folder in ("two", "one"):
-        (tmp_path / folder).mkdir()
-    run = by_two(tmp_path / "two", changes)
-    assert run.returncode == 0, run.stderr[-3000:]
-    alone = launched([SCRIPT, tmp_path / "one", json.dumps({**changes, "batch": 8})], processes=1)
-    assert alone.returncode == 0, alone.stderr[-3000:]
-    two, one = found(tmp_path / "two", 0), found(tmp_path / "one", 0)
-    assert len(one["losses"]) == 8
-    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
-    assert two["structure"] == one["structure"]
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """Return the same for runs in which FSDP shards the model."""
+    folder = tmp_path_factory.mktemp("sharded")
+    runs = {name: {**RUNS[name], "shards": True} for name in SHARDED}
+    return folder, *launch_with_resumed_runs(folder, runs, ["sharded gates", "sharded distillation"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"teaching": {"hidden_weight": 1.0, "attention_weight": 1.0}},
-        {"target_flops": 2.0, "rounds": 2},
-        {"target_flops": 2.0, "ramp": 0.5},
-        {"weights": 0.5, "rewind": "weights"},
-        {"teaching": {}, "rounding": "int8_weight_only"},
-    ],
-    ids=str,
-)
-def test_a_model_that_fsdp_shares_out_learns_the_same(tmp_path, changes):
-    for folder, shards in (("shared", True), ("copied", False)):
-        (tmp_path / folder).mkdir()
-        run = by_two(tmp_path / folder, {**changes, "shards": shards})
-        assert run.returncode == 0, run.stderr[-3000:]
-    first, second = (found(tmp_path / "shared", rank) for rank in (0, 1))
-    assert first == second
-    copied = found(tmp_path / "copied", 0)
-    assert (first["trained as"], copied["trained as"]) == ("DTensor", "Tensor")
-    assert first["losses"] == pytest.approx(copied["losses"], abs=1e-4)
-    assert first["norms"] == pytest.approx(copied["norms"], rel=1e-3, abs=5e-3)  # biases of keys learn nothing
-    for what in ("structure", "zeros", "accuracy"):
-        assert first[what] == copied[what]
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """Return the folder of runs in one process with batches twice as large."""
+    folder = tmp_path_factory.mktemp("one_process")
+    result = launch_runs(folder, {name: {**RUNS[name], "batch_size": 8} for name in COMPARED_WITH_ONE_PROCESS}, 1)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"teaching": {}, "shards": True},
-        {"target_flops": 2.0, "ramp": 0.9, "shards": True},
-        {"target_flops": 2.0, "ramp": 0.9},
-    ],
-    ids=str,
-)
-def test_two_processes_go_on_after_an_interruption(tmp_path, changes):
-    changes = {**changes, "saves": True}
-    for folder in ("broken off", "at once"):
-        (tmp_path / folder).mkdir()
-    assert by_two(tmp_path / "broken off", {**changes, "fails": 7}).returncode != 0
-    [checkpoint] = (tmp_path / "broken off").rglob("checkpoint-4")
-    assert (checkpoint / "model.safetensors").exists()
-    assert not list(checkpoint.glob("_fsdp*"))
-    for folder, resume in (("broken off", True), ("at once", False)):
-        run = by_two(tmp_path / folder, {**changes, "resume": resume})
-        assert run.returncode == 0, run.stderr[-3000:]
-    resumed, at_once = (found(tmp_path / folder, 0) for folder in ("broken off", "at once"))
-    assert resumed["weights"] == at_once["weights"]
-    assert resumed["structure"] == at_once["structure"]
+def read_result(folder, name, rank=0):
+    """Return the result that the process `rank` wrote."""
+    result = json.loads((folder / name / f"result-{rank}.json").read_text())
+    assert result.pop("rank") == rank
+    return result
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"writes": True, "teaching": {}}, "ties weights of several modules"),
-        (
-            {"narrow": "hidden_size=16", "teaching": {"hidden_weight": 1.0}},
-            "not the projections learned beside it: take relation_weight",
-        ),
-        ({"target_flops": 2.0, "ramp": 0.5, "criterion": "wanda"}, "which FSDP shares out: ask for rounds"),
-        ({"weights": 0.5, "ramp": 0.5}, "which FSDP shares out: ask for rounds"),
-    ],
-    ids=str,
-)
-def test_what_fsdp_cannot_share_out_is_refused(tmp_path, changes, message):
-    run = by_two(tmp_path, {**changes, "shards": True})
-    assert run.returncode != 0
-    assert message in run.stderr
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_end_with_the_same_units_and_weights(two_processes, name):
+    folder, *_ = two_processes
+    result = read_result(folder, name)
+    assert read_result(folder, name, rank=1) == result
+    assert result["projections"][0] == (2 * 16 * 32 if name == "projections" else 0)
+    assert result["weight class"] == "Tensor"
+    assert result["losses"]
 
 
-@pytest.mark.slow
-def test_a_process_that_fails_ends_the_other(tmp_path):
-    run = by_two(tmp_path, {"target_flops": 2.0, "fails": 3})
-    assert run.returncode != 0
-    assert "this process has had enough" in run.stderr
-    assert not list(tmp_path.glob("found-*"))
+@pytest.mark.parametrize("name", COMPARED_WITH_ONE_PROCESS)
+def test_two_processes_train_as_one_does_with_batches_twice_as_large(two_processes, one_process, name):
+    result, expected = read_result(two_processes[0], name), read_result(one_process, name)
+    assert len(expected["losses"]) == 8
+    assert result["losses"] == pytest.approx(expected["losses"], abs=1e-4)
+    assert result["structure"] == expected["structure"]
 
 
-@pytest.mark.slow
-def test_two_processes_prune_and_learn_from_a_stream(tmp_path):
-    run = by_two(tmp_path, {"target_flops": 2.0, "streams": True})
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert found(tmp_path, 0) == found(tmp_path, 1)
+@pytest.mark.parametrize("name", SHARDED)
+def test_sharded_model_is_trained_as_a_replicated_one(two_processes, sharded, name):
+    result, expected = read_result(sharded[0], name), read_result(two_processes[0], name)
+    assert read_result(sharded[0], name, rank=1) == result
+    assert result["weight class"] == "DTensor"
+    assert result["losses"] == pytest.approx(expected["losses"], abs=1e-4)
+    assert result["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=5e-3)  # biases of keys have no effect
+    for value in ("structure", "zeros", "accuracy"):
+        assert result[value] == expected[value]
 
 
-@pytest.mark.slow
-def test_the_whole_job_in_two_processes_leaves_one_model(job_dir, tmp_path):
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_run(name, request):
+    folder, interrupted, checkpoints = request.getfixturevalue("sharded" if "sharded" in name else "two_processes")
+    assert interrupted[name].returncode != 0
+    files = {path.name for path in checkpoints[name]}
+    assert "model.safetensors" in files
+    assert not any(file.startswith("_fsdp") for file in files)  # complete models, not shards
+    result, expected = read_result(folder, name), read_result(folder, f"uninterrupted {name}")
+    assert result["weights"] == expected["weights"]
+    assert result["structure"] == expected["structure"]
+
+
+def test_process_that_fails_ends_the_other(two_processes):
+    _, interrupted, _ = two_processes
+    assert interrupted["plain gates"].returncode != 0
+    assert "this process has failed on purpose" in interrupted["plain gates"].stderr
+
+
+def test_model_that_fsdp_cannot_shard_is_refused(tmp_path):
+    result = launch_runs(tmp_path, {"tied weights": {"generates": True, "distillation": {}, "shards": True}})
+    assert result.returncode != 0
+    assert "ties weights of several modules" in result.stderr
+    assert not list(tmp_path.rglob("result-*"))
+
+
+def test_command_in_two_processes_leaves_one_model(job_dir, tmp_path):
     BertModel.from_pretrained(job_dir / "model").save_pretrained(job_dir / "model")
-    given = {"target_flops": 1.5, "rounds": 2, "scheme": "int8_weight_only", "compile": False, "multiple_of": 4}
-    given |= {"num_train_epochs": 2, "learning_rate": 5e-3, "report_to": "none", "output_dir": tmp_path / "out"}
-    given |= {"model_name_or_path": job_dir / "model"}
-    given |= {f"{name}_file": job_dir / file for name, file in (("train", "train.csv"), ("validation", "dev.csv"))}
-    run = launched([COMPRESS, *(str(part) for name, value in given.items() for part in (f"--{name}", value))])
-    assert run.returncode == 0, run.stderr[-3000:]
-    report = CompressionReport.load(tmp_path / "out")
+    output_dir = tmp_path / "out"
+    flags = {"target_flops": 1.5, "rounds": 2, "scheme": "int8_weight_only", "compile": False, "multiple_of": 4}
+    flags |= {"num_train_epochs": 2, "learning_rate": 5e-3, "report_to": "none", "output_dir": output_dir}
+    flags |= {"model_name_or_path": job_dir / "model"}
+    flags |= {f"{name}_file": job_dir / file for name, file in (("train", "train.csv"), ("validation", "dev.csv"))}
+    result = launch([COMPRESS, *(part for name, value in flags.items() for part in (f"--{name}", value))])
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = CompressionReport.load(output_dir)
     assert [row.role for row in report.models] == ["teacher", "student", "quantized"]
     assert "fine-tuned on the same data first" in report.stages[0]
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    model = AutoModelForSequenceClassification.from_pretrained(output_dir, trust_remote_code=True)
     assert model.config.quantization_config is not None
-    assert not list((tmp_path / "out").rglob("*.partial"))
-    assert not list((tmp_path / "out").glob("_round-*"))
+    assert not list(output_dir.rglob("*.partial"))
+    assert not list(output_dir.glob("_round-*"))

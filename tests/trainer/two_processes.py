@@ -1,14 +1,19 @@
-"""Run by two processes, or by one: prunes, distils and trains, and writes from each what it ended with."""
+"""Run by two processes, or by one: trains with several settings, one after the other, and writes the results of each.
+
+Usage: two_processes.py FOLDER JSON, with JSON from the name of a run to its settings. Each process writes
+FOLDER/<name>/result-<rank>.json. Of the settings, those that `train` does not name are fields of `PruningConfig`.
+"""
 
 import hashlib
 import json
 import os
 import sys
+from pathlib import Path
 
 import accelerate.state
 import torch
 from accelerate import DistributedType
-from trainers import build, classifier, losses, rows, t5
+from trainers import build, classifier, losses, rows, t5, without_report
 from transformers import TrainerCallback
 
 from hf_efficient import DistillationConfig, PruningConfig, QuantizationConfig
@@ -16,110 +21,113 @@ from hf_efficient.distillation.students import student_from_config
 from hf_efficient.models import family_of
 
 
-class Projections(TrainerCallback):
-    """Remembers the learned projections, which the trainer lets go of with its teacher."""
+class TrainingRecorder(TrainerCallback):
+    """Records the class of the sharded weights, and the projections, which the trainer drops with its distiller."""
 
-    weights = torch.zeros(0)
+    def __init__(self, distillation_training):
+        self.distillation_training = distillation_training
+        self.weight_class, self.projections = "", torch.zeros(0)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weight_class = type(next(model.parameters()).data).__name__
 
     def on_train_end(self, args, state, control, **kwargs):
-        distiller = self.trainer.distillation_training.distiller
-        parameters = [] if distiller is None else distiller.projections.parameters()
-        self.weights = torch.cat([weight.detach().flatten() for weight in parameters] or [self.weights])
+        parameters = [weight.detach().flatten() for weight in self.distillation_training.projection_parameters()]
+        self.projections = torch.cat([torch.zeros(0), *parameters])
 
 
-def failing(step, number):
-    """Returns the training step, which fails the `number`th time."""
-    left = [number]
+def fail_at(training_step, number):
+    """Return a training step that fails when it is called for the `number`th time."""
+    calls = iter(range(1, 10_000))
 
-    def run(*args, **kwargs):
-        left[0] -= 1
-        if not left[0]:
-            raise RuntimeError("this process has had enough")
-        return step(*args, **kwargs)
+    def step(*args, **kwargs):
+        if next(calls) == number:
+            raise RuntimeError("this process has failed on purpose")
+        return training_step(*args, **kwargs)
 
-    return run
+    return step
 
 
-def share_out_on_a_processor():
-    """Lets accelerate shard models on a processor: torch can, but there accelerate leaves `fsdp` out in silence."""
+def let_accelerate_shard_on_cpus():
+    """Make accelerate use FSDP on CPUs too: torch supports it, but accelerate ignores `fsdp` there."""
     init = accelerate.state.AcceleratorState.__init__
 
-    def with_plugin(self, *args, fsdp_plugin=None, **kwargs):
+    def init_with_plugin(self, *args, fsdp_plugin=None, **kwargs):
         init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None:
             self.fsdp_plugin = fsdp_plugin
         if self.__dict__.get("fsdp_plugin") is not None:
             self.distributed_type = DistributedType.FSDP
 
-    accelerate.state.AcceleratorState.__init__ = with_plugin
+    accelerate.state.AcceleratorState.__init__ = init_with_plugin
 
 
-class Sharded(TrainerCallback):
-    """Remembers of which class the weights were while they were trained."""
-
-    weights = ""
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.weights = type(next(model.parameters()).data).__name__
-
-
-def digest(weights):
+def hash_weights(weights):
     return hashlib.sha256(weights.numpy().tobytes()).hexdigest()
 
 
-def main(folder: str, changes: dict) -> None:
-    teaching, narrow = changes.pop("teaching", {}), changes.pop("narrow", None)
-    batch, fails, streams = changes.pop("batch", 4), changes.pop("fails", None), changes.pop("streams", False)
-    names = ("shards", "saves", "resume", "writes")
-    shards, saves, resume, writes = (changes.pop(name, False) for name in names)
-    if shards:
-        share_out_on_a_processor()
-    techniques = {} if teaching is None else {"distillation": DistillationConfig(**teaching)}
-    if rounding := changes.pop("rounding", None):
-        techniques["quantization"] = QuantizationConfig(rounding, aware=True, compile=False)
-    if changes:
-        techniques["pruning"] = PruningConfig(scoring_samples=16, multiple_of=4, **changes)
-    teacher = t5() if writes else classifier()
-    if narrow:
-        techniques["teacher"] = teacher
-    trainer = build(
-        folder,
-        model=student_from_config(teacher, narrow) if narrow else teacher,
-        data=rows().to_iterable_dataset() if streams else None,
-        techniques=techniques,
-        num_train_epochs=2,
-        # Each process reads on its own: batches of several lengths cannot be dealt out by one.
-        **({"max_steps": 8, "accelerator_config": {"dispatch_batches": False}} if streams else {}),
-        **({"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["BertLayer"]}} if shards else {}),
-        **({"save_strategy": "epoch"} if saves else {}),
-        per_device_train_batch_size=batch,
-        learning_rate=1e-2,
-    )
+def train(
+    folder,
+    distillation=None,
+    student_sizes=None,
+    fake_quantization=None,
+    generates=False,
+    batch_size=4,
+    streams=False,
+    shards=False,
+    saves=False,
+    resumes=False,
+    fails_at=None,
+    **pruning,
+):
+    """Train for two epochs and return the result; the second process fails at the step `fails_at`, if it is given."""
     rank = int(os.environ.get("RANK", 0))
-    if fails and rank == 1:
-        trainer.training_step = failing(trainer.training_step, fails)
-    projections = Projections()
-    projections.trainer = trainer
-    sharded = Sharded()
-    trainer.add_callback(projections)
-    trainer.add_callback(sharded)
-    trainer.train(resume_from_checkpoint=resume)
-    whole = "quantized" if "quantization" in techniques else "student" if techniques else "model"
-    values = [weight.dequantize() for weight in trainer.model.state_dict().values()]
-    weights = torch.cat([weight.flatten() for weight in values])
-    found = {
+    techniques = {} if distillation is None else {"distillation": DistillationConfig(**distillation)}
+    if fake_quantization:
+        techniques["quantization"] = QuantizationConfig(fake_quantization, aware=True, compile=False)
+    if pruning:
+        techniques["pruning"] = PruningConfig(scoring_samples=16, multiple_of=4, **pruning)
+    model = t5() if generates else classifier()
+    if student_sizes:
+        techniques["teacher"] = model
+        model = student_from_config(model, student_sizes)
+    changes = {"num_train_epochs": 2, "per_device_train_batch_size": batch_size, "learning_rate": 1e-2}
+    if streams:  # each process reads by itself: one process cannot distribute batches of different lengths
+        changes |= {"max_steps": 8, "accelerator_config": {"dispatch_batches": False}}
+    if shards:
+        changes |= {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["BertLayer"]}}
+    if saves:
+        changes |= {"save_strategy": "epoch"}
+    data = rows().to_iterable_dataset() if streams else None
+    trainer = without_report(build(folder, model=model, data=data, techniques=techniques, **changes))
+    if fails_at is not None and rank == 1:
+        trainer.training_step = fail_at(trainer.training_step, fails_at)
+    recorder = TrainingRecorder(trainer.distillation_training)
+    trainer.add_callback(recorder)
+    trainer.train(resume_from_checkpoint=resumes)
+    weights = [weight.dequantize() for weight in trainer.model.state_dict().values()]
+    all_weights = torch.cat([weight.flatten() for weight in weights])
+    return {
         "rank": rank,
         "losses": losses(trainer),
         "structure": family_of(trainer.model).structure(trainer.model.config).to_dict(),
-        "weights": digest(weights),
-        "norms": [float(weight.float().norm()) for weight in values],
-        "projections": (len(projections.weights), digest(projections.weights)),
-        "trained as": sharded.weights,
-        "zeros": int((weights == 0).sum()),
-        "accuracy": trainer.report.row(whole).metrics["accuracy"],
+        "weights": hash_weights(all_weights),
+        "norms": [float(weight.float().norm()) for weight in weights],
+        "projections": (len(recorder.projections), hash_weights(recorder.projections)),
+        "weight class": recorder.weight_class,
+        "zeros": int((all_weights == 0).sum()),
+        "accuracy": trainer.evaluator.evaluate("student", trainer.model)["accuracy"],
     }
-    with open(f"{folder}/found-{found['rank']}.json", "w") as file:
-        json.dump(found, file)
+
+
+def main(folder: str, runs: dict) -> None:
+    if any(settings.get("shards") for settings in runs.values()):
+        let_accelerate_shard_on_cpus()
+    for name, settings in runs.items():
+        path = Path(folder) / name
+        path.mkdir(exist_ok=True)
+        result = train(path, **settings)
+        (path / f"result-{result['rank']}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""Evaluation of several models by one trainer: its attributes are restored, and the metrics are plain numbers."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from trainers import build, classifier, rows
+from transformers import Trainer
+
+from hf_efficient import PruningConfig
+from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel, describe_training, evaluated_by
+from hf_efficient.trainer.techniques import Techniques
+
+
+def read_attributes(trainer):
+    args, accelerator = trainer.args, trainer.accelerator
+    return {
+        "model": trainer.model,
+        "model_wrapped": trainer.model_wrapped,
+        "compute_metrics": trainer.compute_metrics,
+        "native_amp": accelerator.native_amp,
+        "sampling": args.train_sampling_strategy,
+        "full_eval": (args.bf16_full_eval, args.fp16_full_eval),
+    }
+
+
+def compute_nothing(prediction):
+    return {}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["without an error", "after an error"])
+def test_attributes_of_the_trainer_are_restored(tmp_path, fails):
+    changes = {"bf16": True, "bf16_full_eval": True, "train_sampling_strategy": "group_by_length"}
+    trainer, other = build(tmp_path, Trainer, **changes), classifier()
+    trainer.model_wrapped = torch.nn.Sequential(trainer.model)
+    before = read_attributes(trainer)
+    assert before["native_amp"]
+    within = {}
+    try:
+        with evaluated_by(trainer, other, compute_nothing):
+            within = read_attributes(trainer)
+            if fails:
+                raise ZeroDivisionError
+    except ZeroDivisionError:
+        assert fails
+    assert within == {
+        "model": other,
+        "model_wrapped": other,
+        "compute_metrics": compute_nothing,
+        "native_amp": False,
+        "sampling": "random",
+        "full_eval": (False, False),
+    }
+    assert read_attributes(trainer) == before
+
+
+def build_evaluator(folder, untrimmed=None, **pruning):
+    """Return an evaluator, and a list that receives the datasets and metrics that it evaluates with."""
+    trainer, calls = build(folder, Trainer), []
+
+    def predict(dataset, metric_key_prefix):
+        calls.append((trainer.model, dataset, trainer.compute_metrics))
+        metrics = {"accuracy": 0.5, "loss": float("nan"), "f1": float("inf"), "runtime": 1.0, "count": 3}
+        metrics |= {"samples_per_second": 2.0, "steps_per_second": 1.0, "model_preparation_time": 0.1}
+        return SimpleNamespace(metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+
+    trainer.predict = predict
+    return ModelEvaluator(trainer, Techniques(pruning=PruningConfig(**pruning)), untrimmed), calls
+
+
+@pytest.mark.parametrize("role", ["student", "teacher", "teacher 2"])
+def test_metrics_are_finite_numbers_without_timings(tmp_path, role):
+    evaluator, calls = build_evaluator(tmp_path)
+    model = classifier()
+    assert evaluator.evaluate(role, model) == {"accuracy": 0.5}
+    assert calls == [(model, evaluator.trainer.eval_dataset, evaluator.trainer.compute_metrics)]
+
+
+def test_nothing_is_evaluated_without_data(tmp_path):
+    evaluator, calls = build_evaluator(tmp_path)
+    evaluator.trainer.eval_dataset = None
+    assert evaluator.evaluate("student", classifier()) == {}
+    assert calls == []
+
+
+def test_untrained_teacher_is_not_evaluated(tmp_path):
+    evaluator, calls = build_evaluator(tmp_path, heads=0.5, before_training=True)
+    assert evaluator.evaluate("teacher", classifier()) == {}
+    assert evaluator.evaluate("student", classifier()) == {"accuracy": 0.5}
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("metrics", [None, compute_nothing], ids=["the trainer's metrics", "own metrics"])
+def test_teacher_of_a_trimmed_model_is_evaluated_on_data_in_its_own_tokens(tmp_path, metrics):
+    untrimmed = UntrimmedModel(classifier(), torch.arange(60), rows(4), metrics)
+    evaluator, calls = build_evaluator(tmp_path, untrimmed)
+    trainer, student = evaluator.trainer, classifier()
+    evaluator.evaluate("teacher", untrimmed.model)
+    evaluator.evaluate("student", student)
+    expected = trainer.compute_metrics if metrics is None else metrics
+    assert calls == [
+        (untrimmed.model, untrimmed.eval_dataset, expected),
+        (student, trainer.eval_dataset, trainer.compute_metrics),
+    ]
+
+
+def test_settings_of_training_are_described_for_the_report(tmp_path):
+    trainer = build(tmp_path, Trainer, learning_rate=0.25, gradient_accumulation_steps=4)
+    settings = describe_training(trainer.args, trainer.model)
+    assert settings["learning_rate"] == 0.25
+    assert settings["gradient_accumulation_steps"] == 4
+    assert settings["attn_implementation"] == "sdpa"
+    assert "output_dir" not in settings
