@@ -1,4 +1,4 @@
-"""Names whose values are imported when they are asked for: named choices, and our classes in the Auto classes."""
+"""Names whose values are imported on first access: entries of a `Registry`, and our configs in `AutoConfig`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AUTO_CONFIG_MODULE = "transformers.models.auto.configuration_auto"
 
 
 class Registry(MutableMapping[str, T]):
-    """A dict of named choices; an entry is the value, or where it is: "package.module:name", imported on access.
+    """A dict by name; an entry is a value, or the text "package.module:name", which is imported on first access.
 
     Listing the names imports nothing. A user extends it like any dict: `CRITERIA["mine"] = my_function`.
     """
@@ -69,13 +69,13 @@ class _ConfigsOnLookup(dict[str, Any]):
 
 
 class _AutoConfigFinder(MetaPathFinder, Loader):
-    """Finds the module of `AutoConfig`, and calls `on_import` once it has been executed."""
+    """Find the module of `AutoConfig`, and extend its mapping after it has been executed."""
 
     def __init__(self, model_types: tuple[str, ...], module: str) -> None:
         self.model_types, self.module = model_types, module
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Return the spec of that one module, with this object in the place of its loader."""
+        """Return the spec of that module with this object as its loader; None for every other module."""
         if name != AUTO_CONFIG_MODULE:
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -85,22 +85,22 @@ class _AutoConfigFinder(MetaPathFinder, Loader):
         return spec
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Return what the module's own loader makes."""
+        """Return the module of the original loader."""
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Executes the module and adds the names of our configs to its mapping."""
+        """Execute the module and add the names of our configs to its mapping."""
         self.loader.exec_module(module)
         module.__loader__ = self.loader
         _add_on_lookup(module, self.model_types, self.module)
 
 
 def register_on_lookup(model_types: tuple[str, ...], module: str) -> None:
-    """Lets the Auto classes of Transformers find `model_types`, which importing `module` registers.
+    """Let the Auto classes of Transformers find `model_types`, which `module` registers when it is imported.
 
-    `module` is imported the first time that one of them is looked up, so neither it nor Transformers is imported here.
-    Importing `module` as soon as Transformers is there would be too early: Transformers imports its Auto classes in
-    the middle of its own modules.
+    `module` is imported when one of them is first looked up, so this imports neither `module` nor Transformers.
+    Importing `module` together with Transformers would be too early: Transformers imports its Auto classes while its
+    own modules are still being imported.
     """
     loaded = sys.modules.get(AUTO_CONFIG_MODULE)
     if loaded is None:
@@ -113,5 +113,5 @@ def _add_on_lookup(auto_config: ModuleType, model_types: tuple[str, ...], module
     mapping = auto_config.CONFIG_MAPPING
     if hasattr(mapping, "_extra_content"):
         mapping._extra_content = _ConfigsOnLookup(mapping._extra_content, model_types, module)
-    else:  # a Transformers that keeps registered configs elsewhere
+    else:  # in a version of Transformers without this attribute
         import_module(module)
