@@ -52,6 +52,7 @@ def compare_models(
     titles: dict[str, str] = {}
     compiled: dict[str, Forward] = {}
     inputs: dict[str, torch.Tensor] = {}
+    requested: Sequence[str | None] = variants or [None]
     with ExitStack() as stack:
         for name, config in zip(names, configs, strict=True):
             title = Path(name).name if Path(name).exists() else name
@@ -67,7 +68,7 @@ def compare_models(
                     splits, config, tokenizer, task, data, EXPORT_CALIBRATION_SAMPLES
                 )
             calibration = None if evaluator is None else evaluator.calibration_batches()
-            for variant_name in variants or [None]:
+            for variant_name in requested:
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 variant: ModelVariant | None = ModelVariant(model)
                 if variant_name is not None:

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any, get_type_hints
 
-from hf_efficient.commands.arguments import FlagParser, check_model_name, describe_default, parse_options
+from hf_efficient.commands.arguments import check_model_name
+from hf_efficient.commands.flag_parser import FlagParser, describe_default, parse_options
 from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.training_settings import (

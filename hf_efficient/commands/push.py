@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_efficient.commands.arguments import FlagParser
+from hf_efficient.commands.flag_parser import FlagParser
 from hf_efficient.errors import UserError
 from hf_efficient.hub.config import TRANSFORMERS_JS_URL, PushConfig, SpaceConfig
 

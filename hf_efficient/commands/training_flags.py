@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hf_efficient.commands.flag_parser import describe_default
 from hf_efficient.registry import Registry
 
 # What is imported only for `--help-all`, or where the fields cannot be read from the source.
@@ -112,9 +113,3 @@ def add_training_flags(parser: Any, fields: dict[str, Any], helps: dict[str, str
             spellings += list(dict.fromkeys([f"--no_{name}", f"--no-{name.replace('_', '-')}"]))
         for spelling in spellings:
             parser.add_argument(spelling, **options, help=argparse.SUPPRESS)
-
-
-def describe_default(help: str, default: Any) -> str:
-    """Return a help text with the default in brackets, where there is one."""
-    shown = "" if default is None or default == "" else f" [{default}]"
-    return f"{help.rstrip('.')}{shown}".replace("%", "%%")
