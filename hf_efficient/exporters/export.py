@@ -22,7 +22,7 @@ from hf_efficient.exporters.config import check_export_format, needs_calibration
 from hf_efficient.exporters.inputs import calibration_inputs, component_inputs, generates_text, sample_export_inputs
 from hf_efficient.exporters.runtime_models import load_exported, quantization_title
 from hf_efficient.measurement.runtimes import check_runtime, suppress_output
-from hf_efficient.models import family_of, is_quantized
+from hf_efficient.models import class_for, family_of, is_quantized
 from hf_efficient.models.family import stock_fields
 from hf_efficient.quantization.int8 import needs_reduced_range
 
@@ -170,7 +170,7 @@ def _stock_config(model: PreTrainedModel) -> Any:
     """Return the config of the stock class, which loads without this package."""
     family = family_of(model)
     config = family.config_class(**stock_fields(model.config))
-    config.architectures = [family.class_for(type(model), config).__name__]
+    config.architectures = [class_for(model, config).__name__]
     return config
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_efficient.errors import UserError
-from hf_efficient.models import family_of
+from hf_efficient.models import class_for, family_of
 from hf_efficient.models.codebook import Codebook, pack
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantization.module_selection import select_embeddings, select_linears
@@ -43,7 +43,7 @@ def quantize_codebook(
     quantized_config = family.pruned_config(model.config, family.structure(model.config))
     quantized_config.codebooks = codebooks
     with torch.random.fork_rng(devices=[]), model.device:
-        quantized = family.class_for(type(model), quantized_config)._from_config(
+        quantized = class_for(model, quantized_config)._from_config(
             quantized_config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
     quantized.load_state_dict(weights)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from hf_efficient.functions import build_target_search, prune
-from hf_efficient.models import family_of
+from hf_efficient.models import class_for, family_of
 from hf_efficient.pruning.callbacks import GateClosingCallback, GradualSparsityCallback
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.schedule import Phase, plan_phases
@@ -204,7 +204,7 @@ class PruningPhases:
     def load_model(self, folder: Path) -> PreTrainedModel:
         """Load the model in `folder` with the head, data type and attention of the current one."""
         model = self.get_model()
-        model_class = family_of(model).class_for(type(model), transformers.AutoConfig.from_pretrained(folder))
+        model_class = class_for(model, transformers.AutoConfig.from_pretrained(folder))
         attention = model.config._attn_implementation
         return model_class.from_pretrained(folder, dtype=model.dtype, attn_implementation=attention)
 
