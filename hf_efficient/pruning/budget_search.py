@@ -62,6 +62,8 @@ class _Option:
 
 
 WidthChoices = Mapping[str, Sequence[int]]
+# (costs, errors) of each block by its width, both (units + 1,).
+Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def select_within_budget(
@@ -78,8 +80,14 @@ def select_within_budget(
     Raises UserError if no selection fits the budget; the message names the smallest cost.
     Source: Kurtic et al. 2023, "ZipLM", section 3.2 (structured search).
     """
-    errors = {block.name: scores.removal_errors(block.name, range(block.units + 1)) for block in blocks}
-    results = [_search(blocks, scores, errors, table, budget, choices) for choices in _width_choices(blocks, uniform)]
+    curves = {
+        block.name: (
+            table.block(block.name, range(block.units + 1)),
+            scores.removal_errors(block.name, range(block.units + 1)),
+        )
+        for block in blocks
+    }
+    results = [_search(blocks, scores, curves, table, budget, choices) for choices in _width_choices(blocks, uniform)]
     feasible = [result for result in results if result is not None]
     if not feasible:
         raise UserError(
@@ -187,15 +195,12 @@ def _width_choices(blocks: Sequence[BlockInfo], uniform: bool) -> Iterable[Width
 def _search(
     blocks: Sequence[BlockInfo],
     scores: Scores,
-    errors: Mapping[str, np.ndarray],
+    curves: Curves,
     table: CostTable,
     budget: float,
     choices: WidthChoices,
 ) -> tuple[float, dict[str, Mapping[str, int] | None]] | None:
-    """Return (error, widths by layer) of the best shape with widths of `choices` in `budget`, None if none fits.
-
-    `errors` holds the error of each block by its width, (units + 1,).
-    """
+    """Return (error, widths by layer) of the best shape with widths of `choices` in `budget`, None if none fits."""
     layer_blocks = _blocks_by_layer(blocks)
     min_costs = {
         layer: 0.0 if _is_removable(scores, members) else _min_layer_cost(layer, members, table, choices)
@@ -207,7 +212,9 @@ def _search(
     bin_size = max(available, ROUNDING * budget) / BINS
 
     def list_options(layer: str, required: Collection[str] = ()) -> list[_Option]:
-        kept = _layer_options(layer_blocks[layer], errors, table, bin_size, min_costs[layer], choices, required)
+        kept = _layer_options(
+            layer_blocks[layer], curves, table.layer[layer] - min_costs[layer], bin_size, choices, required
+        )
         if required or not _is_removable(scores, layer_blocks[layer]):
             return kept
         removed = _Option(None, 0, scores.layers[layer])
@@ -232,24 +239,22 @@ def _search(
 
 def _layer_options(
     blocks: Sequence[BlockInfo],
-    errors: Mapping[str, np.ndarray],
-    table: CostTable,
+    curves: Curves,
+    base_cost: float,
     bin_size: float,
-    min_layer_cost: float,
     choices: WidthChoices,
     required: Collection[str],
 ) -> list[_Option]:
     """Return the ways to keep a layer that no other way surpasses in both cost and error, cheapest first.
 
-    Costs are in bins, after `min_layer_cost` is subtracted. With `required` blocks, only ways that keep a unit of one
+    Costs are in bins, those of the blocks plus `base_cost`. With `required` blocks, only ways that keep a unit of one
     of them are compared: one that is surpassed by others may be the only one that keeps such a unit.
     """
-    cost, error = np.asarray(table.layer[blocks[0].layer] - min_layer_cost), np.zeros(())
-    keeps_required = np.zeros((), dtype=bool)
+    cost, error, keeps_required = np.asarray(base_cost), np.zeros(()), np.zeros((), dtype=bool)
     for block in blocks:  # adds one axis, of the widths of the block
-        widths = np.asarray(choices[block.name])
-        cost = np.add.outer(cost, table.block(block.name, choices[block.name]))
-        error = np.add.outer(error, errors[block.name][widths])
+        widths, (costs, errors) = np.asarray(choices[block.name]), curves[block.name]
+        cost = np.add.outer(cost, costs[widths])
+        error = np.add.outer(error, errors[widths])
         keeps_required = np.logical_or.outer(keeps_required, (widths > 0) & (block.name in required))
     bins = np.ceil(cost / bin_size - ROUNDING).clip(0).ravel()
     order = np.lexsort((error.ravel(), bins))
@@ -274,8 +279,8 @@ def _knapsack(choices: Sequence[Sequence[_Option]]) -> tuple[float, list[_Option
         for position, option in enumerate(options):
             candidate = error[: BINS + 1 - option.cost] + option.error
             is_lower = candidate < lowest[option.cost :]
-            lowest[option.cost :][is_lower] = candidate[is_lower]
-            index[option.cost :][is_lower] = position
+            np.copyto(lowest[option.cost :], candidate, where=is_lower)
+            np.copyto(index[option.cost :], position, where=is_lower)
         error, picks = lowest, [*picks, index]
     if not np.isfinite(error[BINS]):
         return None
