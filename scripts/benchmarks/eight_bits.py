@@ -173,15 +173,15 @@ def measure_translations(results: Results, sst2: Sst2) -> None:
             needs_calibration = (format, quantization) == exports[-1]
             export(model, path, format, quantization, calibration() if needs_calibration else None)
             exported = load_exported(path, quantization)
-            name = f"{format}_{quantization}"
-            texts_by_variant[name], sizes[name] = translate(exported), size(exported)
-    for name, translations in texts_by_variant.items():
-        results[f"translations by {name}"] = {
+            variant = f"{format}_{quantization}"
+            texts_by_variant[variant], sizes[variant] = translate(exported), size(exported)
+    for variant, translations in texts_by_variant.items():
+        results[f"translations by {variant}"] = {
             "sacrebleu": sacrebleu.corpus_bleu(translations, [expected]).score,
             "as_torch_int8": statistics.mean(
                 a == b for a, b in zip(translations, texts_by_variant["int8"], strict=True)
             ),
-            "bytes": sizes[name],
+            "bytes": sizes[variant],
         }
 
 
