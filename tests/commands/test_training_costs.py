@@ -11,7 +11,6 @@ from hf_efficient.commands.training_costs import _failure_reason, measure_traini
 from hf_efficient.measurement.training_costs import TrainingCost, TrainingCosts
 from hf_efficient.measurement.training_settings import Setting
 from hf_efficient.tasks import TASKS
-from hf_efficient.tasks.random_batch import LABEL_FACTORIES
 
 NARROW = ["--precision", "fp32", "--attention", "sdpa", "--distil", "off", "--train_steps", "2"]
 MEGABYTE = 10**6
@@ -79,8 +78,9 @@ def test_failure_reason_is_the_signal_or_the_last_error():
     assert _failure_reason(3, "") == "ended with status 3"
 
 
-@pytest.mark.parametrize("head", LABEL_FACTORIES)
-def test_every_head_trains_on_random_data(make_model, head, tmp_path):
+# Every head has its random batch tested with its task; these have inputs of different shapes.
+@pytest.mark.parametrize("head", ["SequenceClassification", "MultipleChoice", "ConditionalGeneration"])
+def test_training_run_is_measured(make_model, head, tmp_path):
     make_model(f"{'T5' if head == 'ConditionalGeneration' else 'Bert'}For{head}").save_pretrained(tmp_path)
     task = next(task.name for task in reversed(list(TASKS.values())) if task.head == f"For{head}")
     setting = Setting(checkpointing=True, accumulation=2, precision="bf16", attention="eager", distillation=True)
