@@ -46,7 +46,7 @@ def launch(command, processes=2, timeout=1800):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     return subprocess.run(
         [sys.executable, *launcher, *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(SCRIPT.parents[1])},
         capture_output=True,
         text=True,
         timeout=timeout,
