@@ -1,4 +1,4 @@
-"""Makes BERT- and T5-family models small and fast, measures them, and saves what `from_pretrained` loads.
+"""Compression of BERT- and T5-family models: prune, distil, quantize, measure, and load with `from_pretrained`.
 
 The public names are imported when they are first used: `import hf_efficient` itself imports neither torch nor
 Transformers. From then on the Auto classes of Transformers load pruned models without remote code.

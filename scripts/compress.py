@@ -1,4 +1,4 @@
-"""The single script: fine-tunes, prunes, distils, quantizes, measures and pushes; the same as `hf-efficient compress`.
+"""Fine-tune, prune, distil, quantize, measure and push a model: the same as `hf-efficient compress`.
 
 python scripts/compress.py --model_name_or_path MODEL --train_file train.csv --validation_file dev.csv \
     --target_speedup 2 --scheme int8_dynamic --output_dir out

@@ -59,10 +59,10 @@ model = classifier.model
 assert classifier("a good film")[0]["label"] in ("negative", "positive")
 """,
 }
-# torch, most of the time of an import, is imported once, before the processes are forked.
+# What takes most of the time of an import is imported once, before the processes are forked.
 RUN_IN_FORKS = """
 import json, os, sys, traceback
-import torch
+import torch, torchao, accelerate
 assert not [name for name in sys.modules if name.startswith(("transformers", "hf_efficient"))]
 folder, orders = sys.argv[1], json.loads(sys.argv[2])
 failed = []

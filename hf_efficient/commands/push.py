@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> None:
     space = SpaceConfig(**{name: args.pop(name) for name in list(args) if name.startswith("space")})
     config = PushConfig(**args)
     if not directory.is_dir():
-        raise UserError(f"{str(directory)!r} is not a directory: give what `hf-efficient compress` wrote")
+        raise UserError(f"{str(directory)!r} is not a folder: give what `hf-efficient compress` wrote")
     from rich.console import Console
 
     from hf_efficient.hub.files import file_size_bytes

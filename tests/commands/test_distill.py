@@ -128,7 +128,10 @@ def test_masked_language_model_is_distilled_without_a_task(job_dir, weights):
         ({"student_config": "hidden_size=30"}, "hidden_size=30 is not a multiple of num_attention_heads=4"),
         ({"student_config": "size=30"}, "does not change a BertConfig"),
         ({"student_layers": 1, "layer_map": "0:7", "hidden_weight": 1}, "the student has 1 layers and the teacher 2"),
-        ({"student_layers": 1, "cache_teacher": True, "hidden_weight": 1}, "needs its intermediate outputs at every step"),
+        (
+            {"student_layers": 1, "cache_teacher": True, "hidden_weight": 1},
+            "needs its intermediate outputs at every step",
+        ),
         ({"student_layers": 1, "layer_map": "last"}, "layer_map='last' has no effect, since no layers are compared"),
         (
             {"student_layers": 1, "cache_teacher": True, "cache_top_k": 2},
