@@ -6,10 +6,18 @@ import pytest
 import torch
 from export_cases import FULL_PRECISION, largest_difference, require
 from heads import BERT_HEADS, HEADS
-from transformers import AlbertConfig, AlbertForSequenceClassification, AutoConfig
+from trainers import collate, rows
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AutoConfig,
+    BertConfig,
+    BertForSequenceClassification,
+)
 from transformers.exporters import ExportedModel
 
 from hf_efficient import QuantizationConfig, export, quantize
+from hf_efficient.exporters.config import needs_calibration
 from hf_efficient.measurement.cost import saved_bytes
 
 OTHER_ENCODERS = [
@@ -59,14 +67,14 @@ def test_every_encoder_and_every_head_of_t5_is_exported(head, exported):
 @pytest.mark.parametrize(
     ("runtime", "quantization"), [("onnx", "int8"), ("openvino", "int8"), ("openvino", "int8_weight_only")]
 )
-def test_int8_exports_are_smaller_and_compute_almost_the_same(
-    runtime, quantization, one_layer_model, make_batch, tmp_path
-):
+def test_int8_exports_are_smaller_and_compute_almost_the_same(runtime, quantization, tmp_path):
     require(runtime)
-    model = one_layer_model("BertForSequenceClassification", hidden_size=128, intermediate_size=512, vocab_size=2000)
-    calibration = (
-        [make_batch(seed=seed) for seed in range(3)] if (runtime, quantization) == ("openvino", "int8") else None
-    )
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 512}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(**sizes, vocab_size=2000))
+    calibration = None
+    if needs_calibration(runtime, quantization):
+        calibration = [collate(list(rows(8, seed=seed))) for seed in range(3)]
     result = export(model, tmp_path / "int8", runtime, quantization, calibration)
     assert 1e-6 < result.difference < 0.1
     assert result.describe().startswith(f"exported to {runtime} ({quantization.replace('_', ' ')}); outputs differ")

@@ -63,7 +63,7 @@ class Shell:
 
 def run(environment: dict[str, str], arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=1200
     )
 
 

@@ -156,7 +156,7 @@ def test_trained_model_computes_as_the_quantized_one(tmp_path, monkeypatch):
         pairs.append((fake_quantized, quantize_model(model, config, *args)))
         return pairs[-1][1]
 
-    monkeypatch.setattr("hf_efficient.trainer.trainer.quantize", spy)
+    monkeypatch.setattr("hf_efficient.trainer.run.quantize", spy)
     trainer = train_aware(tmp_path)
     fake_quantized, quantized = pairs[0]
     batch = {"input_ids": torch.arange(1, 9)[None]}
@@ -165,7 +165,7 @@ def test_trained_model_computes_as_the_quantized_one(tmp_path, monkeypatch):
         torch.testing.assert_close(quantized(**batch).logits, expected, rtol=0, atol=1e-5)
     assert trainer.model is quantized
     assert [row.role for row in trainer.report.models][:3] == ["teacher", "student", "quantized"]
-    assert trainer.report.stages[0].endswith("soft labels (T=2), rounding as in 8 bits")
+    assert trainer.report.stages[0].endswith("soft labels (T=2), with fake quantization")
     assert not any(isinstance(module, FakeInt8Linear) for module in trainer.teacher.modules())
 
 
