@@ -12,7 +12,8 @@ from hf_efficient.pruning.sparsity import zero_fraction
 
 STEPS = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
 SMALL = {"scoring_samples": 16, "multiple_of": 4}
-HALF = {"heads": 0.5, "neurons": 0.5}  # much faster than a target, which needs the cost of many models
+HALF = {"heads": 0.5, "neurons": 0.5}
+TARGET = {"target_flops": 2.0, "multiple_of": 16}  # takes longer: the cost of every width is computed
 
 
 def build_pruning(folder, changes, techniques=None, **arguments):
@@ -71,7 +72,7 @@ def record_gate_callback(trainer, read):
 
 @pytest.mark.parametrize("criterion", ["fisher", "taylor", "movement", "activation", "magnitude", "random"])
 def test_gates_close_during_training_and_the_closed_units_are_removed(tmp_path, criterion):
-    amount = {"target_flops": 2.0} if criterion == "fisher" else HALF
+    amount = TARGET if criterion == "fisher" else HALF
     trainer = build_pruning(tmp_path, {**amount, "ramp": 0.5, "criterion": criterion}, num_train_epochs=2)
 
     def count_open_units():
@@ -148,9 +149,9 @@ def complete_model(tmp_path_factory):
 @pytest.mark.parametrize(
     ("changes", "interrupted_at"),  # of twelve steps
     [
-        ({"target_flops": 2.0, "rounds": 2}, 9),
+        ({**TARGET, "rounds": 2}, 9),
         ({**HALF, "ramp": 0.6}, 0),
-        ({"target_flops": 2.0, "ramp": 0.6}, 3),
+        ({**TARGET, "ramp": 0.6}, 3),
         ({**HALF, "ramp": 0.6, "criterion": "movement"}, 9),
         ({**HALF, "rewind": "weights"}, 3),
         ({"heads": 0.5, "neurons": 0.25, "rewind": "learning_rate"}, 9),
