@@ -3,6 +3,7 @@ import re
 import pytest
 import torch
 import transformers
+from heads import REPRESENTATIVE_HEADS
 from torch import nn
 from trainers import build
 
@@ -93,24 +94,23 @@ def test_fit_codebook_is_deterministic():
 # ---- models ----
 
 
-def test_saved_model_reloads_with_equal_outputs(make_model, make_batch, outputs, assert_same, any_head, tmp_path):
-    model, batch = make_model(any_head), make_batch(any_head)
+@pytest.mark.parametrize("head", REPRESENTATIVE_HEADS)
+def test_outputs_are_those_of_the_decoded_weights_and_survive_reloading(
+    make_model, make_batch, outputs, assert_same, head, tmp_path
+):
+    model, batch = make_model(head), make_batch(head)
     small = quantize(model, CODEBOOK)
-    assert codebooks_of(small)
+    codebooks = codebooks_of(small)
+    assert codebooks
     small.save_pretrained(tmp_path)
-    loaded = type(small).from_pretrained(tmp_path)
-    assert codebooks_of(loaded).keys() == codebooks_of(small).keys()
-    assert_same(outputs(loaded, batch), outputs(small, batch), atol=0)
-    auto = getattr(transformers, type(small)._auto_class).from_pretrained(tmp_path)
-    assert type(auto) is type(small)
-
-
-def test_outputs_are_those_of_the_decoded_weights(make_model, make_batch, outputs, assert_same, any_head):
-    model, batch = make_model(any_head), make_batch(any_head)
-    small = quantize(model, CODEBOOK)
-    for name, book in codebooks_of(small).items():
-        model.get_parameter(f"{name}.weight").data.copy_(book.weight)
-    assert_same(outputs(small, batch), outputs(model, batch), atol=1e-6)
+    loaded = getattr(transformers, type(small)._auto_class).from_pretrained(tmp_path)
+    assert type(loaded) is type(small)
+    assert codebooks_of(loaded).keys() == codebooks.keys()
+    small_outputs = outputs(small, batch)
+    assert_same(outputs(loaded, batch), small_outputs, atol=0)
+    for name, codebook in codebooks.items():
+        model.get_parameter(f"{name}.weight").data.copy_(codebook.weight)
+    assert_same(small_outputs, outputs(model, batch), atol=1e-6)
 
 
 def test_pruned_model_with_codebooks_reloads_with_equal_outputs(

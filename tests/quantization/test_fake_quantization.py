@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from heads import HEADS
+from heads import REPRESENTATIVE_HEADS
 from trainers import build, losses, stop
 
 from hf_efficient import DistillationConfig, EfficientTrainer, PruningConfig, QuantizationConfig, quantize
@@ -55,7 +55,7 @@ def test_fake_quantization_keeps_the_dtype(make_model, make_batch, dtype, config
 
 
 @pytest.mark.parametrize(
-    ("head", "scheme"), [(head, SCHEMES[number % len(SCHEMES)]) for number, head in enumerate(HEADS)]
+    ("head", "scheme"), [(head, SCHEMES[number % len(SCHEMES)]) for number, head in enumerate(REPRESENTATIVE_HEADS)]
 )
 def test_fake_quantized_outputs_are_those_of_the_int8_model(
     make_model, make_batch, outputs, assert_same, head, scheme
