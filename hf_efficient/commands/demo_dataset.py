@@ -60,7 +60,7 @@ AMBIGUOUS_MODULE_NAMES = frozenset(
 """Module names that are also ordinary words or terms of programming; see `mask_module_names`."""
 
 TEACHER_VOCAB_SIZE = 6000
-TEACHER_EPOCHS = 1.5
+TEACHER_EPOCHS = 2.0
 TEACHER_BATCH_SIZE = 16
 TEACHER_LEARNING_RATE = 3e-4
 TEACHER_WARMUP_STEPS = 0.1  # a fraction of all steps

@@ -171,7 +171,7 @@ def usage_snippet(student_dir: Path) -> str:
     """Return the three lines of Python that load the student and classify a text."""
     return (
         "from transformers import pipeline\n"
-        f'classify = pipeline("text-classification", {str(student_dir)!r}, trust_remote_code=True)\n'
+        f'classify = pipeline("text-classification", {json.dumps(str(student_dir))}, trust_remote_code=True)\n'
         'print(classify("Return the arc sine of x, in radians."))'
     )
 
