@@ -223,7 +223,7 @@ def test_trainer_saves_a_model_with_codebooks(tmp_path):
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     batch = {"input_ids": torch.arange(1, 9)[None]}
     torch.testing.assert_close(loaded(**batch).logits, trainer.model(**batch).logits, rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="the model is quantized already and cannot be trained"):
+    with pytest.raises(ValueError, match="the model is quantized and cannot be trained"):
         build(tmp_path / "again", model=trainer.model).train()
 
 
