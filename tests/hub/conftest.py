@@ -71,7 +71,7 @@ def job(environment, review_model_dir, tmp_path_factory) -> SimpleNamespace:
         rounds=2,
         multiple_of=None,
         scheme="int8_dynamic",
-        export="onnx",
+        export="onnx" if "onnx" in EXPORTS else None,
         save_strategy="epoch",
         hub_strategy="every_save",
         hub_always_push=True,
