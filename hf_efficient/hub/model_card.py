@@ -106,11 +106,12 @@ def _base_model_metadata(base_model: str | None) -> dict[str, Any]:
     """Return license and languages from the card of `base_model`, a folder or a repository; nothing if it has none."""
     if not base_model:
         return {}
+    folder = Path(base_model)
+    if folder.exists() and not (folder / "README.md").exists():
+        return {}  # a relative path may look like the name of a repository
     try:
-        path = Path(base_model) / "README.md"
-        base_metadata = ModelCard.load(
-            path if path.exists() else base_model, ignore_metadata_errors=True
-        ).data.to_dict()
+        source = folder / "README.md" if folder.exists() else base_model
+        base_metadata = ModelCard.load(source, ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, yaml.YAMLError, HfHubHTTPError) as error:
         logger.info(f"the card of {base_model!r} cannot be read, so the new card has no license: {error}")
         return {}

@@ -103,6 +103,17 @@ def test_license_and_languages_are_those_of_the_base_model(folder, report, tmp_p
     assert (data.license, data.language, data.pipeline_tag) == ("cc-by-4.0", ["de"], "text-classification")
 
 
+def test_folder_without_a_card_is_not_looked_up_on_the_hub(folder, report, tmp_path, monkeypatch):
+    (tmp_path / "somebody" / "films").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    loaded = []
+    load = ModelCard.load
+    monkeypatch.setattr(ModelCard, "load", lambda source, **_: loaded.append(source) or load(source))
+    write_report_and_card(report, folder, base_model="somebody/films")
+    assert loaded == []
+    assert "license" not in load(folder / "README.md").data.to_dict()
+
+
 def test_card_has_no_license_if_that_of_the_base_model_is_unknown(folder, report):
     write_report_and_card(report, folder, base_model="somebody/films")  # cannot be reached
     assert ModelCard.load(folder / "README.md").data.license is None
