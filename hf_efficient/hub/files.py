@@ -53,7 +53,7 @@ REPOSITORY_NAME_COMMENT = "  # this repository, or a folder with its files"
 def collect_files(folder: Path) -> RepoFiles:
     """Return the files to push, by their paths in the repository.
 
-    Raises UserError if a file that `from_pretrained` needs is missing.
+    Raises UserError if a file that `from_pretrained` needs is missing, or the metadata of the card is not valid YAML.
     """
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is not a folder: give a folder that `hf-efficient compress` wrote")
@@ -63,6 +63,7 @@ def collect_files(folder: Path) -> RepoFiles:
         if path.is_file() and _is_allowed(path.relative_to(folder), path)
     }
     _check_loadable(folder, contents)
+    card_metadata(contents)  # the Hub refuses a card whose metadata cannot be read
     return contents
 
 

@@ -40,7 +40,7 @@ def plan_repositories(folder: Path, repo_id: str) -> dict[str, RepoFiles]:
     | of a stock class | repo_id | config.json and onnx/ of repo_id |
     | pruned, with onnx/ | repo_id, and repo_id-ONNX with the config of the stock class | those of repo_id-ONNX |
 
-    Raises UserError if a file that `from_pretrained` needs is missing.
+    Raises UserError if a file that `from_pretrained` needs is missing, or the metadata of the card is not valid YAML.
     """
     contents = collect_files(folder)
     web = transformers_js_files(contents)
