@@ -10,6 +10,7 @@ from hf_efficient.commands.config import JobConfig
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.config import EXPORT_FORMATS
 from hf_efficient.measurement.report import REPORT_NAME
+from hf_efficient.trainer.phases import clear_phases
 
 
 def check_output_dir(config: JobConfig, output_dir: Path) -> None:
@@ -56,7 +57,5 @@ def clear_output_dir(output_dir: Path, keep: str) -> None:
 
 def remove_run_state(output_dir: Path) -> None:
     """Remove what a finished run kept to be resumed from."""
-    for directory in (*output_dir.glob("_round-*"), *output_dir.glob("_cut-*"), output_dir / "_tuning"):
-        shutil.rmtree(directory, ignore_errors=True)
-    for cost_file in output_dir.glob("_costs-*"):
-        cost_file.unlink()
+    clear_phases(output_dir, ignore_errors=True)
+    shutil.rmtree(output_dir / "_tuning", ignore_errors=True)

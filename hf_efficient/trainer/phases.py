@@ -261,9 +261,9 @@ def last_complete_phase(folder: Path) -> int | None:
     return max(numbers, default=None)
 
 
-def clear_phases(folder: Path) -> None:
-    """Remove the folders and files of the phases of a run."""
+def clear_phases(folder: Path, ignore_errors: bool = False) -> None:
+    """Remove the folders and files of the phases of a run; `ignore_errors` keeps folders that cannot be removed."""
     for path in (*folder.glob("_round-*"), *folder.glob("_cut-*")):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors)
     for path in folder.glob("_costs-*"):
         path.unlink()
