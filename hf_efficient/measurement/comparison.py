@@ -58,6 +58,7 @@ def compare(
     compiled: Mapping[str, Callable[..., Any]] | None = None,
     repeats: int = 60,
     runtimes: Mapping[str, str] | None = None,
+    throughput: Mapping[str, float] | None = None,
 ) -> tuple[ModelRow, ...]:
     """Return a row for each of `models`, timed alternately, with ratios relative to the role "teacher".
 
@@ -72,6 +73,7 @@ def compare(
     | compiled | by role, the compiled forward pass to time instead of the model's own |
     | repeats | the number of forward passes that are timed |
     | runtimes | by role, the name in `RUNTIMES` of the runtime to time the model in; torch by default |
+    | throughput | by role, texts a second on real data; None: batch size of `inputs` / latency |
 
     A module that runs outside of torch names its runtime in an attribute `runtime`, "openvino int8"; it has no
     parameters to count.
@@ -109,7 +111,7 @@ def compare(
             bytes_on_disk=_bytes_on_disk(model),
             latency_ms=latency,
             generation_ms=generation.get(role),
-            samples_per_second=batch_size / latency.p50 * 1e3,
+            samples_per_second=batch_size / latency.p50 * 1e3 if throughput is None else throughput.get(role),
             energy_joules_per_sample=_energy_per_sample(calls[role], batch_size, device),
             structure=(structures or {}).get(role),
         )

@@ -58,6 +58,12 @@ def test_rows_hold_the_measurements(make_model, make_batch, select, durations):
     )
 
 
+def test_throughput_on_real_texts_replaces_that_of_timed_batches(make_model, make_batch):
+    models = {"teacher": make_model(), "student": make_model(), "onnx": make_model()}
+    rows = compare(models, make_batch(), repeats=1, throughput={"teacher": 12.5, "student": 40.0})
+    assert [row.samples_per_second for row in rows] == [12.5, 40.0, None]
+
+
 def test_compiled_forward_pass_is_timed_instead_of_the_model(make_model, make_batch, durations):
     calls, model = [], make_model()
     durations(teacher=[2.0, 2.0, 2.0], student=[1.0, 1.0, 1.0])

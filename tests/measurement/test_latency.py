@@ -1,9 +1,10 @@
 import time
+from functools import partial
 
 import pytest
 import torch
 
-from hf_efficient.measurement.latency import sample_inputs, summarize_latency, time_interleaved
+from hf_efficient.measurement.latency import measure_throughput, sample_inputs, summarize_latency, time_interleaved
 from hf_efficient.measurement.report_rows import Latency
 
 
@@ -40,6 +41,18 @@ def test_calls_run_without_gradients():
     weight, outputs = torch.ones(2, requires_grad=True), []
     time_interleaved({"model": lambda: outputs.append(weight * 2)}, repeats=1, warmup=0)
     assert not outputs[0].requires_grad
+
+
+def test_throughput_is_that_of_the_median_pass_and_models_alternate(clock):
+    order, durations = [], {"teacher": iter([9.0, 2.0, 1.0]), "student": iter([1.0, 0.5, 30.0])}
+
+    def process(name):
+        order.append(name)
+        clock(next(durations[name]))
+
+    passes = {name: partial(process, name) for name in durations}
+    assert measure_throughput(passes, num_texts=10) == pytest.approx({"teacher": 5.0, "student": 10.0})
+    assert order == ["teacher", "student"] * 3
 
 
 def test_summary_is_the_median_and_the_90th_percentile():
