@@ -31,6 +31,7 @@ from hf_efficient.commands.job import compress
 from hf_efficient.commands.stage_display import StageDisplay
 from hf_efficient.data.config import DataConfig
 from hf_efficient.distillation.config import DistillationConfig
+from hf_efficient.measurement.environment import has_fast_bfloat16
 from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig
@@ -219,9 +220,6 @@ def _job_config(
 
 
 def _training_arguments(output_dir: Path, epochs: float, learning_rate: float) -> TrainingArguments:
-    use_cpu = not torch.accelerator.is_available()
-    instructions = torch.cpu.get_capabilities()
-    has_fast_bf16 = not use_cpu or instructions.get("avx512_bf16", False) or instructions.get("amx_bf16", False)
     return TrainingArguments(
         str(output_dir),
         num_train_epochs=epochs,
@@ -229,8 +227,8 @@ def _training_arguments(output_dir: Path, epochs: float, learning_rate: float) -
         warmup_steps=demo_dataset.TEACHER_WARMUP_STEPS,
         per_device_train_batch_size=demo_dataset.TEACHER_BATCH_SIZE,
         per_device_eval_batch_size=EVALUATION_BATCH_SIZE,
-        bf16=demo_dataset.TEACHER_BF16 and has_fast_bf16,
-        use_cpu=use_cpu,
+        bf16=has_fast_bfloat16() is True,
+        use_cpu=not torch.accelerator.is_available(),
         save_strategy="no",
         logging_strategy="no",
         report_to="none",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 INSTRUCTION_SETS = ("avx2", "avx512_f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 VERSIONED_PACKAGES = ("hf_efficient", "torch", "transformers", "torchao", "datasets", "accelerate", "optimum")
 
 
@@ -23,7 +24,7 @@ def describe_environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": [name for name in INSTRUCTION_SETS if torch.cpu.get_capabilities().get(name)],
@@ -34,7 +35,22 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _processor_name() -> str:
+def has_fast_bfloat16(device: torch.device | None = None) -> bool | None:
+    """Whether `device` multiplies matrices in bfloat16 faster than in float32; None where that is not known.
+
+    By default it is the accelerator, or the processor where there is none. An x86 processor needs AMX or AVX512-BF16.
+    """
+    device = device or torch.accelerator.current_accelerator() or torch.device("cpu")
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    if device.type != "cpu" or capabilities.get("architecture") != "x86_64":
+        return None
+    return any(capabilities.get(name) for name in BFLOAT16_INSTRUCTIONS)
+
+
+def processor_name() -> str:
+    """Return the name of the processor's model, or of its architecture where the system does not tell."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -17,6 +17,7 @@ from sst2 import OUT, Results, Sst2
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hf_efficient import DistillationConfig, EfficientTrainer, PruningConfig, prune
+from hf_efficient.measurement.environment import has_fast_bfloat16
 
 STEPS = (0.2, 0.4, 0.6, 0.8, 0.9)
 SAMPLES = 2048
@@ -38,7 +39,7 @@ def retrain(sst2: Sst2, student: PreTrainedModel, teacher: PreTrainedModel, rows
             per_device_train_batch_size=64,
             learning_rate=1e-4,
             train_sampling_strategy="group_by_length",
-            bf16=True,
+            bf16=has_fast_bfloat16() is True,
             use_cpu=not torch.accelerator.is_available(),
             save_strategy="no",
             report_to="none",

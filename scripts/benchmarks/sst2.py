@@ -23,6 +23,7 @@ from hf_efficient import EfficientTrainer
 from hf_efficient.data.columns import Columns
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.loading import load_splits
+from hf_efficient.measurement.environment import has_fast_bfloat16
 from hf_efficient.tasks import TASKS
 from hf_efficient.tasks.classification import classification_compute_metrics
 from hf_efficient.tasks.task import RowEncoder
@@ -70,7 +71,7 @@ class Sst2:
                 str(folder),
                 per_device_train_batch_size=64,
                 train_sampling_strategy="group_by_length",
-                bf16=True,
+                bf16=has_fast_bfloat16() is True,
                 use_cpu=not torch.accelerator.is_available(),
                 save_strategy="no",
                 report_to="none",

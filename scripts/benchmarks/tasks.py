@@ -18,11 +18,13 @@ from sst2 import ASSETS, OUT, Results
 from transformers.utils import logging
 
 from hf_efficient import CompressionReport
+from hf_efficient.measurement.environment import has_fast_bfloat16
 
 COMMAND = (
     *("--target_flops", "2", "--latency_batch_size", "8", "--latency_sequence_length", "64"),
     *("--hidden_weight", "10", "--hard_label_weight", "0.1", "--temperature", "2"),
-    *("--warmup_steps", "50", "--bf16", "--save_strategy", "no", "--report_to", "none", "--logging_steps", "50"),
+    *("--warmup_steps", "50", "--bf16", str(has_fast_bfloat16() is True)),
+    *("--save_strategy", "no", "--report_to", "none", "--logging_steps", "50"),
 )
 # Task: the split to evaluate on, and the training flags.
 RUNS = {

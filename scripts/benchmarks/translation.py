@@ -27,7 +27,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_efficient import CompressionReport, export, load_exported
 from hf_efficient.measurement.comparison import generation_call
-from hf_efficient.measurement.environment import describe_environment
+from hf_efficient.measurement.environment import describe_environment, has_fast_bfloat16
 from hf_efficient.measurement.latency import time_interleaved
 from hf_efficient.measurement.metrics import translation_metrics
 
@@ -38,7 +38,8 @@ COMMAND = (
     *("--heads", "encoder=0,decoder=0.5", "--neurons", "encoder=0,decoder=0.5"),
     *("--latency_batch_size", "16", "--latency_sequence_length", "16", "--latency_new_tokens", "16"),
     *("--targets", "teacher", "--target_beams", "4", "--cache_teacher", "--cache_top_k", "32", "--temperature", "1"),
-    *("--per_device_train_batch_size", "64", "--learning_rate", "1e-3", "--warmup_steps", "300", "--bf16"),
+    *("--per_device_train_batch_size", "64", "--learning_rate", "1e-3", "--warmup_steps", "300"),
+    *("--bf16", str(has_fast_bfloat16() is True)),
     *("--save_strategy", "no", "--report_to", "none"),
 )
 MAX_LENGTH = 64

@@ -130,6 +130,12 @@ def test_training_is_shown_between_two_other_stages(display, tmp_path):
     assert lines[1].endswith("2 steps of 4 passages")
 
 
+@pytest.mark.parametrize("is_fast", [True, False, None])
+def test_training_is_in_bfloat16_only_where_that_is_known_to_be_fast(tmp_path, monkeypatch, is_fast):
+    monkeypatch.setattr(demo_pipeline, "has_fast_bfloat16", lambda: is_fast)
+    assert demo_pipeline._training_arguments(tmp_path, epochs=1, learning_rate=1e-3).bf16 is (is_fast is True)
+
+
 def test_quiet_libraries_restores_all_settings():
     def settings():
         return (

@@ -10,6 +10,7 @@ from transformers import AlbertConfig, AlbertForSequenceClassification, Trainer
 from hf_efficient import DistillationConfig, ExportConfig, PruningConfig, QuantizationConfig
 from hf_efficient.errors import UnsupportedModelError, UserError
 from hf_efficient.pruning.criteria import WEIGHT_BASED_CRITERIA
+from hf_efficient.trainer import validation
 from hf_efficient.trainer.techniques import Techniques
 from hf_efficient.trainer.validation import check_arguments
 
@@ -71,6 +72,28 @@ def test_codebooks_of_an_unsupported_architecture_are_refused(tmp_path):
     model = AlbertForSequenceClassification(AlbertConfig(**sizes, intermediate_size=32))
     with pytest.raises(UnsupportedModelError, match="albert"):
         check(tmp_path, Techniques(quantization=QuantizationConfig("codebook")), model=model)
+
+
+@pytest.mark.parametrize(
+    ("is_fast", "settings", "requested"),
+    [
+        (False, {"bf16": True}, "bf16=True"),
+        (False, {"bf16": True, "bf16_full_eval": True}, "bf16=True and bf16_full_eval=True"),
+        (False, {}, None),
+        (True, {"bf16": True}, None),
+        (None, {"bf16": True}, None),
+    ],
+    ids=["training", "evaluation too", "float32", "fast processor", "unknown processor"],
+)
+def test_bfloat16_on_a_processor_without_it_gets_a_warning_with_what_it_costs(
+    tmp_path, monkeypatch, is_fast, settings, requested
+):
+    messages = []
+    monkeypatch.setattr(validation, "has_fast_bfloat16", lambda device: is_fast if device.type == "cpu" else None)
+    monkeypatch.setattr(validation.logger, "warning_once", messages.append)
+    build(tmp_path, **settings)
+    assert [message.partition(":")[0] for message in messages] == ([] if requested is None else [requested])
+    assert all("take 6 to 9 times as long in bfloat16 as in float32" in message for message in messages)
 
 
 def test_pruning_with_an_optimizer_of_the_unpruned_parameters_is_refused(tmp_path):
