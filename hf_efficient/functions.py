@@ -13,7 +13,7 @@ from hf_efficient.exporters.export import export
 from hf_efficient.measurement.comparison import measure
 from hf_efficient.measurement.runtimes import check_runtime
 from hf_efficient.measurement.target_costs import TARGET_COSTS
-from hf_efficient.pruning.batches import Batch
+from hf_efficient.models.batches import Batch
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.connection_criteria import CONNECTION_SAMPLES, squared_gradients
 from hf_efficient.pruning.losses import Loss, task_or_sampled_loss

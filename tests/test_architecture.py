@@ -45,7 +45,7 @@ HEAVY = {
     "sklearn",
 }
 # Modules of models/ that are not saved next to a model's weights.
-NOT_SHIPPED = {"models.__init__", "models.surgery", "models.inputs"}
+NOT_SHIPPED = {"models.__init__", "models.surgery", "models.inputs", "models.batches"}
 REMOTE_CODE_PACKAGES = {"torch", "transformers"} | sys.stdlib_module_names
 DYNAMIC_IMPORTS = {"import_module", "resolve_name", "__import__"}
 # The registry resolves texts, which are read as imports here; the demo reads the docstrings of other packages.

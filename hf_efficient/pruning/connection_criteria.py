@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_efficient.models import family_of
-from hf_efficient.pruning.batches import Batch, eval_mode, example_count, non_padding_mask, require_batches
+from hf_efficient.models.batches import Batch, eval_mode, example_count, non_padding_mask, require_batches
 from hf_efficient.pruning.losses import Loss, example_loss
 
 ConnectionScores = dict[str, torch.Tensor]

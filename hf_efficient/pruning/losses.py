@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hf_efficient.errors import UserError
+from hf_efficient.models.batches import Batch, eval_mode, example_count, has_labels, non_padding_mask
 from hf_efficient.models.inputs import is_label
-from hf_efficient.pruning.batches import Batch, eval_mode, example_count, has_labels, non_padding_mask
 
 Loss = Callable[[PreTrainedModel, Batch], torch.Tensor]
 

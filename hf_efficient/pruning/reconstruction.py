@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_efficient.models import Block, family_of
-from hf_efficient.pruning.batches import Batch, eval_mode, non_padding_mask, require_batches
+from hf_efficient.models.batches import Batch, eval_mode, non_padding_mask, require_batches
 from hf_efficient.pruning.selection import Selection
 
 DAMPING = 1e-2

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_efficient.models import family_of
+from hf_efficient.models.batches import Batch, example_count
 from hf_efficient.models.blocks import AttentionBlock
-from hf_efficient.pruning.batches import Batch, example_count
 from hf_efficient.pruning.budget_search import (
     cross_attention_blocks,
     keep_uniform_fraction,

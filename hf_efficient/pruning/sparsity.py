@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_efficient.errors import UserError
-from hf_efficient.pruning.batches import Batch
+from hf_efficient.models.batches import Batch
 from hf_efficient.pruning.config import DEFAULT_SCOPES, parse_n_m
 from hf_efficient.pruning.connection_criteria import ConnectionScores, block_linears
 from hf_efficient.pruning.criteria import CONNECTION_CRITERIA

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_efficient.models import Block, family_of
-from hf_efficient.pruning.batches import Batch, eval_mode, example_count, non_padding_mask, require_batches
+from hf_efficient.models.batches import Batch, eval_mode, example_count, non_padding_mask, require_batches
 from hf_efficient.pruning.gates import apply_gates
 from hf_efficient.pruning.losses import Loss, example_loss
 from hf_efficient.pruning.selection import Scores

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from hf_efficient.models.batches import has_labels
 from hf_efficient.models.inputs import accepts_token_type_ids, is_label, select_inputs
-from hf_efficient.pruning.batches import has_labels
 
 LABELS = ["labels", "label", "label_ids", "start_positions", "end_positions"]
 OTHER_COLUMNS = ["input_ids", "attention_mask", "token_type_ids", "decoder_input_ids", "position_ids", "inputs_embeds"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_efficient.models import FAMILIES
-from hf_efficient.pruning.batches import non_padding_mask
+from hf_efficient.models.batches import non_padding_mask
 from hf_efficient.pruning.connection_criteria import block_linears, fisher, movement, snip, taylor, wanda
 from hf_efficient.pruning.criteria import CONNECTION_CRITERIA
 from hf_efficient.pruning.selection import remove_units

@@ -6,7 +6,7 @@ from heads import REPRESENTATIVE_HEADS
 from torch.nn import functional as F
 
 from hf_efficient.models import family_of
-from hf_efficient.pruning.batches import eval_mode, example_count, has_labels, non_padding_mask, require_batches
+from hf_efficient.models.batches import eval_mode, example_count, has_labels, non_padding_mask, require_batches
 from hf_efficient.pruning.gates import apply_gates
 from hf_efficient.pruning.losses import example_loss, sampled_loss, task_or_sampled_loss
 from hf_efficient.pruning.unit_criteria import fisher
