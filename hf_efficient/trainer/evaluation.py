@@ -53,21 +53,21 @@ class UntrimmedModel:
 
 @contextmanager
 def evaluated_by(trainer: Trainer, model: Any, compute_metrics: Any) -> Iterator[None]:
-    """Let `trainer` evaluate `model` within the context, in the precision of its weights and the order of the data."""
+    """Let `trainer` evaluate `model` within the context, in the precision of its weights."""
     args, accelerator = trainer.args, trainer.accelerator
     previous_models = trainer.model, trainer.model_wrapped
     previous_metrics, previous_amp = trainer.compute_metrics, accelerator.native_amp
-    previous_args = args.train_sampling_strategy, args.bf16_full_eval, args.fp16_full_eval
+    previous_args = args.bf16_full_eval, args.fp16_full_eval
     args.bf16_full_eval = args.fp16_full_eval = False  # they would convert the model permanently
     trainer.model = trainer.model_wrapped = model
-    accelerator.native_amp, args.train_sampling_strategy = False, "random"  # grouping by length would reorder the data
+    accelerator.native_amp = False
     trainer.compute_metrics = compute_metrics
     try:
         yield
     finally:
         trainer.model, trainer.model_wrapped = previous_models
         trainer.compute_metrics, accelerator.native_amp = previous_metrics, previous_amp
-        args.train_sampling_strategy, args.bf16_full_eval, args.fp16_full_eval = previous_args
+        args.bf16_full_eval, args.fp16_full_eval = previous_args
 
 
 class ModelEvaluator:

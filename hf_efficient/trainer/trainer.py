@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import CommitInfo
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import check_same_task
@@ -28,6 +28,7 @@ from hf_efficient.trainer.distillation import DistillationTraining, ProjectionGr
 from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel
 from hf_efficient.trainer.fsdp import FSDPSession, uses_fsdp
 from hf_efficient.trainer.loss import AccumulatedLoss, Batch, check_finite, select_model_inputs
+from hf_efficient.trainer.ordered_evaluation import OrderedEvaluation
 from hf_efficient.trainer.phases import PruningPhases
 from hf_efficient.trainer.run import CompressionRun
 from hf_efficient.trainer.sampling import seed_by_epoch
@@ -92,6 +93,7 @@ class CompressionMixin(Trainer):
             remove_callback=self.remove_callback,
         )
         self.fsdp_session = FSDPSession()
+        self.ordered_evaluation = OrderedEvaluation(self)
         self.evaluator = ModelEvaluator(self, techniques, self.untrimmed)
         self.publisher = HubPublisher(self.model.config._name_or_path)
         self.checkpoint_states: list[CheckpointState] = [self.distillation_training, self.phases]
@@ -146,8 +148,18 @@ class CompressionMixin(Trainer):
     def draw_scoring_batches(self) -> Batches:
         """Return the batches of the training data that pruning scores are computed on."""
         return self.scorer.draw_batches(
-            self.model, self.train_dataset, self.get_test_dataloader, self.get_train_dataloader
+            self.model, self.train_dataset, self._get_scoring_dataloader, self.get_train_dataloader
         )
+
+    def _get_scoring_dataloader(self, dataset: Any) -> Any:
+        return self._get_dataloader(dataset, "scoring", self.args.eval_batch_size, super()._get_eval_sampler)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        return self.ordered_evaluation.build_sampler(eval_dataset)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate texts of similar length together; the results are in the order of the data."""
+        return self.ordered_evaluation.run(super().evaluation_loop, *args, **kwargs)
 
     def get_signature_columns(self) -> list[str]:
         """Return the columns of the data that reach the model or the distiller."""
@@ -293,7 +305,8 @@ class EfficientTrainer(CompressionMixin):
     | untrimmed | for a model with a trimmed vocabulary: the model before; it is the teacher unless another is given |
 
     With all of them None it is `Trainer`, except that gradient accumulation is exact: the loss is summed over the
-    accumulation window and divided by the number of items in it. `report` holds the measurements after `train`.
+    accumulation window and divided by the number of items in it, and that texts of similar length are evaluated
+    together, with results in the order of the data. `report` holds the measurements after `train`.
 
     Raises UserError if arguments contradict each other, or teacher and model differ in vocabulary or labels, and
     UnsupportedModelError if the architecture is not supported by a technique.

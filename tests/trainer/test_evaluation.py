@@ -19,7 +19,6 @@ def read_attributes(trainer):
         "model_wrapped": trainer.model_wrapped,
         "compute_metrics": trainer.compute_metrics,
         "native_amp": accelerator.native_amp,
-        "sampling": args.train_sampling_strategy,
         "full_eval": (args.bf16_full_eval, args.fp16_full_eval),
     }
 
@@ -30,8 +29,7 @@ def compute_nothing(prediction):
 
 @pytest.mark.parametrize("fails", [False, True], ids=["without an error", "after an error"])
 def test_attributes_of_the_trainer_are_restored(tmp_path, fails):
-    changes = {"bf16": True, "bf16_full_eval": True, "train_sampling_strategy": "group_by_length"}
-    trainer, other = build(tmp_path, Trainer, **changes), classifier()
+    trainer, other = build(tmp_path, Trainer, bf16=True, bf16_full_eval=True), classifier()
     trainer.model_wrapped = torch.nn.Sequential(trainer.model)
     before = read_attributes(trainer)
     assert before["native_amp"]
@@ -48,7 +46,6 @@ def test_attributes_of_the_trainer_are_restored(tmp_path, fails):
         "model_wrapped": other,
         "compute_metrics": compute_nothing,
         "native_amp": False,
-        "sampling": "random",
         "full_eval": (False, False),
     }
     assert read_attributes(trainer) == before

@@ -109,6 +109,11 @@ def test_two_processes_end_with_the_same_units_and_weights(two_processes, name):
     assert result["losses"]
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_predictions_of_two_processes_are_in_the_order_of_the_data(two_processes, name):
+    assert read_result(two_processes[0], name)["prediction error"] < 1e-5
+
+
 @pytest.mark.parametrize("name", COMPARED_WITH_ONE_PROCESS)
 def test_two_processes_train_as_one_does_with_batches_twice_as_large(two_processes, one_process, name):
     result, expected = read_result(two_processes[0], name), read_result(one_process, name)

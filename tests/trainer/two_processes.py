@@ -13,7 +13,7 @@ from pathlib import Path
 import accelerate.state
 import torch
 from accelerate import DistributedType
-from trainers import build, classifier, losses, rows, t5, without_report
+from trainers import build, classifier, collate, losses, rows, t5, without_report
 from transformers import TrainerCallback
 
 from hf_efficient import DistillationConfig, PruningConfig, QuantizationConfig
@@ -66,6 +66,16 @@ def hash_weights(weights):
     return hashlib.sha256(weights.numpy().tobytes()).hexdigest()
 
 
+def prediction_error(trainer):
+    """Return how far predictions on a number of rows that no batch size divides are from those of each row alone."""
+    data = rows(13, seed=4)
+    predictions = torch.as_tensor(trainer.predict(data).predictions)
+    with torch.inference_mode():
+        alone = torch.cat([trainer.model(**collate([row])).logits for row in data])
+    assert predictions.shape == alone.shape
+    return float((predictions - alone).abs().max())
+
+
 def train(
     folder,
     distillation=None,
@@ -116,6 +126,7 @@ def train(
         "projections": (len(recorder.projections), hash_weights(recorder.projections)),
         "weight class": recorder.weight_class,
         "zeros": int((all_weights == 0).sum()),
+        "prediction error": prediction_error(trainer),
         "accuracy": trainer.evaluator.evaluate("student", trainer.model)["accuracy"],
     }
 
