@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 
 from hf_efficient.measurement.report_rows import Latency
 
 THROUGHPUT_PASSES = 3
+THROUGHPUT_TEXTS = 128
+
+T = TypeVar("T")
 
 
 def sample_inputs(
@@ -52,6 +56,16 @@ def measure_throughput(passes: Mapping[str, Callable[[], object]], num_texts: in
     """
     durations = time_interleaved(passes, THROUGHPUT_PASSES, warmup=0, turn=1)
     return {name: num_texts / statistics.median(times) * 1e3 for name, times in durations.items()}
+
+
+def sample_batches(batches: Iterable[T], batch_size: int) -> list[T]:
+    """Return about as many batches as hold `THROUGHPUT_TEXTS` texts, evenly spread over all `batches`.
+
+    Of batches in the order of their lengths they are a fair sample of all lengths.
+    """
+    every = list(batches)
+    count = min(len(every), -(-THROUGHPUT_TEXTS // batch_size))
+    return [every[(2 * number + 1) * len(every) // (2 * count)] for number in range(count)]
 
 
 def summarize_latency(durations: list[float], batch_size: int, sequence_length: int, runtime: str) -> Latency:

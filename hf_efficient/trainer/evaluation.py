@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import has_length
 
 from hf_efficient.exporters.runtime_models import RuntimeModel
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.environment import describe_environment
+from hf_efficient.measurement.latency import measure_throughput, sample_batches
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.models import FAMILIES, family_of
 from hf_efficient.quantization.int8 import compile_model
+from hf_efficient.trainer.loss import Batch
 from hf_efficient.trainer.techniques import Techniques
 
 TIMING_KEYS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
@@ -77,23 +83,55 @@ class ModelEvaluator:
         self.trainer, self.techniques, self.untrimmed = trainer, techniques, untrimmed
 
     def evaluate(self, role: str, model: Any) -> dict[str, float]:
-        """Return the metrics of `model`; none without evaluation data, or for a teacher that was never trained."""
-        trainer, dataset, compute_metrics = self.trainer, self.trainer.eval_dataset, self.trainer.compute_metrics
-        is_teacher = role.startswith("teacher")
-        if dataset is None or (is_teacher and self.techniques.pruning.before_training):
+        """Return the metrics of `model`; none without evaluation data, or for a teacher that was never trained.
+
+        Of several datasets by name, the metrics have the name of the dataset before theirs, "validation_accuracy".
+        """
+        datasets, compute_metrics = self._select_data(role)
+        if role.startswith("teacher") and self.techniques.pruning.before_training:
             return {}
-        if is_teacher and self.untrimmed is not None:
+        metrics = {}
+        with evaluated_by(self.trainer, model, compute_metrics):
+            for prefix, dataset in datasets.items():
+                output = self.trainer.predict(dataset, metric_key_prefix=role)
+                for key, value in output.metrics.items():
+                    name = key.removeprefix(f"{role}_")
+                    if name not in TIMING_KEYS and isinstance(value, float) and math.isfinite(value):
+                        metrics[prefix + name] = value
+        return metrics
+
+    def measure_throughput(self, models: Mapping[str, Any]) -> dict[str, float] | None:
+        """Return texts a second by role, of texts of all lengths in the evaluation data; None without such data.
+
+        A text is predicted as in an evaluation, by a forward pass or by generating its output, in batches of
+        `eval_batch_size` texts of similar length. Tokenisation and metrics are not timed.
+        """
+        trainer, batch_size = self.trainer, self.trainer.args.eval_batch_size
+        passes, num_texts = {}, 0
+        for role, model in models.items():
+            datasets, _ = self._select_data(role)
+            if not datasets or not all(map(has_length, datasets.values())):
+                return None
+            loaders = map(trainer.get_test_dataloader, datasets.values())
+            batches = sample_batches(itertools.chain.from_iterable(loaders), batch_size)
+            num_texts = sum(find_batch_size(batch) for batch in batches)
+            passes[role] = partial(self._predict, model, batches)
+        return measure_throughput(passes, num_texts)
+
+    def _predict(self, model: Any, batches: Iterable[Batch]) -> None:
+        with evaluated_by(self.trainer, model, self.trainer.compute_metrics):
+            for batch in batches:
+                self.trainer.prediction_step(model, dict(batch), prediction_loss_only=False)
+
+    def _select_data(self, role: str) -> tuple[Mapping[str, Any], Any]:
+        """Return the datasets that the model in this role is evaluated on, by a prefix of their metrics, and those."""
+        dataset, compute_metrics = self.trainer.eval_dataset, self.trainer.compute_metrics
+        if dataset is not None and role.startswith("teacher") and self.untrimmed is not None:
             dataset = self.untrimmed.eval_dataset
-            if self.untrimmed.compute_metrics is not None:
-                compute_metrics = self.untrimmed.compute_metrics
-        with evaluated_by(trainer, model, compute_metrics):
-            metrics = trainer.predict(dataset, metric_key_prefix=role).metrics
-        names = {name: name.removeprefix(f"{role}_") for name in metrics}
-        return {
-            names[name]: value
-            for name, value in metrics.items()
-            if names[name] not in TIMING_KEYS and isinstance(value, float) and math.isfinite(value)
-        }
+            compute_metrics = self.untrimmed.compute_metrics or compute_metrics
+        if isinstance(dataset, dict):
+            return {f"{name}_": values for name, values in dataset.items()}, compute_metrics
+        return {} if dataset is None else {"": dataset}, compute_metrics
 
     def build_report(
         self, models: Mapping[str, Any], exported: Mapping[str, RuntimeModel], stages: list[str]
@@ -114,9 +152,17 @@ class ModelEvaluator:
             if forward is not None:
                 compiled["compiled"], variants["compiled"] = forward, models["quantized"]
         variants |= exported
+        runtimes = dict.fromkeys(models.keys() & {"teacher", "student"}, pruning.latency_runtime)
+        timed = {
+            role: compiled.get(role, model)
+            for role, model in variants.items()
+            if runtimes.get(role, "torch") == "torch"  # else the row's times are those of another runtime
+        }
         metrics = {role: self.evaluate(role, compiled.get(role, model)) for role, model in variants.items()}
         first = next(iter(metrics.values()))
-        metric = trainer.args.metric_for_best_model or next((name for name in first if name != "loss"), None)
+        metric = trainer.args.metric_for_best_model or next(
+            (name for name in first if not name.endswith("loss")), None
+        )
         is_plain_export = not variants.keys() - exported.keys() - {"teacher"}
         rows = compare(
             variants,
@@ -135,7 +181,8 @@ class ModelEvaluator:
                 if role in models and models[role].config.model_type.removeprefix("pruned_") in FAMILIES
             },
             compiled=compiled,
-            runtimes=dict.fromkeys(models.keys() & {"teacher", "student"}, pruning.latency_runtime),
+            runtimes=runtimes,
+            throughput=self.measure_throughput(timed),
         )
         configs = {"training": describe_training(trainer.args, trainer.model), **techniques.to_dict()}
         return CompressionReport(

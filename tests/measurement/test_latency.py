@@ -4,7 +4,13 @@ from functools import partial
 import pytest
 import torch
 
-from hf_efficient.measurement.latency import measure_throughput, sample_inputs, summarize_latency, time_interleaved
+from hf_efficient.measurement.latency import (
+    measure_throughput,
+    sample_batches,
+    sample_inputs,
+    summarize_latency,
+    time_interleaved,
+)
 from hf_efficient.measurement.report_rows import Latency
 
 
@@ -53,6 +59,14 @@ def test_throughput_is_that_of_the_median_pass_and_models_alternate(clock):
     passes = {name: partial(process, name) for name in durations}
     assert measure_throughput(passes, num_texts=10) == pytest.approx({"teacher": 5.0, "student": 10.0})
     assert order == ["teacher", "student"] * 3
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "expected"),
+    [(100, 32, [12, 37, 62, 87]), (3, 32, [0, 1, 2]), (4, 64, [1, 3]), (100, 500, [50]), (0, 32, [])],
+)
+def test_batches_are_sampled_evenly(count, batch_size, expected):
+    assert sample_batches(iter(range(count)), batch_size) == expected
 
 
 def test_summary_is_the_median_and_the_90th_percentile():

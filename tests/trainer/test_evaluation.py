@@ -8,6 +8,8 @@ from trainers import build, classifier, rows
 from transformers import Trainer
 
 from hf_efficient import PruningConfig
+from hf_efficient.measurement import latency
+from hf_efficient.trainer import evaluation
 from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel, describe_training, evaluated_by
 from hf_efficient.trainer.techniques import Techniques
 
@@ -85,6 +87,63 @@ def test_untrained_teacher_is_not_evaluated(tmp_path):
     assert evaluator.evaluate("teacher", classifier()) == {}
     assert evaluator.evaluate("student", classifier()) == {"accuracy": 0.5}
     assert len(calls) == 1
+
+
+def test_metrics_of_several_datasets_have_their_names(tmp_path):
+    evaluator, calls = build_evaluator(tmp_path)
+    evaluator.trainer.eval_dataset = {"short": rows(4), "long": rows(8)}
+    assert evaluator.evaluate("student", classifier()) == {"short_accuracy": 0.5, "long_accuracy": 0.5}
+    assert [dataset for _, dataset, _ in calls] == list(evaluator.trainer.eval_dataset.values())
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Call each pass once instead of timing it; return what `measure_throughput` was given."""
+    given = {}
+
+    def measure(passes, num_texts):
+        given.update(passes=passes, num_texts=num_texts)
+        for call in passes.values():
+            call()
+        return dict.fromkeys(passes, 100.0)
+
+    monkeypatch.setattr(evaluation, "measure_throughput", measure)
+    monkeypatch.setattr(latency, "THROUGHPUT_TEXTS", 8)
+    return given
+
+
+def test_throughput_is_that_of_texts_of_all_lengths(tmp_path, passes):
+    trainer, other = build(tmp_path, per_device_eval_batch_size=4, bf16=True), classifier()
+    predict, lengths = trainer.prediction_step, []
+
+    def record(model, inputs, *args, **kwargs):
+        lengths.append((model, trainer.model, trainer.accelerator.native_amp, inputs["input_ids"].shape))
+        return predict(model, inputs, *args, **kwargs)
+
+    trainer.prediction_step = record
+    models = {"teacher": trainer.model, "student": other}
+    assert trainer.evaluator.measure_throughput(models) == {"teacher": 100.0, "student": 100.0}
+    assert passes["num_texts"] == 8
+    shapes = [(4, 9), (4, 4)]  # the second and the last of four batches
+    assert lengths == [(model, model, False, shape) for model in models.values() for shape in shapes]
+
+
+@pytest.mark.parametrize("data", [None, rows(8).to_iterable_dataset()], ids=["no data", "streamed data"])
+def test_throughput_is_not_measured_without_data_of_known_size(tmp_path, passes, data):
+    trainer = build(tmp_path)
+    trainer.eval_dataset = data
+    assert trainer.evaluator.measure_throughput({"student": trainer.model}) is None
+    assert not passes
+
+
+def test_throughput_of_a_model_that_is_timed_in_another_runtime_is_not_reported(tmp_path, passes, monkeypatch):
+    arguments = {}
+    monkeypatch.setattr(evaluation, "compare", lambda models, inputs, **kwargs: arguments.update(kwargs) or ())
+    trainer = build(tmp_path, techniques={"pruning": PruningConfig(heads=0.5, latency_runtime="compiled")})
+    models = {"teacher": trainer.model, "student": classifier(), "quantized": classifier()}
+    trainer.build_report(models, {})
+    assert arguments["throughput"] == {"quantized": 100.0}
+    assert arguments["metric"] == "accuracy"
 
 
 @pytest.mark.parametrize("metrics", [None, compute_nothing], ids=["the trainer's metrics", "own metrics"])
