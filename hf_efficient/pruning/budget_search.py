@@ -10,18 +10,22 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.isotonic import isotonic_regression
 
 from hf_efficient.errors import UserError
 from hf_efficient.pruning.selection import ROUNDING, BlockInfo, CostTable, Scores, Selection, top_units
 
 BINS = 4000
+# A sample this many times as slow as one of a wider shape is measured again: the machine was busy.
+SLOW_SAMPLE = 1.05
 
 
 def measure_costs(blocks: Sequence[BlockInfo], cost_of: Callable[[Selection], float], points: int = 9) -> CostTable:
     """Return the cost table of a network, measured by `cost_of`, the cost of a copy that keeps a selection.
 
     Blocks with the same `shape_key` are narrowed together, all to one width, and each is assigned an equal part of the
-    difference; so are the overheads of layers that consist of the same kinds of blocks.
+    difference; so are the overheads of layers that consist of the same kinds of blocks. Measured costs are noisy:
+    those of a block are replaced by the closest that do not decrease with its width (isotonic regression), from 0 on.
     """
     layers = tuple(dict.fromkeys(block.layer for block in blocks))
     no_units = {block.name: () for block in blocks}
@@ -42,13 +46,21 @@ def measure_costs(blocks: Sequence[BlockInfo], cost_of: Callable[[Selection], fl
         support = sorted(
             {round(width) for width in np.linspace(0, largest, min(points, largest + 1))} | {min(1, largest)}
         )
-        increases = [0.0]
-        for width in support[1:]:
-            kept = {block.name: tuple(range(min(width, block.units))) for block in group}
-            members = sum(min(width, block.units) / width for block in group)
-            increases.append((cost_of(Selection(layers, {**no_units, **kept})) - all_layers) / members)
+        selections = [
+            Selection(layers, no_units | {block.name: tuple(range(min(width, block.units))) for block in group})
+            for width in support[1:]
+        ]
+        samples = [cost_of(selection) for selection in selections]
+        for index, selection in enumerate(selections):
+            if samples[index] > SLOW_SAMPLE * min(samples[index:]):
+                samples[index] = min(samples[index], cost_of(selection))
+        increases = [
+            (sample - all_layers) / sum(min(width, block.units) / width for block in group)
+            for width, sample in zip(support[1:], samples, strict=True)
+        ]
+        fitted = isotonic_regression(increases, y_min=0).tolist() if increases else []
         for block in group:
-            widths[block.name], costs[block.name] = support, np.maximum.accumulate(increases).tolist()
+            widths[block.name], costs[block.name] = support, [0.0, *fitted]
     return CostTable(base, overheads, widths, costs)
 
 
@@ -72,10 +84,11 @@ def select_within_budget(
     """Return the selection with the smallest sum of removed scores among those that cost at most `budget`.
 
     Exact for the table, up to a rounding of the cost of each layer to 1/4000 of the budget that can be spent, by
-    dynamic programming over the layers. A layer that has a score may be removed completely. At least one attention
-    head of the network is kept; in a network with cross attention one of those, since otherwise the output of the
-    decoder does not depend on the encoder. With `uniform`, only shapes that a stock class can hold are considered: all
-    heads, and one width of the feed-forward blocks for all layers.
+    dynamic programming over the layers. A layer that has a score may be removed completely. What costs nothing is
+    kept, also units with negative scores: no other shape with the same cost has all that the selection has, and more
+    units. At least one attention head of the network is kept; in a network with cross attention one of those, since
+    otherwise the output of the decoder does not depend on the encoder. With `uniform`, only shapes that a stock class
+    can hold are considered: all heads, and one width of the feed-forward blocks for all layers.
 
     Raises UserError if no selection fits the budget; the message names the smallest cost.
     Source: Kurtic et al. 2023, "ZipLM", section 3.2 (structured search).
@@ -87,7 +100,8 @@ def select_within_budget(
         )
         for block in blocks
     }
-    results = [_search(blocks, scores, curves, table, budget, choices) for choices in _width_choices(blocks, uniform)]
+    choices = _width_choices(blocks, table, uniform)
+    results = [_search(blocks, scores, curves, table, budget, widths) for widths in choices]
     feasible = [result for result in results if result is not None]
     if not feasible:
         raise UserError(
@@ -107,7 +121,7 @@ def select_within_budget(
 def min_cost(blocks: Sequence[BlockInfo], scores: Scores, table: CostTable, uniform: bool = False) -> float:
     """Return the cost of the cheapest selection that `select_within_budget` considers."""
     layer_blocks, totals, required = _blocks_by_layer(blocks), [], required_attention_blocks(blocks)
-    for choices in _width_choices(blocks, uniform):
+    for choices in _width_choices(blocks, table, uniform):
         costs = {
             layer: 0.0 if _is_removable(scores, members) else _min_layer_cost(layer, members, table, choices)
             for layer, members in layer_blocks.items()
@@ -182,14 +196,22 @@ def _blocks_by_layer(blocks: Sequence[BlockInfo]) -> dict[str, list[BlockInfo]]:
     return layers
 
 
-def _width_choices(blocks: Sequence[BlockInfo], uniform: bool) -> Iterable[WidthChoices]:
-    """Yield, for each search, the widths that each block may have in it, ascending."""
+def _width_choices(blocks: Sequence[BlockInfo], table: CostTable, uniform: bool) -> Iterable[WidthChoices]:
+    """Yield, for each search, the widths that each block may have in it, ascending; of equal costs only the widest."""
     if not uniform:
-        yield {block.name: block.widths for block in blocks}
+        yield {block.name: _widest_of_equal_cost(block.widths, [block], table) for block in blocks}
         return
-    common = set.intersection(*({*block.widths} for block in blocks if block.kind == "neurons"))
-    for width in sorted(common - {0}):
+    feed_forward = [block for block in blocks if block.kind == "neurons"]
+    common = set.intersection(*({*block.widths} for block in feed_forward))
+    # The widest first: it is chosen where errors are equal.
+    for width in reversed(_widest_of_equal_cost(sorted(common - {0}), feed_forward, table)):
         yield {block.name: (block.units if block.kind == "heads" else width,) for block in blocks}
+
+
+def _widest_of_equal_cost(widths: Sequence[int], blocks: Sequence[BlockInfo], table: CostTable) -> tuple[int, ...]:
+    """Return those of the ascending `widths` beyond which `blocks`, all of one width, would cost more."""
+    costs = sum(table.block(block.name, widths) for block in blocks)
+    return tuple(np.asarray(widths)[np.diff(costs, append=np.inf) > 0].tolist())
 
 
 def _search(
@@ -217,6 +239,8 @@ def _search(
         )
         if required or not _is_removable(scores, layer_blocks[layer]):
             return kept
+        if kept and kept[0].cost == 0 and any((kept[0].widths or {}).values()):
+            return kept  # the removal of the layer would save nothing
         removed = _Option(None, 0, scores.layers[layer])
         return [removed, *(option for option in kept if option.error < removed.error)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +21,15 @@ from hf_efficient.pruning.selection import CostTable, Scores, Selection, remove_
 
 logger = logging.get_logger(__name__)
 
-MAX_ATTEMPTS = 8
+MAX_ATTEMPTS = 10
 MAX_OVERSHOOT = 1.1
 # The table interpolates linearly, and rounding could put the smallest shape just above its own cost.
 FLOOR_FACTOR = 1.001
+# Budgets that differ by less are the same to the search.
+BUDGET_STEP = 1.02
+# Differences below these factors between costs in the table, and between ratios measured alternately, may be noise.
+TABLE_NOISE_FACTOR = 1.1
+RATIO_NOISE_FACTOR = 1.03
 
 
 class Cost(Protocol):
@@ -118,38 +124,82 @@ class TargetSearch:
         """
         if self.config.target is None:
             return select_fractions(self.model, self.config, scores)
-        (name, target_ratio), cost = self.config.target, self.cost
-        aimed_ratio = target_ratio * cost.aim_factor
-        min_ratio, max_ratio = target_ratio * cost.min_factor, target_ratio * cost.max_factor
-        best: tuple[float, Selection] | None = None
-        attempted: list[Selection] = []
+        name, target_ratio = self.config.target
         floor = FLOOR_FACTOR * self.selector.min_cost(scores)
-        budget = self.reference_cost / aimed_ratio
-        for _ in range(MAX_ATTEMPTS):
-            selection = self.selector.select(max(budget, floor), scores)
-            if selection in attempted:
-                budget *= 0.99
-                continue
-            attempted.append(selection)
-            ratio = self._measure_ratio(selection)
-            logger.info(f"{name}: requested {target_ratio:.3f}, attempt {len(attempted)} reaches {ratio:.3f}")
-            if ratio >= target_ratio and (best is None or abs(ratio - aimed_ratio) < abs(best[0] - aimed_ratio)):
-                best = ratio, selection
-            if min_ratio <= ratio <= max_ratio or (ratio < target_ratio and budget <= floor):
-                break
-            budget *= ratio / aimed_ratio
+        best = self._search_budget(target_ratio, floor, scores)
         if best is None:
-            reachable_ratio = self._measure_ratio(self.selector.select(floor, scores))
+            reachable_ratio = self._measure_ratio(self.selector.select(floor, scores), target_ratio)
             raise UserError(
                 f"{name}={target_ratio:g} cannot be reached: the smallest shape of this model that keeps an attention "
                 f"head reaches {reachable_ratio:.2f}; give a lower target, or start from a smaller model"
             )
-        if best[0] > target_ratio * MAX_OVERSHOOT:
-            logger.warning(f"{name}={target_ratio:g} was requested; the nearest shape that meets it has {best[0]:.2f}")
-        return best[1]
+        ratio, selection = best if self.cost.is_deterministic else self._restore_free_units(target_ratio, *best)
+        if ratio > target_ratio * MAX_OVERSHOOT:
+            logger.warning(f"{name}={target_ratio:g} was requested; the nearest shape that meets it has {ratio:.2f}")
+        return selection
 
-    def _measure_ratio(self, selection: Selection) -> float:
-        return self.cost.ratio(self.reference, remove_units(self.model, selection))
+    def _search_budget(self, target_ratio: float, floor: float, scores: Scores) -> tuple[float, Selection] | None:
+        """Return the ratio and the selection of the first budget whose ratio is between the factors of the cost.
+
+        If there is none, those of the largest budget that meets the target, if any does. The next budget is in
+        proportion to the last ratio, between the largest that removed too much and the smallest that did too little.
+        """
+        aimed_ratio = target_ratio * self.cost.aim_factor
+        min_ratio, max_ratio = target_ratio * self.cost.min_factor, target_ratio * self.cost.max_factor
+        attempts: list[tuple[float, Selection]] = []
+        best: tuple[float, Selection] | None = None
+        best_budget = 0.0
+        lower, upper = 0.0, math.inf
+        budget = max(self.reference_cost / aimed_ratio, floor)
+        for _ in range(MAX_ATTEMPTS):
+            selection = self.selector.select(budget, scores)
+            ratio = next((ratio for ratio, attempted in attempts if attempted == selection), None)
+            if ratio is None:
+                ratio = self._measure_ratio(selection, target_ratio)
+                attempts.append((ratio, selection))
+                logger.info(f"target ratio {target_ratio:.3f}, attempt {len(attempts)} reaches {ratio:.3f}")
+            if min_ratio <= ratio <= max_ratio:
+                return ratio, selection
+            if ratio >= target_ratio and budget > best_budget:
+                best, best_budget = (ratio, selection), budget
+            if ratio > max_ratio:
+                lower = budget
+            elif budget > floor:
+                upper = min(budget, self.selector.table.total(selection))
+            else:
+                break
+            budget *= ratio / aimed_ratio
+            if upper <= BUDGET_STEP * lower:
+                break
+            if not lower < budget < upper:
+                budget = math.sqrt(lower * upper) if lower else 0.999 * upper
+            budget = max(budget, floor)
+        return best
+
+    def _restore_free_units(self, target_ratio: float, ratio: float, selection: Selection) -> tuple[float, Selection]:
+        """Return the ratio and the selection with all units of its blocks, if it is hardly slower, else those given.
+
+        Where width costs nothing, the noise of the table can have narrowed the blocks.
+        """
+        units = {
+            block.name: tuple(range(block.units)) if selection.units[block.name] else ()
+            for block in self.selector.infos
+        }
+        wide = Selection(selection.layers, units)
+        table, aimed_ratio = self.selector.table, target_ratio * self.cost.aim_factor
+        if wide == selection or table.total(wide) > TABLE_NOISE_FACTOR * table.total(selection):
+            return ratio, selection
+        wide_ratio = self._measure_ratio(wide, target_ratio)
+        is_as_fast = wide_ratio >= max(target_ratio, min(ratio, aimed_ratio) / RATIO_NOISE_FACTOR)
+        return (wide_ratio, wide) if is_as_fast else (ratio, selection)
+
+    def _measure_ratio(self, selection: Selection, target_ratio: float) -> float:
+        """Return the measured ratio; the lower of two measurements if the first one would be accepted but is noisy."""
+        student = remove_units(self.model, selection)
+        ratio = self.cost.ratio(self.reference, student)
+        if self.cost.is_deterministic or not target_ratio <= ratio <= target_ratio * self.cost.max_factor:
+            return ratio
+        return min(ratio, self.cost.ratio(self.reference, student))
 
 
 def _meta_copy(model: PreTrainedModel, cost: Cost) -> PreTrainedModel:

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,6 +59,12 @@ def subadditive(model):
     return 1 + heads + neurons - 0.4 * (heads * neurons) ** 0.5
 
 
+def launch_bound(model):
+    """A latency that depends on the number of layers and blocks alone."""
+    blocks = family_of(model).blocks(model).values()
+    return 1 + 2 * len({block.layer for block in blocks}) + sum(block.units > 0 for block in blocks)
+
+
 def additive(model):
     heads, neurons = count_units(model)
     return 1 + heads + neurons
@@ -105,9 +112,64 @@ def test_selection_is_corrected_while_it_removes_too_much(search, target):
 
 def test_first_selection_is_taken_where_costs_add_up(search):
     ratio, cost = search(additive, 2.0)
-    *measured, _ = cost.ratios
-    assert measured == [ratio]
+    first, second, _ = cost.ratios
+    assert first == second == ratio
     assert 2 <= ratio <= 2 * MAX_FACTOR
+
+
+def test_ratio_that_only_the_first_measurement_accepts_is_not_accepted(model, scores):
+    cost = FakeCost(superadditive)
+    exact, factors = cost.ratio, iter([1.15])
+    cost.ratio = lambda reference, student: exact(reference, student) * next(factors, 1.0)
+    config = PruningConfig(target_speedup=2.0, multiple_of=1)
+    selection = TargetSearch(model, config, cost).select_until_met(scores)
+    first, second, *others = cost.ratios
+    assert first == second < 2.0 < first * 1.15 < 2.0 * MAX_FACTOR
+    assert others
+    assert exact(model, remove_units(model, selection)) >= 2.0
+
+
+def test_deterministic_cost_of_a_student_is_measured_once(model, scores):
+    cost = FakeCost(additive, aim_factor=1.0, min_factor=1.0, max_factor=math.inf, is_deterministic=True)
+    TargetSearch(model, PruningConfig(target_flops=2.0, multiple_of=1), cost).select_until_met(scores)
+    assert len(cost.ratios) == 1
+
+
+# ---- latency that does not depend on width ----
+
+
+def narrow_blocks(model, selection):
+    blocks = family_of(model).blocks(model)
+    return [name for name, units in selection.units.items() if 0 < len(units) < blocks[name].units]
+
+
+@pytest.mark.parametrize("target", [1.3, 1.6, 2.0, 2.5])
+@pytest.mark.parametrize("portable", [False, True])
+def test_blocks_are_not_narrowed_where_their_width_costs_nothing(model, scores, target, portable):
+    cost = FakeCost(launch_bound)
+    config = PruningConfig(target_speedup=target, multiple_of=1, portable=portable)
+    selection = TargetSearch(model, config, cost).select_until_met(scores)
+    assert cost.ratio(model, remove_units(model, selection)) >= target
+    assert narrow_blocks(model, selection) == []
+
+
+@pytest.mark.parametrize(("slowdown", "is_narrow"), [(1.0, False), (1.1, True)])
+def test_blocks_that_the_table_narrows_are_kept_complete_if_measured_as_fast(model, scores, slowdown, is_narrow):
+    """By the table, in which width costs a little, two complete layers cost 1.3% more than the budget."""
+
+    def latency(model):
+        units = sum(count_units(model))
+        return launch_bound(model) * (slowdown if units == 2 * (4 + 8) else 1)
+
+    cost = FakeCost(latency)
+    cost.measure = lambda model: launch_bound(model) + 0.02 * sum(count_units(model))
+    config = PruningConfig(target_speedup=1.37, multiple_of=1)
+    search = TargetSearch(model, config, cost)
+    assert narrow_blocks(model, search.select_from_table(replace(config, target_speedup=1.37 * 1.07), scores))
+    selection = search.select_until_met(scores)
+    assert len(selection.layers) == 2
+    assert bool(narrow_blocks(model, selection)) is is_narrow
+    assert cost.ratio(model, remove_units(model, selection)) >= 1.37
 
 
 def test_unreachable_target_names_the_ratio_that_can_be_reached(search):
