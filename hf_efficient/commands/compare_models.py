@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,9 @@ from hf_efficient.errors import UserError
 from hf_efficient.exporters.inputs import EXPORT_CALIBRATION_SAMPLES
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.environment import describe_environment
+from hf_efficient.measurement.latency import measure_throughput
 from hf_efficient.measurement.report import CompressionReport
+from hf_efficient.models.batches import example_count
 from hf_efficient.tasks.evaluator import TaskEvaluator
 from hf_efficient.tasks.inference import infer_task
 from hf_efficient.variants.builders import Forward, ModelVariant, check_not_quantized, check_variants
@@ -51,6 +54,8 @@ def compare_models(
     metrics: dict[str, dict[str, float]] = {}
     titles: dict[str, str] = {}
     compiled: dict[str, Forward] = {}
+    passes: dict[str, Callable[[], object]] = {}
+    num_texts: dict[str, int] = {}
     inputs: dict[str, torch.Tensor] = {}
     requested: Sequence[str | None] = variants or [None]
     with ExitStack() as stack:
@@ -67,6 +72,7 @@ def compare_models(
                 evaluator = TaskEvaluator.from_splits(
                     splits, config, tokenizer, task, data, EXPORT_CALIBRATION_SAMPLES
                 )
+                batches = evaluator.sample_batches()
             calibration = None if evaluator is None else evaluator.calibration_batches()
             for variant_name in requested:
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -82,7 +88,17 @@ def compare_models(
                     compiled[role] = variant.forward
                 if evaluator is not None:
                     metrics[role] = evaluator.metrics(variant.runner)
-        rows = compare(models, inputs, metrics=metrics, metric=task.metric, names=titles, compiled=compiled)
+                    passes[role] = partial(evaluator.predict, variant.runner, batches)
+                    num_texts[role] = sum(map(example_count, batches))
+        rows = compare(
+            models,
+            inputs,
+            metrics=metrics,
+            metric=task.metric,
+            names=titles,
+            compiled=compiled,
+            throughput=measure_throughput(passes, num_texts) if has_data else None,
+        )
     return CompressionReport(
         task=task.pipeline,
         dataset=data.title if has_data else None,

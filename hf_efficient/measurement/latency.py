@@ -48,14 +48,14 @@ def time_interleaved(
     return durations
 
 
-def measure_throughput(passes: Mapping[str, Callable[[], object]], num_texts: int) -> dict[str, float]:
-    """Return texts a second by name, from calls that each process the same `num_texts` texts, timed alternately.
+def measure_throughput(passes: Mapping[str, Callable[[], object]], num_texts: Mapping[str, int]) -> dict[str, float]:
+    """Return texts a second by name, from calls that each process so many texts of the same kind, timed alternately.
 
     Each is called `THROUGHPUT_PASSES` times and the median counts. The first call is not left out: what is compiled or
     packed at first use has to be ready.
     """
     durations = time_interleaved(passes, THROUGHPUT_PASSES, warmup=0, turn=1)
-    return {name: num_texts / statistics.median(times) * 1e3 for name, times in durations.items()}
+    return {name: num_texts[name] / statistics.median(times) * 1e3 for name, times in durations.items()}
 
 
 def sample_batches(batches: Iterable[T], batch_size: int) -> list[T]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.labels import label_ids
+from hf_efficient.data.length_order import Order, restore_order, sort_by_length
+from hf_efficient.measurement.latency import sample_batches
+from hf_efficient.models.batches import Batch
 from hf_efficient.models.inputs import is_label
 from hf_efficient.tasks.masked_lm import mask_once
 from hf_efficient.tasks.task import IGNORE_INDEX, RowEncoder, Task, model_columns
@@ -64,28 +67,45 @@ class TaskEvaluator:
         """Return the task's metrics of `model`, computed in the model's own precision."""
         predictions: Any = None
         labels: Any = None
+        rows = self.tokenized_splits["evaluation"]
+        order = sort_by_length(rows)
         with torch.inference_mode():
-            for batch in self._batches("evaluation"):
-                batch_labels = {name: batch.pop(name) for name in list(batch) if is_label(name)}
-                predictions = _concatenate(predictions, self._predict(model, batch, batch_labels))
-                values = tuple(batch_labels.values())
+            for batch in self._batches("evaluation", order):
+                predictions = _concatenate(predictions, self._predict(model, batch))
+                values = tuple(value for name, value in batch.items() if is_label(name))
                 labels = _concatenate(labels, values if len(values) > 1 else values[0])
+        results = nested_numpify((predictions, labels))
+        if order is not None:
+            results = restore_order(results, order)
         compute_metrics = self.task.build_compute_metrics(
-            self.raw_splits["evaluation"], self.tokenized_splits["evaluation"], self.encoder, self.config
+            self.raw_splits["evaluation"], rows, self.encoder, self.config
         )
-        return compute_metrics(EvalPrediction(nested_numpify(predictions), nested_numpify(labels)))
+        return compute_metrics(EvalPrediction(*results))
 
-    def _predict(self, model: Any, batch: dict[str, torch.Tensor], labels: Mapping[str, torch.Tensor]) -> Any:
+    def sample_batches(self) -> list[Batch]:
+        """Return a sample of the batches of the evaluation data, to measure the throughput of `predict` on."""
+        order = sort_by_length(self.tokenized_splits["evaluation"])
+        return sample_batches(self._batches("evaluation", order), EVAL_BATCH_SIZE)
+
+    def predict(self, model: Callable[..., Any], batches: Iterable[Batch]) -> None:
+        """Let `model` predict `batches`, as for its metrics."""
+        for batch in batches:
+            self._predict(model, batch)
+
+    def _predict(self, model: Any, batch: Batch) -> Any:
+        inputs = {name: value for name, value in batch.items() if not is_label(name)}
         if self.task.generates:
-            texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             return model.generate(**texts, max_length=self.encoder.data.max_target_length)
-        outputs = model(**batch)
+        outputs = model(**inputs)
         logits = tuple(value.float() for name, value in outputs.items() if name.endswith("logits"))
         predictions = logits if len(logits) > 1 else logits[0]
-        return self.task.reduce_logits(predictions, labels["labels"]) if self.task.reduce_logits else predictions
+        return self.task.reduce_logits(predictions, batch["labels"]) if self.task.reduce_logits else predictions
 
-    def _batches(self, split: str) -> DataLoader[Any]:
+    def _batches(self, split: str, order: Order | None = None) -> DataLoader[Any]:
         rows: Any = model_columns(self.tokenized_splits[split])
+        if order is not None:
+            rows = rows.select(order)
         return DataLoader(rows, batch_size=EVAL_BATCH_SIZE, collate_fn=self.task.collator(self.encoder.tokenizer))
 
 

@@ -107,14 +107,14 @@ class ModelEvaluator:
         `eval_batch_size` texts of similar length. Tokenisation and metrics are not timed.
         """
         trainer, batch_size = self.trainer, self.trainer.args.eval_batch_size
-        passes, num_texts = {}, 0
+        passes, num_texts = {}, {}
         for role, model in models.items():
             datasets, _ = self._select_data(role)
             if not datasets or not all(map(has_length, datasets.values())):
                 return None
             loaders = map(trainer.get_test_dataloader, datasets.values())
             batches = sample_batches(itertools.chain.from_iterable(loaders), batch_size)
-            num_texts = sum(find_batch_size(batch) for batch in batches)
+            num_texts[role] = sum(find_batch_size(batch) for batch in batches)
             passes[role] = partial(self._predict, model, batches)
         return measure_throughput(passes, num_texts)
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from transformers import BertConfig
@@ -5,6 +7,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
+from hf_efficient.measurement import latency
 from hf_efficient.tasks import TASKS
 from hf_efficient.tasks.evaluator import TaskEvaluator
 
@@ -35,6 +38,30 @@ def test_predictions_of_all_batches_are_compared_with_the_labels(splits, tokeniz
         lambda input_ids, **_: SequenceClassifierOutput(logits=torch.tensor([[1.0, 0.0]]).repeat(len(input_ids), 1))
     )
     assert animals["accuracy"] == pytest.approx(4 / 7)
+
+
+def test_batches_hold_texts_of_similar_length_and_metrics_see_the_order_of_the_data(splits, tokenizer):
+    evaluator = build(splits, tokenizer)
+    rows, lengths, seen = evaluator.tokenized_splits["evaluation"], [], []
+
+    def classify(input_ids, attention_mask, **_):
+        lengths.extend(attention_mask.sum(dim=1).tolist())
+        return SequenceClassifierOutput(logits=torch.stack([input_ids[:, 1], input_ids.sum(dim=1)], dim=1).float())
+
+    task = dataclasses.replace(evaluator.task, build_compute_metrics=lambda *_: lambda each: seen.append(each) or {})
+    dataclasses.replace(evaluator, task=task).metrics(classify)
+    assert lengths == [5] * 10 + [4] * 20 + [3] * 40
+    assert seen[0].label_ids.tolist() == rows["labels"][:]
+    assert seen[0].predictions.tolist() == [[ids[1], sum(ids)] for ids in rows["input_ids"]]
+
+
+def test_throughput_is_measured_on_batches_of_all_lengths(splits, tokenizer, monkeypatch):
+    monkeypatch.setattr(latency, "THROUGHPUT_TEXTS", 64)
+    evaluator, calls = build(splits, tokenizer), []
+    batches = evaluator.sample_batches()
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(32, 5), (6, 3)]  # of three
+    evaluator.predict(lambda **inputs: calls.append(inputs) or {"logits": torch.zeros(1)}, batches)
+    assert [call.keys() for call in calls] == [{"input_ids", "token_type_ids", "attention_mask"}] * 2
 
 
 def test_calibration_batches_hold_few_training_rows_and_no_raw_columns(splits, tokenizer):

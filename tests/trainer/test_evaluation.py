@@ -123,7 +123,7 @@ def test_throughput_is_that_of_texts_of_all_lengths(tmp_path, passes):
     trainer.prediction_step = record
     models = {"teacher": trainer.model, "student": other}
     assert trainer.evaluator.measure_throughput(models) == {"teacher": 100.0, "student": 100.0}
-    assert passes["num_texts"] == 8
+    assert passes["num_texts"] == {"teacher": 8, "student": 8}
     shapes = [(4, 9), (4, 4)]  # the second and the last of four batches
     assert lengths == [(model, model, False, shape) for model in models.values() for shape in shapes]
 
