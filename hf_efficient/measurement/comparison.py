@@ -17,6 +17,7 @@ from hf_efficient.measurement.cost import (
     count_flops,
     count_nonzero_parameters,
     count_parameters,
+    is_int8,
     saved_bytes,
 )
 from hf_efficient.measurement.energy import EnergyCounter
@@ -157,8 +158,9 @@ def generation_call(model: Any, inputs: Mapping[str, torch.Tensor], tokens: int)
 
 
 def _peak_memory_bytes(weights: int | None, call: Callable[[], object], device: torch.device) -> int | None:
-    """Return the bytes of the weights plus the peak of the tensors that `call` allocates."""
+    """Return the bytes of the weights plus the peak of the tensors that `call` allocates, when it is not the first."""
     with torch.inference_mode():
+        call()
         activations = peak_bytes(call, device)
     return None if weights is None or activations is None else weights + activations
 
@@ -250,6 +252,6 @@ def _max_positions(model: nn.Module) -> int | None:
 
 def _dtype_name(model: nn.Module) -> str:
     """Return "int8" for a quantized model, else the data type of its first parameter, "float32"."""
-    if any(hasattr(parameter, "tensor_data_names") for parameter in model.parameters()):
+    if is_int8(model):
         return "int8"
     return str(next(model.parameters()).dtype).rpartition(".")[2]

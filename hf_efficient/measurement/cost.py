@@ -24,12 +24,24 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _weights(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the parameters, and the weights that modules compute from a compressed representation."""
+    """Yield the parameters, 8-bit weights, and weights that modules compute from a compressed representation."""
     yield from model.parameters()
+    yield from _int8_buffers(model)
     for module in model.modules():
         if isinstance(getattr(type(module), "weight", None), property):
             weight: Any = module.weight
             yield weight
+
+
+def _int8_buffers(model: nn.Module) -> list[torch.Tensor]:
+    """Return the buffers of 8-bit integers as they are saved: weights that are packed for a processor are unpacked."""
+    state = model.state_dict(keep_vars=True)
+    return [value for value in state.values() if value.dtype == torch.int8 and not isinstance(value, nn.Parameter)]
+
+
+def is_int8(model: nn.Module) -> bool:
+    """Whether the model has weights of 8-bit integers, as parameters of torchao or as buffers."""
+    return any(hasattr(weight, "tensor_data_names") for weight in model.parameters()) or bool(_int8_buffers(model))
 
 
 def count_nonzero_parameters(model: nn.Module) -> int:
@@ -46,7 +58,7 @@ def count_flops(model: Any, inputs: Mapping[str, torch.Tensor]) -> int | None:
 
     Works on the meta device too. None for quantized models, whose integer operations torch does not count.
     """
-    if any(hasattr(parameter, "tensor_data_names") for parameter in model.parameters()):
+    if is_int8(model):
         return None
     config = getattr(model, "config", None)
     attention = getattr(config, "_attn_implementation", None)

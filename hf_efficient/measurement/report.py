@@ -11,6 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.energy import Energy
+from hf_efficient.measurement.formatting import format_number
+from hf_efficient.measurement.recommendation import (
+    Target,
+    describe_use,
+    is_slower,
+    list_targets,
+    recommend,
+    relative_speed,
+    student_forms,
+)
 from hf_efficient.measurement.report_plot import plot_report
 from hf_efficient.measurement.report_rows import GenerationLatency, Latency, ModelRow, Ratios
 from hf_efficient.measurement.report_table import build_cells, describe_conditions, has_sparse_models
@@ -21,6 +31,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 REPORT_NAME = "compression_report.json"
 PICTURE_NAME = "compression_report.png"
+# Keys of the JSON that are computed from the others.
+DERIVED_KEYS = ("recommended", "targets")
+STUDENT_FOLDER = "_student"
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,35 @@ class CompressionReport:
 
     @property
     def final(self) -> ModelRow:
-        """The row of the model in the output folder, compiled if that was measured; exported models do not count."""
-        return next((row for row in reversed(self.models) if row.parameters is not None), self.models[-1])
+        """The row of the model in the output folder, as it is loaded."""
+        rows = {row.role: row for row in self.models}
+        shipped = (rows[role] for role in ("quantized", "student", "model", "teacher") if role in rows)
+        return next(shipped, self.models[-1])
+
+    @property
+    def headline_row(self) -> ModelRow:
+        """The row whose numbers stand first: the recommended form, or the final model where none is recommended."""
+        return recommend(self.models, self.metric) or self.final
+
+    @property
+    def recommended(self) -> str | None:
+        """The role of the form to use on the machine of the measurements, see `recommend`; None: no form of a student.
+
+        Its numbers are those that a card states first.
+        """
+        row = recommend(self.models, self.metric)
+        return None if row is None else row.role
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What pruning was asked for beside what was reached."""
+        pruning = self.configs.get("pruning") or {}
+        return list_targets(self.models, pruning, recommend(self.models, self.metric))
+
+    @property
+    def ships_slower_form(self) -> bool:
+        """Whether the model in the output folder is slower than the float student that it was made from."""
+        return bool(self.models) and is_slower(self.final, student_forms(self.models)[0])
 
     @property
     def has_sparse_models(self) -> bool:
@@ -82,7 +122,8 @@ class CompressionReport:
 
     def to_json(self) -> str:
         """Return the report as the text of `compression_report.json`."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=2) + "\n"
+        derived = {"recommended": self.recommended, "targets": [asdict(target) for target in self.targets]}
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self), **derived}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> CompressionReport:
@@ -91,6 +132,8 @@ class CompressionReport:
         version = data.pop("schema_version", None)
         if version != SCHEMA_VERSION:
             raise UserError(f"the report has schema version {version}, this package reads version {SCHEMA_VERSION}")
+        for name in DERIVED_KEYS:
+            data.pop(name, None)
         models = []
         for row in data.pop("models"):
             row |= {"ratios": Ratios(**row["ratios"])}
@@ -117,11 +160,57 @@ class CompressionReport:
     def conditions(self) -> str:
         """Return sentences on how and where latency was measured, and notes that the numbers need."""
         attention = (self.configs.get("training") or {}).get("attn_implementation")
-        return describe_conditions(self.models, self.environment, attention)
+        quantization = self.configs.get("quantization") or {}
+        uses_torchao = quantization.get("torchao", True)  # older versions used nothing else
+        return describe_conditions(self.models, self.environment, attention, uses_torchao)
+
+    def summary(self) -> str:
+        """Return what to know first: what was asked and reached, which form to use here, whether the model is slow.
+
+        Empty if there is nothing to say.
+        """
+        return " ".join(filter(None, [self.target_note(), self.recommendation(), self.slower_form_note()]))
+
+    def missed_targets(self) -> str:
+        """Return "2x speed-up asked, 1.89x reached." for the targets that were missed."""
+        return " ".join(f"{target.describe()}." for target in self.targets if target.is_missed)
+
+    def recommendation(self) -> str:
+        """Return a sentence on which form of the student to use on this machine; empty if there is only one."""
+        row = recommend(self.models, self.metric)
+        if row is None or len(forms := student_forms(self.models)) == 1:
+            return ""
+        reference, parts = forms[0], []
+        speedup = row.ratios.speedup if reference.generation_ms is None else row.ratios.generation
+        if speedup is not None and reference.role != "teacher":
+            parts.append(f"{format_number(speedup)} times as fast as the teacher")
+        if row is reference:
+            parts.append("no other form is faster at the same quality")
+        else:
+            speed = relative_speed(row, reference)
+            parts.append(f"{format_number(speed)} times as fast as the {_float_name(reference)}")
+        name = f"the {_float_name(row)}" if row is reference else row.name
+        return f"On this machine use {name}: {', '.join(parts)}."
+
+    def slower_form_note(self) -> str:
+        """Return a sentence on the model in the output folder if it is slower than the float student."""
+        if not self.ships_slower_form:
+            return ""
+        final, reference = self.final, student_forms(self.models)[0]
+        times = format_number(1 / (relative_speed(final, reference) or 1.0))
+        folder = f", which is in the folder {STUDENT_FOLDER}" if reference.role == "student" else ""
+        return (
+            f"The model in the output folder, {final.name}, is {describe_use(final, reference, None)}: it takes "
+            f"{times} times as long as the {_float_name(reference)}{folder}."
+        )
+
+    def target_note(self) -> str:
+        """Return "2x speed-up asked, 2.05x reached." for all targets."""
+        return " ".join(f"{target.describe()}." for target in self.targets)
 
     def table_cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the header with a column for each model, and a row of texts for each measurement."""
-        return build_cells(self.models, self.metric)
+        return build_cells(self.models, self.metric, recommend(self.models, self.metric))
 
     def table(self) -> Table:
         """Return the table for the screen."""
@@ -149,8 +238,13 @@ class CompressionReport:
         """
         path = Path(folder) / PICTURE_NAME
         temporary = path.with_suffix(".partial.png")
-        plot_report(self.models, self.metric, self._title(), self.conditions()).savefig(temporary)
+        caption = " ".join(filter(None, [self.target_note(), self.recommendation(), self.conditions()]))
+        plot_report(self.models, self.metric, self._title(), caption).savefig(temporary)
         return temporary.replace(path)
 
     def _title(self) -> str:
         return " · ".join(name for name in (self.dataset, self.task) if name)
+
+
+def _float_name(row: ModelRow) -> str:
+    return "float student" if row.role == "student" else row.name

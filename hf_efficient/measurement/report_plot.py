@@ -17,7 +17,7 @@ from hf_efficient.measurement.formatting import (
     format_percent,
     format_ratio,
 )
-from hf_efficient.measurement.report_rows import ModelRow
+from hf_efficient.measurement.report_rows import LOWER_IS_BETTER, ModelRow
 from hf_efficient.measurement.structure_plot import StructurePlot
 
 # Colours of Okabe and Ito, which readers with colour blindness can tell apart.
@@ -43,7 +43,6 @@ METRIC_TITLES = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
 }
-LOWER_IS_BETTER = ("loss", "perplexity")
 # Inches.
 MARGIN, GAP = 0.3, 0.3
 PANEL_WIDTH, PANEL_HEADER = 3.0, 0.6

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+LOWER_IS_BETTER = ("loss", "perplexity")
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -56,7 +58,13 @@ class Ratios:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """The measurements of one model; None is not measured."""
+    """The measurements of one model; None is not measured.
+
+    Of a form of the float student, quantized, compiled or exported, `agreement` is the fraction of the evaluation
+    examples (tokens, for token classification) on which it predicts the same class as that. Of an int8 model
+    `max_difference_without_kernels` is the largest difference to its outputs on a machine without kernels for
+    integers, relative to the largest output.
+    """
 
     name: str
     role: str
@@ -73,6 +81,8 @@ class ModelRow:
     energy_joules_per_sample: float | None = None
     structure: Mapping[str, Any] | None = None
     ratios: Ratios = Ratios()
+    agreement: float | None = None
+    max_difference_without_kernels: float | None = None
 
     @property
     def density(self) -> float | None:

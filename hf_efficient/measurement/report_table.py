@@ -17,6 +17,7 @@ from hf_efficient.measurement.formatting import (
     format_percent,
     format_ratio,
 )
+from hf_efficient.measurement.recommendation import describe_use, student_forms
 from hf_efficient.measurement.report_rows import ModelRow
 
 ENERGY_PREDICTIONS = 1000
@@ -28,7 +29,12 @@ GENERATION_NOTE = (
     "Generation: greedy, with a cache; the first token is timed separately, and the speed-up is that of the complete "
     "text."
 )
+AGREEMENT_NOTE = "Same as float: the evaluation examples on which a form predicts the same as the float student."
 INT8_NOTE = (
+    "8-bit products are the same on every processor with instructions for them. On others, and on GPUs, the 8-bit "
+    "model computes with its inputs in float: its outputs differ by up to {:.2%} of the largest, measured here."
+)
+TORCHAO_NOTE = (
     "8-bit weights of torchao save disk space and memory when they are run without compilation; torch.compile, or an "
     "export to ONNX Runtime or OpenVINO, makes them fast."
 )
@@ -36,11 +42,13 @@ INT8_NOTE = (
 Cell = Callable[[ModelRow], str]
 
 
-def build_cells(models: Sequence[ModelRow], metric: str | None) -> tuple[list[str], list[list[str]]]:
+def build_cells(
+    models: Sequence[ModelRow], metric: str | None, recommended: ModelRow | None = None
+) -> tuple[list[str], list[list[str]]]:
     """Return the header with a column for each of `models`, and a row of texts for each measurement.
 
-    `metric` names the metric that models are compared by. Rows on sparsity and on text generation appear only where
-    they apply to one of the models.
+    `metric` names the metric that models are compared by, `recommended` is the form of the student to use here. Rows
+    on sparsity, text generation, agreement and use appear only where they apply to one of the models.
     """
     metrics = list(dict.fromkeys(name for model in models for name in model.metrics))
     generation: list[tuple[str, Cell]] = [
@@ -52,9 +60,12 @@ def build_cells(models: Sequence[ModelRow], metric: str | None) -> tuple[list[st
         ("density", lambda m: format_percent(m.density)),
         ("compressed on disk", lambda m: format_bytes(m.compressed_bytes_on_disk)),
     ]
+    agreement: list[tuple[str, Cell]] = [("same as float", lambda m: format_percent(m.agreement))]
+    has_agreement = any(model.agreement is not None for model in models)
     measurements: list[tuple[str, Cell]] = [
         *((name, lambda m, name=name: format_metric(m.metrics.get(name))) for name in metrics),
         (f"{metric or 'metric'} kept", lambda m: format_percent(m.ratios.metric_retained)),
+        *(agreement if has_agreement else ()),
         ("latency", lambda m: format_duration_ms(m.median_latency_ms)),
         ("90th percentile", lambda m: format_duration_ms(m.latency_ms.p90 if m.latency_ms else None)),
         ("speed-up", lambda m: format_ratio(m.ratios.speedup)),
@@ -69,6 +80,10 @@ def build_cells(models: Sequence[ModelRow], metric: str | None) -> tuple[list[st
         ("peak memory", lambda m: format_bytes(m.peak_memory_bytes)),
         (f"energy of {ENERGY_PREDICTIONS:,} predictions", lambda m: format_joules(_energy_joules(m))),
     ]
+    forms = student_forms(models) if models and recommended is not None else []
+    if len(forms) > 1:
+        use = {form.role: describe_use(form, forms[0], recommended) for form in forms}
+        measurements.append(("on this machine", lambda m: use.get(m.role, "")))
     body = [[name, *(cell(model) for model in models)] for name, cell in measurements]
     return ["", *(model.name for model in models)], body
 
@@ -84,18 +99,24 @@ def generates_text(models: Sequence[ModelRow]) -> bool:
 
 
 def describe_conditions(
-    models: Sequence[ModelRow], environment: Mapping[str, Any], attention: str | None = None
+    models: Sequence[ModelRow],
+    environment: Mapping[str, Any],
+    attention: str | None = None,
+    uses_torchao: bool = False,
 ) -> str:
     """Return sentences on how and where latency was measured, and notes on sparsity, generation and int8.
 
     `environment` is what `describe_environment` returned, `attention` the implementation of attention in transformers.
     """
-    uses_int8 = any(model.role == "quantized" and _runs_in_int8(model) for model in models)
+    uses_torchao &= any(model.role == "quantized" and _runs_in_int8(model) for model in models)
+    differences = [model.max_difference_without_kernels for model in models]
     sentences = [
         _describe_latency(models, environment, attention),
         GENERATION_NOTE if generates_text(models) else "",
         SPARSITY_NOTE if has_sparse_models(models) else "",
-        INT8_NOTE if uses_int8 else "",
+        AGREEMENT_NOTE if any(model.agreement is not None for model in models) else "",
+        TORCHAO_NOTE if uses_torchao else "",
+        *(INT8_NOTE.format(difference) for difference in differences if difference is not None),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 

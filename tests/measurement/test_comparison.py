@@ -73,7 +73,7 @@ def test_compiled_forward_pass_is_timed_instead_of_the_model(make_model, make_ba
         return inputs
 
     rows = compare({"teacher": make_model(), "student": model}, make_batch(), compiled={"student": compiled})
-    assert calls == [make_batch().keys()] * 2  # the second to measure its memory
+    assert calls == [make_batch().keys()] * 3  # two to measure its memory, when it is not the first call
     assert [row.latency_ms.runtime for row in rows] == ["torch float32", "torch.compile float32"]
     assert rows[1].parameters == count_parameters(model)
 
@@ -174,6 +174,8 @@ def test_loaded_int8_model_is_measured_without_flops(make_model, make_batch, tmp
     assert row.flops is None
     assert row.latency_ms.runtime == "torch int8"
     assert row.parameters == count_parameters(make_model())
+    assert 0.9 * row.parameters < row.nonzero_parameters <= row.parameters
+    assert row.bytes_on_disk == saved_bytes(model)
 
 
 def test_runtime_includes_the_dtype(make_model, make_batch):

@@ -6,7 +6,7 @@ import pytest
 from hf_efficient import CompressionReport
 from hf_efficient.measurement.energy import Energy
 from hf_efficient.measurement.report import TrainingResources, training_resources
-from hf_efficient.measurement.report_rows import Latency, Ratios
+from hf_efficient.measurement.report_rows import Latency, Ratios, with_ratios
 
 
 def test_report_survives_json(report):
@@ -24,7 +24,9 @@ def test_empty_report_survives_json():
 def test_json_has_the_documented_keys(report):
     data = json.loads(report.to_json())
     documented = ["schema_version", "task", "dataset", "metric", "stages", "models", "environment", "configs"]
-    assert list(data) == [*documented, "training"]
+    assert list(data) == [*documented, "training", "recommended", "targets"]
+    assert data["recommended"] == "student"
+    assert data["targets"] == [{"name": "speedup", "asked": 2.5, "reached": 2.5, "role": "student"}]
     assert data["schema_version"] == 1
     row = data["models"][1]
     assert {
@@ -56,8 +58,10 @@ def test_other_schema_version_is_refused(report):
 
 def test_older_reports_are_read(report):
     data = json.loads(report.to_json())
-    del data["training"]
+    for name in ("training", "recommended", "targets"):
+        del data[name]
     for row in data["models"]:
+        del row["agreement"], row["max_difference_without_kernels"]
         del row["compressed_bytes_on_disk"], row["generation_ms"], row["ratios"]["generation"]
     assert CompressionReport.from_json(json.dumps(data)) == report
 
@@ -75,9 +79,64 @@ def test_rows_are_found_by_role(report):
         report.row("int8")
 
 
-def test_final_row_is_the_last_that_is_not_exported(report):
+def test_final_row_is_the_model_that_is_loaded(report):
     assert report.final.role == "student"
     assert CompressionReport(models=report.models[2:]).final.role == "onnx"
+    compiled = [replace(report.models[1], role=role) for role in ("float16", "quantized", "compiled")]
+    assert replace(report, models=[*report.models[:2], *compiled]).final.role == "quantized"
+
+
+def with_quantized(report, milliseconds, **changes):
+    """Return the report, whose student takes 32 ms, with a quantized form that takes so many."""
+    teacher, student, exported = report.models
+    latency = replace(student.latency_ms, p50=milliseconds)
+    row = replace(student, name="8-bit", role="quantized", latency_ms=latency, bytes_on_disk=20_000_000, **changes)
+    return replace(report, models=with_ratios([teacher, student, row, exported], "accuracy"))
+
+
+def test_summary_recommends_the_faster_form(report):
+    faster = with_quantized(report, 20.0)
+    assert faster.recommended == "quantized"
+    assert not faster.ships_slower_form
+    assert faster.summary() == (
+        "2.5x speed-up asked, 2.50x reached. On this machine use 8-bit: 4.00 times as fast as the teacher, 1.60 times "
+        "as fast as the float student."
+    )
+
+
+def test_summary_says_that_a_slower_form_is_not_faster_here(report):
+    slower = with_quantized(report, 128.0)
+    assert slower.recommended == "student"
+    assert slower.ships_slower_form
+    assert slower.summary() == (
+        "2.5x speed-up asked, 2.50x reached. On this machine use the float student: 2.50 times as fast as the "
+        "teacher, no other form is faster at the same quality. The model in the output folder, 8-bit, is smaller, not "
+        "faster here: it takes 4.00 times as long as the float student, which is in the folder _student."
+    )
+
+
+def test_summary_of_a_quantization_alone_compares_with_the_model_before(report):
+    models = [row for row in with_quantized(report, 160.0).models if row.role in ("teacher", "quantized")]
+    summary = replace(report, models=models, configs={}).summary()
+    assert summary == (
+        "On this machine use the large: no other form is faster at the same quality. The model in the output folder, "
+        "8-bit, is smaller, not faster here: it takes 2.00 times as long as the large."
+    )
+
+
+def test_missed_targets_are_named(report):
+    assert report.missed_targets() == ""
+    missed = replace(report, configs={"pruning": {"target_speedup": 4.0, "target_size": 5.5}})
+    assert missed.missed_targets() == "4x speed-up asked, 2.50x reached."
+    assert missed.summary() == (
+        "4x speed-up asked, 2.50x reached. 5.5x smaller size asked, 5.50x reached. On this machine use the float "
+        "student: 2.50 times as fast as the teacher, no other form is faster at the same quality."
+    )
+
+
+def test_reports_without_forms_have_no_summary(report):
+    assert replace(report, models=report.models[:2], configs={}).summary() == ""
+    assert CompressionReport().summary() == ""
 
 
 def test_training_resources_hold_seconds_and_measured_energy():

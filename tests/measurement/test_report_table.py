@@ -6,7 +6,7 @@ from rich.console import Console
 
 from hf_efficient import CompressionReport
 from hf_efficient.measurement.report_rows import GenerationLatency, ModelRow
-from hf_efficient.measurement.report_table import GENERATION_NOTE, INT8_NOTE, SPARSITY_NOTE
+from hf_efficient.measurement.report_table import GENERATION_NOTE, SPARSITY_NOTE, TORCHAO_NOTE
 
 
 def test_table_shows_the_numbers(report):
@@ -119,9 +119,35 @@ def test_generation_is_shown_for_models_that_generate(report):
     assert GENERATION_NOTE not in report.conditions()
 
 
-def test_conditions_explain_int8_without_compilation(report):
+def test_conditions_explain_torchao_without_compilation(report):
     quantized = replace(report.models[1], role="quantized")
     int8 = replace(quantized, latency_ms=replace(quantized.latency_ms, runtime="torch int8"))
-    assert INT8_NOTE in replace(report, models=(*report.models, int8)).conditions()
-    assert INT8_NOTE not in replace(report, models=(*report.models, quantized)).conditions()
-    assert INT8_NOTE not in replace(report, models=(ModelRow("8-bit", "quantized"),)).conditions()
+    assert TORCHAO_NOTE in replace(report, models=(*report.models, int8)).conditions()
+    assert TORCHAO_NOTE not in replace(report, models=(*report.models, quantized)).conditions()
+    assert TORCHAO_NOTE not in replace(report, models=(ModelRow("8-bit", "quantized"),)).conditions()
+    native = replace(report, models=(*report.models, int8), configs={"quantization": {"torchao": False}})
+    assert TORCHAO_NOTE not in native.conditions()
+
+
+def test_conditions_say_how_much_int8_differs_on_other_machines(report):
+    int8 = replace(report.models[1], role="quantized", max_difference_without_kernels=0.0054)
+    conditions = replace(report, models=(*report.models, int8)).conditions()
+    assert conditions.endswith("its outputs differ by up to 0.54% of the largest, measured here.")
+    assert "8-bit products" not in report.conditions()
+
+
+def test_agreement_with_float_is_shown_where_it_was_measured(report):
+    teacher, student, exported = report.models
+    lines = replace(report, models=(teacher, student, replace(exported, agreement=0.9966))).markdown().splitlines()
+    assert "| same as float | not measured | not measured | 99.7% |" in lines
+    assert "same as float" not in report.markdown()
+
+
+def test_recommended_form_and_slower_ones_are_marked(report):
+    teacher, student, exported = report.models
+    slow = replace(exported, latency_ms=replace(student.latency_ms, p50=33.0), bytes_on_disk=10)
+    fast = replace(exported, role="openvino", latency_ms=replace(student.latency_ms, p50=10.0))
+    large = replace(slow, role="compiled", bytes_on_disk=10**9)
+    last = replace(report, models=(teacher, student, slow, large, fast)).markdown().splitlines()[-1]
+    assert last == "| on this machine |  |  | smaller, not faster here | not faster here | recommended |"
+    assert "on this machine" not in replace(report, models=(teacher, student)).markdown()

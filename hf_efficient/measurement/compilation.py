@@ -1,0 +1,79 @@
+"""Models under torch.compile: compiled once, for any batch size and length, within a time limit."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_efficient.measurement.runtimes import suppress_output
+
+logger = logging.getLogger(__name__)
+
+COMPILE_SECONDS = 120.0
+
+
+class _TimeLimitError(BaseException):
+    """The time limit has passed; compilers catch and wrap every `Exception`."""
+
+
+def compile_model(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], limit_seconds: float = COMPILE_SECONDS
+) -> Callable[..., Any] | None:
+    """Return `model` under torch.compile, put into eval mode and compiled by a first run on `inputs`.
+
+    It runs batches of other sizes and lengths too, and whatever the compiled code cannot run without compilation:
+    nothing is compiled again.
+
+    Return None, and log a warning, where the model cannot be compiled, for example without a C++ compiler, or where
+    that takes longer than `limit_seconds`. There is no limit outside of the main thread and on Windows.
+    """
+    # Torch compiles other code for a single example than for several.
+    single = next(iter(inputs.values())).shape[0] == 1
+    batches = [inputs, {name: torch.cat([value, value]) for name, value in inputs.items()}] if single else [inputs]
+    try:
+        with time_limit(limit_seconds), suppress_output(), warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            compiled = torch.compile(model.eval(), dynamic=True)
+            for batch in batches:
+                compiled(**batch)
+    except _TimeLimitError:
+        logger.warning(f"the model is not measured under torch.compile, which takes longer than {limit_seconds:g} s")
+        return None
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        logger.warning(f"the model is not measured under torch.compile, which fails on this machine: {reason}")
+        return None
+
+    def forward(**arguments: Any) -> Any:
+        # In inference mode as before: compiled code is for one mode.
+        with torch.inference_mode(), torch.compiler.set_stance("eager_on_recompile"):
+            return compiled(**arguments)
+
+    return forward
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `_TimeLimitError` in the context after so many seconds, where the system has timers that can do that."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _TimeLimitError
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,91 @@
+"""A model is compiled once for all batches, and not for longer than the limit."""
+
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from hf_efficient.measurement import compilation
+from hf_efficient.measurement.compilation import compile_model, time_limit
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Replace the backend of torch.compile by one that keeps the graphs as they are; return the list of them."""
+    graphs, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: compile(model, dynamic=dynamic, backend=backend))
+    torch.compiler.reset()
+    yield graphs
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    messages = []
+    monkeypatch.setattr(compilation.logger, "warning", messages.append)
+    return messages
+
+
+def batch(texts, tokens):
+    return {"input": torch.arange(texts * tokens, dtype=torch.float32).view(texts, tokens)}
+
+
+class Doubling(torch.nn.Module):
+    def forward(self, input, factor=None):
+        return input * (2 if factor is None else factor)
+
+
+@pytest.mark.parametrize(("texts", "count"), [(4, 1), (1, 2)])
+def test_model_is_compiled_once_for_all_sizes(compilations, texts, count):
+    forward = compile_model(Doubling().train(), batch(texts, 8))
+    assert len(compilations) == count  # torch compiles other code for a single text
+    with torch.no_grad():
+        for size in ((texts, 8), (3, 5), (7, 9)):
+            assert torch.equal(forward(**batch(*size)), 2 * batch(*size)["input"])
+        assert torch.equal(forward(**batch(3, 5), factor=torch.tensor(3.0)), 3 * batch(3, 5)["input"])
+    assert len(compilations) == count
+
+
+def test_model_that_cannot_be_compiled_gives_a_warning(monkeypatch, warnings):
+    def fail(model, dynamic):
+        raise RuntimeError("no C++ compiler\nand many lines more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    assert compile_model(Doubling(), batch(2, 2)) is None
+    assert warnings == ["the model is not measured under torch.compile, which fails on this machine: no C++ compiler"]
+
+
+def test_compilation_ends_at_the_limit(monkeypatch, warnings):
+    def slow(**_):
+        try:
+            time.sleep(10)
+        except Exception:  # as compilers do
+            return
+
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: slow)
+    handler = signal.getsignal(signal.SIGALRM)
+    assert compile_model(Doubling(), batch(2, 2), limit_seconds=0.05) is None
+    assert warnings == ["the model is not measured under torch.compile, which takes longer than 0.05 s"]
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_there_is_no_limit_in_other_threads():
+    finished = []
+
+    def work():
+        with time_limit(0.01):
+            time.sleep(0.05)
+            finished.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert finished == [True]
