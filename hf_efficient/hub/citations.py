@@ -22,6 +22,8 @@ CITATIONS = {
     "magnitude": "Han et al. 2015, *Learning both Weights and Connections ...*, arXiv 1506.02626",
     "pruning": "Kurtic et al. 2023, *ZipLM: Inference-Aware Structured Pruning of Language Models*, arXiv 2302.04089",
     "codebook": "Han et al. 2016, *Deep Compression: ... Trained Quantization and Huffman Coding*, arXiv 1510.00149",
+    "outliers": "Dettmers et al. 2022, *LLM.int8(): 8-bit Matrix Multiplication ...*, arXiv 2208.07339",
+    "rounding": "Frantar et al. 2023, *GPTQ: Accurate Post-Training Quantization for ...*, arXiv 2210.17323",
     "quantization": "Jacob et al. 2018, *Quantization and Training of Neural Networks for ...*, arXiv 1712.05877",
 }
 
@@ -29,7 +31,8 @@ CITATIONS = {
 def list_citations(configs: Mapping[str, Any]) -> list[str]:
     """Return the papers of the techniques that `configs`, those of a report, use."""
     used = [name for name in ("pruning", "distillation", "quantization") if name in configs]
-    if (configs.get("quantization") or {}).get("scheme") == "codebook":
+    scheme = (configs.get("quantization") or {}).get("scheme")
+    if scheme == "codebook":
         used[used.index("quantization")] = "codebook"
     pruning = configs.get("pruning") or {}
     criterion = str(pruning.get("criterion"))
@@ -41,6 +44,8 @@ def list_citations(configs: Mapping[str, Any]) -> list[str]:
         "layers": any(distillation.get(f"{name}_weight") for name in ("hidden", "embedding", "attention")),
         "relations": distillation.get("relation_weight"),
         "targets": distillation.get("targets", "gold") != "gold",
+        "outliers": scheme == "int8_static",
+        "rounding": scheme == "int8_static",
     }
     used = [name for name, is_used in methods.items() if is_used] + used
     return [CITATIONS[name] for name in used if name in CITATIONS]

@@ -14,14 +14,20 @@ from transformers.utils import logging
 
 from hf_efficient.hub.citations import list_citations
 from hf_efficient.hub.files import REPOSITORY_NAME_COMMENT
+from hf_efficient.hub.usage import (
+    EXPORT_RUNTIMES,
+    auto_class_name,
+    generates_text,
+    loading_code,
+    needs_remote_code,
+)
 from hf_efficient.measurement.formatting import format_number, format_percent, format_seconds, format_watt_hours
-from hf_efficient.measurement.report import PICTURE_NAME, CompressionReport
-from hf_efficient.models import FAMILIES
+from hf_efficient.measurement.recommendation import student_forms
+from hf_efficient.measurement.report import PICTURE_NAME, STUDENT_FOLDER, CompressionReport
+from hf_efficient.measurement.report_rows import ModelRow
 
 logger = logging.get_logger(__name__)
 
-# The name of each export's runtime, and the packages that it needs besides transformers and torch.
-EXPORT_RUNTIMES = {"onnx": ("ONNX Runtime", "onnx onnxruntime"), "openvino": ("OpenVINO", "openvino")}
 # Metadata that a compressed model inherits from the card of its base model.
 INHERITED_METADATA = ("license", "license_name", "license_link", "language")
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -94,7 +100,9 @@ def build_model_card(
         exports=[
             (EXPORT_RUNTIMES[model.role], model.role) for model in report.models if model.role in EXPORT_RUNTIMES
         ],
-        generates_text=_generates_text(config),
+        recommendation=_recommendation_note(report),
+        loading_code="\n".join(_recommended_code(report, folder)),
+        generates_text=generates_text(config),
         example=_example_text(config),
         limitations=_limitations(report),
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
@@ -141,11 +149,6 @@ def _training_cost_lines(report: CompressionReport) -> list[str]:
     return [f"pruning and training took {duration} and {format_watt_hours(energy)}"]
 
 
-def needs_remote_code(config: PreTrainedConfig) -> bool:
-    """Whether a model with this config needs the code of this package, in its repository or imported."""
-    return any(isinstance(config, family.pruned_config_class) for family in FAMILIES.values())
-
-
 def _requirements(config: PreTrainedConfig) -> list[str]:
     """Return the packages that loading the model needs."""
     return ["transformers", "torch"] + (["torchao"] if _is_quantized(config) else [])
@@ -159,27 +162,9 @@ def _has_codebooks(config: PreTrainedConfig) -> bool:
     return bool(getattr(config, "codebooks", None))
 
 
-def _generates_text(config: PreTrainedConfig) -> bool:
-    return (config.architectures or [""])[0].endswith("ForConditionalGeneration")
-
-
-def _is_compiled(report: CompressionReport) -> bool:
-    return any(model.role == "compiled" for model in report.models)
-
-
-def _auto_classes() -> dict[str, str]:
-    """Return the names of the Auto classes by the names of all classes, stock and pruned."""
-    return {
-        cls.__name__: str(pruned._auto_class)
-        for family in FAMILIES.values()
-        for stock, pruned in family.pruned_classes.items()
-        for cls in (stock, pruned)
-    }
-
-
 def _example_text(config: PreTrainedConfig) -> str:
     """Return the text of the usage examples."""
-    if _generates_text(config):
+    if generates_text(config):
         return "A text to translate or summarize."
     return "A text to classify." if "Classification" in (config.architectures or [""])[0] else "A text."
 
@@ -187,11 +172,9 @@ def _example_text(config: PreTrainedConfig) -> str:
 def _usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) -> str:
     """Return Python code that loads the model and, for common heads, runs it."""
     architecture = (config.architectures or [""])[0]
-    head = architecture.partition("For")[2]
-    auto = _auto_classes().get(architecture, f"AutoModelFor{head}" if head else "AutoModel")
+    head, auto = architecture.partition("For")[2], auto_class_name(config)
     remote = ", trust_remote_code=True" if needs_remote_code(config) else ""
-    generates_text = _generates_text(config)
-    compiles = _is_compiled(report) and not generates_text
+    compiles = report.recommended == "compiled"
     lines = ["import torch"] if compiles else []
     lines += [
         f"from transformers import {auto}, AutoTokenizer",
@@ -202,7 +185,7 @@ def _usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: 
     ]
     if compiles:
         lines += ["model = torch.compile(model, dynamic=True)  # the first call compiles"]
-    if generates_text:
+    if generates_text(config):
         lines += [
             f'inputs = tokenizer("{_example_text(config)}", return_tensors="pt")',
             "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))",
@@ -233,25 +216,36 @@ def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
             "The int8 weights are torchao tensors. "
             + (
                 "They do not speed up generation; `torch.compile` speeds up a single forward pass only."
-                if _generates_text(config)
-                else "They are fast with `torch.compile`, which needs a C++ compiler."
-                if _is_compiled(report)
-                else "They are fast with `torch.compile(model, dynamic=True)`, which needs a C++ compiler and was not "
-                "measured."
+                if generates_text(config)
+                else "They are fast with `torch.compile(model, dynamic=True)` only, which needs a C++ compiler."
             )
+        )
+    if getattr(config, "int8", None):
+        notes.append(
+            "The 8-bit weights are plain integers, packed for the processor when the model first runs, without a "
+            "compiler or another library."
         )
     return " ".join(notes)
 
 
 def _summary(report: CompressionReport) -> str:
-    """Return a sentence that compares the final model with its teacher."""
-    ratios = report.final.ratios
-    parts = []
+    """Return targets that were missed, and a sentence that compares the recommended form with its teacher."""
+    return " ".join(filter(None, [report.missed_targets(), _comparison(report), report.slower_form_note()]))
+
+
+def _comparison(report: CompressionReport) -> str:
+    """Return a sentence on the recommended form, or on the model in the folder, if the teacher is recommended."""
+    row: ModelRow = report.headline_row
+    if row.role == "teacher" and report.final.role != "teacher":
+        row = report.final
+    ratios, parts = row.ratios, []
     if ratios.size is not None:
         is_smaller = ratios.size >= 1
         factor = format_number(ratios.size if is_smaller else 1 / ratios.size)
         parts.append(f"is {factor} times {'smaller' if is_smaller else 'larger'}")
-    if ratios.generation is not None:  # matters more than a forward pass
+    if row is report.final and report.ships_slower_form:
+        pass
+    elif ratios.generation is not None:  # matters more than a forward pass
         parts.append(f"generates text {format_number(ratios.generation)} times as fast")
     elif ratios.speedup is not None:
         parts.append(f"is {format_number(ratios.speedup)} times as fast")
@@ -260,7 +254,18 @@ def _summary(report: CompressionReport) -> str:
     if not parts:
         return "A compressed model."
     listed = " and ".join([part for part in (", ".join(parts[:-1]), parts[-1]) if part])
-    return f"A compressed model that, compared with its teacher, {listed}."
+    form = f", in the form recommended here ({row.name})" if row is not report.final else ""
+    return f"A compressed model that, compared with its teacher, {listed}{form}."
+
+
+def _recommendation_note(report: CompressionReport) -> str:
+    """Return what was asked and reached, and which form to use on the machine of the measurements."""
+    return " ".join(filter(None, [report.target_note(), report.recommendation()]))
+
+
+def _recommended_code(report: CompressionReport, folder: Path) -> list[str]:
+    """Return the code that loads the recommended form, if there are other forms; see `loading_code`."""
+    return loading_code(report, folder, folder.resolve().name) if report.recommendation() else []
 
 
 def _evaluation_note(report: CompressionReport) -> str:
@@ -271,7 +276,8 @@ def _evaluation_note(report: CompressionReport) -> str:
     batches = f" and in batches of {batch}" if batch else ""
     split = f"the evaluation split of {report.dataset}"
     note = f" Metrics were measured on {split}, each model in its own precision{batches}."
-    if str((report.configs.get("quantization") or {}).get("scheme")).startswith("int8"):
+    quantization = report.configs.get("quantization") or {}
+    if str(quantization.get("scheme")).startswith("int8") and quantization.get("torchao", True):
         note += " With int8, predictions that are almost a tie can depend on the other texts of a batch."
     return note
 
@@ -286,5 +292,7 @@ def _limitations(report: CompressionReport) -> str:
             "Pruning keeps what matters for the training data, so the loss of quality on other data or in other "
             "languages can be larger than the table shows."
         )
-    sentences.append("Speed was measured on one machine, named above.")
+    sentences.append("Speed was measured on one machine, named above; on another a different form can be the fastest.")
+    if report.final.role == "quantized" and student_forms(report.models)[0].role == "student":
+        sentences.append(f"The folder `{STUDENT_FOLDER}` of the float student is kept by the run and not pushed.")
     return " ".join(sentences)

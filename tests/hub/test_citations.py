@@ -13,6 +13,7 @@ from hf_efficient.hub.citations import CITATIONS, list_citations
         ({"pruning": {"criterion": "fisher"}}, ["fisher", "pruning"]),
         ({"pruning": {"criterion": "random", "ramp": 0.5, "rewind": "weights"}}, ["gradual", "rewinding", "pruning"]),
         ({"quantization": {"scheme": "int8_dynamic"}}, ["quantization"]),
+        ({"quantization": {"scheme": "int8_static"}}, ["outliers", "rounding", "quantization"]),
         ({"quantization": {"scheme": "codebook"}, "distillation": {}}, ["distillation", "codebook"]),
     ],
 )

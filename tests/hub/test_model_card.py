@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,55 @@ def test_card_has_the_measurements_and_metadata_of_the_report(folder, report):
     assert "Jacob" not in card.text  # nothing was quantized
     assert json.loads((folder / "compression_report.json").read_text())["dataset"] == "films"
     assert not list(folder.glob("*partial*"))
+
+
+def test_first_line_says_what_was_asked_and_not_reached(folder, report):
+    missed = replace(report, configs={"pruning": {"target_speedup": 3.0}})
+    write_report_and_card(missed, folder)
+    text = ModelCard.load(folder / "README.md").text
+    assert "\n\n3x speed-up asked, 2.50x reached. A compressed model that, compared with" in text
+    write_report_and_card(replace(report, configs={"pruning": {"target_speedup": 2.5}}), folder)
+    text = ModelCard.load(folder / "README.md").text
+    assert "\n\nA compressed model" in text
+    assert "2.5x speed-up asked, 2.50x reached." in text
+
+
+def with_quantized(report, milliseconds):
+    rows = [*report.models, row("quantized", 0.89, milliseconds, 500_000)]
+    return replace(report, models=with_ratios(rows, "accuracy"))
+
+
+def test_card_of_a_slower_quantized_model_recommends_the_float_student(folder, report):
+    (folder / "_student").mkdir()
+    shutil.copy(folder / "config.json", folder / "_student")
+    write_report_and_card(with_quantized(report, 200.0), folder)
+    text = ModelCard.load(folder / "README.md").text
+    assert (
+        "A compressed model that, compared with its teacher, is 4.00 times smaller, is 2.50 times as fast and keeps "
+        "99.0% of its accuracy, in the form recommended here (student). The model in the output folder, quantized, is "
+        "smaller, not faster here: it takes 10.0 times as long as the float student, which is in the folder _student."
+    ) in text
+    assert "0.25" not in text.partition("## Evaluation")[0]
+    code = "from transformers import AutoModelForSequenceClassification\n"
+    code += 'model = AutoModelForSequenceClassification.from_pretrained("small-films/_student")\n```'
+    assert code in text
+    assert "`_student` of the float student is kept by the run and not pushed" in text
+
+
+def test_card_of_a_faster_quantized_model_states_its_numbers(folder, report):
+    write_report_and_card(with_quantized(report, 10.0), folder)
+    text = ModelCard.load(folder / "README.md").text
+    assert "is 16.0 times smaller, is 5.00 times as fast and keeps 98.9% of its accuracy.\n" in text
+    assert "On this machine use quantized: 5.00 times as fast as the teacher, 2.00 times as fast as the" in text
+    assert "smaller, not faster" not in text
+
+
+def test_card_of_a_slower_quantization_alone_does_not_state_its_speed(folder, report):
+    teacher, quantized = row("teacher", 0.9, 50.0, 8_000_000), row("quantized", 0.9, 500.0, 2_000_000)
+    write_report_and_card(replace(report, models=with_ratios([teacher, quantized], "accuracy"), configs={}), folder)
+    summary = ModelCard.load(folder / "README.md").text.partition("## Evaluation")[0]
+    assert "compared with its teacher, is 4.00 times smaller and keeps 100.0% of its accuracy." in summary
+    assert "is smaller, not faster here: it takes 10.0 times as long as the teacher." in summary
 
 
 def test_local_path_is_not_named_as_base_model(folder, report, tmp_path):
