@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
+from transformers.utils import logging
 
 from hf_efficient.exporters.runtime_models import RuntimeModel
+from hf_efficient.measurement.agreement import agreement, predicted_classes
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.environment import describe_environment
 from hf_efficient.measurement.latency import measure_throughput, sample_batches
+from hf_efficient.measurement.recommendation import student_forms
 from hf_efficient.measurement.report import CompressionReport
+from hf_efficient.measurement.report_rows import ModelRow
+from hf_efficient.measurement.runtimes import RUNTIMES
 from hf_efficient.models import FAMILIES, family_of
-from hf_efficient.quantization.int8 import compile_model
-from hf_efficient.trainer.loss import Batch
+from hf_efficient.trainer.loss import Batch, select_model_inputs
 from hf_efficient.trainer.techniques import Techniques
+from hf_efficient.variants.compiled import compile_variant
+from hf_efficient.variants.float_inputs import max_difference_without_kernels
+from hf_efficient.variants.half_precision import half_precision_forms
+
+logger = logging.get_logger(__name__)
 
 TIMING_KEYS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 REPORTED_ARGUMENTS = (
@@ -81,6 +91,7 @@ class ModelEvaluator:
 
     def __init__(self, trainer: Trainer, techniques: Techniques, untrimmed: UntrimmedModel | None) -> None:
         self.trainer, self.techniques, self.untrimmed = trainer, techniques, untrimmed
+        self._classes: dict[str, Any] = {}  # what each model predicts
 
     def evaluate(self, role: str, model: Any) -> dict[str, float]:
         """Return the metrics of `model`; none without evaluation data, or for a teacher that was never trained.
@@ -90,14 +101,19 @@ class ModelEvaluator:
         datasets, compute_metrics = self._select_data(role)
         if role.startswith("teacher") and self.techniques.pruning.before_training:
             return {}
-        metrics = {}
+        metrics: dict[str, float] = {}
+        classes: list[Any] = []
         with evaluated_by(self.trainer, model, compute_metrics):
             for prefix, dataset in datasets.items():
                 output = self.trainer.predict(dataset, metric_key_prefix=role)
+                classes.append(predicted_classes(output.predictions, output.label_ids))
                 for key, value in output.metrics.items():
                     name = key.removeprefix(f"{role}_")
                     if name not in TIMING_KEYS and isinstance(value, float) and math.isfinite(value):
                         metrics[prefix + name] = value
+        self._classes[role] = (
+            np.concatenate(classes) if classes and all(values is not None for values in classes) else None
+        )
         return metrics
 
     def measure_throughput(self, models: Mapping[str, Any]) -> dict[str, float] | None:
@@ -106,17 +122,22 @@ class ModelEvaluator:
         A text is predicted as in an evaluation, by a forward pass or by generating its output, in batches of
         `eval_batch_size` texts of similar length. Tokenisation and metrics are not timed.
         """
-        trainer, batch_size = self.trainer, self.trainer.args.eval_batch_size
         passes, num_texts = {}, {}
         for role, model in models.items():
-            datasets, _ = self._select_data(role)
-            if not datasets or not all(map(has_length, datasets.values())):
+            batches = self._sample_batches(role)
+            if batches is None:
                 return None
-            loaders = map(trainer.get_test_dataloader, datasets.values())
-            batches = sample_batches(itertools.chain.from_iterable(loaders), batch_size)
             num_texts[role] = sum(find_batch_size(batch) for batch in batches)
             passes[role] = partial(self._predict, model, batches)
         return measure_throughput(passes, num_texts)
+
+    def _sample_batches(self, role: str) -> list[Batch] | None:
+        """Return a sample of the batches that the model in this role is evaluated on; None without such data."""
+        datasets, _ = self._select_data(role)
+        if not datasets or not all(map(has_length, datasets.values())):
+            return None
+        loaders = map(self.trainer.get_test_dataloader, datasets.values())
+        return sample_batches(itertools.chain.from_iterable(loaders), self.trainer.args.eval_batch_size)
 
     def _predict(self, model: Any, batches: Iterable[Batch]) -> None:
         with evaluated_by(self.trainer, model, self.trainer.compute_metrics):
@@ -138,21 +159,26 @@ class ModelEvaluator:
     ) -> CompressionReport:
         """Return the report on `models` and `exported`, by role: metrics of each, then measurements of all.
 
-        An int8 model has a second row, compiled, if the config requests it and the machine can compile.
+        An int8 model has a second row, compiled, if the config requests it and the machine can compile. On a GPU the
+        models in float32 have rows in half precision too.
         """
         trainer, techniques = self.trainer, self.techniques
         for model in models.values():
             trainer._move_model_to_device(model, trainer.args.device)
         pruning, quantization = techniques.pruning, techniques.quantization
         inputs = model_inputs(trainer.model, pruning.latency_batch_size, pruning.latency_sequence_length)
+        half = half_precision_forms(models, trainer.args.device)
+        variants = {role: model for role, model in models.items() if role != "quantized"} | half
         compiled: dict[str, Any] = {}
-        variants = dict(models)
-        if quantization.scheme is not None and quantization.compile and quantization.is_int8:
-            forward = compile_model(models["quantized"], inputs)
-            if forward is not None:
-                compiled["compiled"], variants["compiled"] = forward, models["quantized"]
+        if "quantized" in models:
+            variants["quantized"] = models["quantized"]
+            if quantization.compile and quantization.is_int8:
+                forward = compile_variant(models["quantized"], inputs)
+                if forward is not None:
+                    compiled["compiled"], variants["compiled"] = forward, models["quantized"]
         variants |= exported
-        runtimes = dict.fromkeys(models.keys() & {"teacher", "student"}, pruning.latency_runtime)
+        runtime = pruning.latency_runtime if pruning.latency_runtime in RUNTIMES else "torch"
+        runtimes = dict.fromkeys(models.keys() & {"teacher", "student"}, runtime)
         timed = {
             role: compiled.get(role, model)
             for role, model in variants.items()
@@ -185,8 +211,40 @@ class ModelEvaluator:
             throughput=self.measure_throughput(timed),
         )
         configs = {"training": describe_training(trainer.args, trainer.model), **techniques.to_dict()}
-        return CompressionReport(
-            metric=metric, stages=tuple(stages), models=rows, environment=describe_environment(), configs=configs
+        report = CompressionReport(
+            metric=metric,
+            stages=tuple(stages),
+            models=self._add_differences(rows, models.get("quantized"), inputs),
+            environment=describe_environment(),
+            configs=configs,
+        )
+        if report.ships_slower_form:
+            logger.warning(report.slower_form_note())
+        return report
+
+    def _add_differences(
+        self, rows: Sequence[ModelRow], quantized: PreTrainedModel | None, inputs: Batch
+    ) -> tuple[ModelRow, ...]:
+        """Return `rows` with the agreement of forms with the float student, and of int8 with other machines."""
+        if not rows:
+            return ()
+        reference, *forms = student_forms(rows)
+        agreements = {
+            form.role: agreement(self._classes.get(form.role), self._classes.get(reference.role)) for form in forms
+        }
+        difference = None
+        if quantized is not None:
+            is_decoder = quantized.config.is_encoder_decoder  # whose inputs a batch need not have
+            batches = (None if is_decoder else self._sample_batches("quantized")) or [inputs]
+            batches = [select_model_inputs(quantized, self.trainer._prepare_inputs(dict(batch))) for batch in batches]
+            difference = max_difference_without_kernels(quantized, batches)
+        return tuple(
+            replace(
+                row,
+                agreement=agreements.get(row.role),
+                max_difference_without_kernels=difference if row.role == "quantized" else None,
+            )
+            for row in rows
         )
 
 

@@ -21,7 +21,7 @@ from hf_efficient.functions import quantize
 from hf_efficient.measurement.runtimes import Inputs, check_runtime
 from hf_efficient.models import is_quantized
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantization.int8 import compile_model
+from hf_efficient.variants.compiled import compile_variant
 from hf_efficient.variants.config import VARIANTS
 
 Forward = Callable[..., Any]
@@ -54,25 +54,37 @@ def bfloat16(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, d
     return ModelVariant(copy.deepcopy(model).to(torch.bfloat16))
 
 
+def float16(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path) -> ModelVariant:
+    """Return a copy of `model` in float16."""
+    return ModelVariant(copy.deepcopy(model).to(torch.float16))
+
+
 def int8(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path) -> ModelVariant:
-    """Return `model` with int8 weights, and activations quantized at run time."""
-    return ModelVariant(quantize(model, QuantizationConfig("int8_dynamic")))
+    """Return `model` with int8 weights and activations, in fixed ranges if there are calibration batches."""
+    scheme = "int8_dynamic" if calibration is None else "int8_static"
+    return ModelVariant(quantize(model, QuantizationConfig(scheme), calibration))
 
 
 def int8_compiled(
     model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path
 ) -> ModelVariant | None:
     """Return the int8 variant under torch.compile, None where it cannot be compiled."""
-    quantized = quantize(model, QuantizationConfig("int8_dynamic"))
-    forward = compile_model(quantized, inputs)
+    quantized = int8(model, inputs, calibration, directory).model
+    forward = compile_variant(quantized, inputs)
     return None if forward is None else ModelVariant(quantized, forward)
 
 
-def int8_weight_only(
-    model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path
-) -> ModelVariant:
-    """Return `model` with int8 weights and activations in float."""
-    return ModelVariant(quantize(model, QuantizationConfig("int8_weight_only")))
+def _int8(scheme: str) -> Builder:
+    """Return the builder of an int8 scheme that needs no calibration; with batches its weights are rounded better."""
+
+    def build(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path) -> ModelVariant:
+        return ModelVariant(quantize(model, QuantizationConfig(scheme), calibration))
+
+    return build
+
+
+int8_dynamic = _int8("int8_dynamic")
+int8_weight_only = _int8("int8_weight_only")
 
 
 def _exported(format: str, quantization: str | None) -> Builder:
@@ -108,14 +120,14 @@ def check_variants(variants: Sequence[str], data: DataConfig) -> None:
         if format not in EXPORT_FORMATS:
             continue
         check_runtime(format)
-        if needs_calibration(format, quantization) and not _has_calibration_data(data):
+        if needs_calibration(format, quantization) and not has_calibration_data(data):
             raise UserError(
                 f"variant {variant} needs calibration data that no metric is measured on: give --train_file next to "
                 "--validation_file, or --dataset_name"
             )
 
 
-def _has_calibration_data(data: DataConfig) -> bool:
+def has_calibration_data(data: DataConfig) -> bool:
     """Whether `data` names training data besides the data that is evaluated."""
     has_evaluation_data = data.dataset_name or data.validation_file or data.test_file or not data.train_file
     return bool(has_evaluation_data and (data.train_file or data.dataset_name))

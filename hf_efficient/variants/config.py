@@ -12,8 +12,10 @@ VARIANTS: Registry[Any] = Registry(
     {
         "float32": "hf_efficient.variants.builders:float32",
         "bfloat16": "hf_efficient.variants.builders:bfloat16",
+        "float16": "hf_efficient.variants.builders:float16",
         "int8": "hf_efficient.variants.builders:int8",
         "int8_compiled": "hf_efficient.variants.builders:int8_compiled",
+        "int8_dynamic": "hf_efficient.variants.builders:int8_dynamic",
         "int8_weight_only": "hf_efficient.variants.builders:int8_weight_only",
         "onnx": "hf_efficient.variants.builders:onnx",
         "onnx_int8": "hf_efficient.variants.builders:onnx_int8",

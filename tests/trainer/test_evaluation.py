@@ -2,13 +2,16 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from trainers import build, classifier, rows
+from trainers import build, classifier, collate, rows
 from transformers import Trainer
 
-from hf_efficient import PruningConfig
+from hf_efficient import PruningConfig, QuantizationConfig, quantize
 from hf_efficient.measurement import latency
+from hf_efficient.measurement.report_rows import Latency, ModelRow
+from hf_efficient.models import int8_kernels
 from hf_efficient.trainer import evaluation
 from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel, describe_training, evaluated_by
 from hf_efficient.trainer.techniques import Techniques
@@ -61,7 +64,8 @@ def build_evaluator(folder, untrimmed=None, **pruning):
         calls.append((trainer.model, dataset, trainer.compute_metrics))
         metrics = {"accuracy": 0.5, "loss": float("nan"), "f1": float("inf"), "runtime": 1.0, "count": 3}
         metrics |= {"samples_per_second": 2.0, "steps_per_second": 1.0, "model_preparation_time": 0.1}
-        return SimpleNamespace(metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return SimpleNamespace(metrics=metrics, predictions=None, label_ids=None)
 
     trainer.predict = predict
     return ModelEvaluator(trainer, Techniques(pruning=PruningConfig(**pruning)), untrimmed), calls
@@ -144,6 +148,94 @@ def test_throughput_of_a_model_that_is_timed_in_another_runtime_is_not_reported(
     trainer.build_report(models, {})
     assert arguments["throughput"] == {"quantized": 100.0}
     assert arguments["metric"] == "accuracy"
+
+
+@pytest.fixture
+def reporting(tmp_path, monkeypatch):
+    """Return a trainer, and a function that reports on its model and an int8 form with these latencies."""
+    monkeypatch.setattr(latency, "THROUGHPUT_TEXTS", 8)
+    monkeypatch.setattr(evaluation, "measure_throughput", lambda passes, num_texts: dict.fromkeys(passes, 100.0))
+
+    def report(scheme="int8_static", milliseconds=(10.0, 5.0), **changes):
+        times = iter(milliseconds)
+
+        def compare(models, inputs, metrics, compiled, **kwargs):
+            for forward in compiled.values():
+                forward(**inputs)
+            return tuple(
+                ModelRow(role, role, metrics[role], latency_ms=Latency(time, time, 1, 1, 1, "torch"), bytes_on_disk=9)
+                for role, time in zip(models, times, strict=True)
+            )
+
+        monkeypatch.setattr(evaluation, "compare", compare)
+        trainer = build(tmp_path, techniques={"quantization": QuantizationConfig(scheme, **changes)})
+        calibration = [collate(list(rows(8)))] if scheme == "int8_static" else None
+        quantized = quantize(trainer.model, trainer.techniques.quantization, calibration)
+        return trainer.build_report({"student": trainer.model, "quantized": quantized}, {})
+
+    return report
+
+
+def test_report_has_the_agreement_of_the_quantized_model_with_the_float_student(reporting, monkeypatch):
+    monkeypatch.setattr(int8_kernels, "MIN_WEIGHT_ENTRIES", 0)
+    student, quantized = reporting().models
+    assert student.agreement is None
+    assert 0.8 <= quantized.agreement <= 1
+    has_kernel = int8_kernels.select_kernel() is not None
+    assert 0 < quantized.max_difference_without_kernels < 0.1 or not has_kernel
+    assert student.max_difference_without_kernels is None
+
+
+def test_agreement_counts_equal_predictions(reporting, monkeypatch):
+    monkeypatch.setattr(evaluation, "predicted_classes", lambda predictions, labels: next(classes))
+    classes = iter([np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0])])
+    assert reporting("int8_weight_only").row("quantized").agreement == 0.75
+
+
+def test_quantized_model_that_is_slower_gives_a_warning(reporting, monkeypatch):
+    messages = []
+    monkeypatch.setattr(evaluation.logger, "warning", messages.append)
+    assert reporting(milliseconds=(10.0, 5.0)).recommended == "quantized"
+    assert messages == []
+    report = reporting(milliseconds=(10.0, 50.0))
+    assert report.recommended == "student"
+    assert messages == [report.slower_form_note()]
+    assert "8-bit" not in messages[0]
+    assert "smaller, not faster here" not in messages[0]  # both have the same size
+
+
+def test_model_is_compiled_once_to_be_measured_and_evaluated(reporting, monkeypatch):
+    compiled, calls = [], []
+
+    def compile_model(model, inputs):
+        compiled.append(sorted(inputs))
+
+        def forward(**arguments):
+            calls.append(sorted(arguments))
+            return model(**arguments)
+
+        return forward
+
+    monkeypatch.setattr("hf_efficient.variants.compiled.compile_model", compile_model)
+    report = reporting("int8_dynamic", (10.0, 5.0, 2.0), compile=True)
+    assert len(compiled) == 1
+    assert len(calls) == 3  # two batches of the evaluation, and the timed one
+    assert calls == compiled * 3
+    quantized, both = report.row("quantized"), report.row("compiled")
+    assert both.metrics["accuracy"] == quantized.metrics["accuracy"]
+    assert both.agreement == quantized.agreement
+    assert "loss" not in both.metrics
+    assert report.recommended == "compiled"
+    assert report.final.role == "quantized"
+
+
+def test_half_precision_forms_are_rows_beside_the_float_models(reporting, monkeypatch):
+    half = classifier().to(torch.bfloat16)
+    monkeypatch.setattr(evaluation, "half_precision_forms", lambda models, device: {"bfloat16": half})
+    report = reporting(milliseconds=(10.0, 2.0, 5.0))
+    assert [row.role for row in report.models] == ["student", "bfloat16", "quantized"]
+    assert report.recommended == "bfloat16"
+    assert report.row("bfloat16").agreement > 0.8
 
 
 @pytest.mark.parametrize("metrics", [None, compute_nothing], ids=["the trainer's metrics", "own metrics"])

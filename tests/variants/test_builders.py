@@ -32,7 +32,8 @@ def no_runtime_check(monkeypatch):
 
 
 def test_every_quantization_of_every_format_is_a_variant():
-    assert set(VARIANTS) == {"float32", "bfloat16", "int8", "int8_compiled", "int8_weight_only", *EXPORTED}
+    float_types, int8 = {"float32", "bfloat16", "float16"}, {"int8", "int8_dynamic", "int8_weight_only"}
+    assert set(VARIANTS) == {*float_types, *int8, "int8_compiled", *EXPORTED}
     assert all(callable(VARIANTS[name]) for name in VARIANTS)
 
 
@@ -42,7 +43,7 @@ def test_runner_is_the_forward_if_there_is_one():
     assert ModelVariant(model, forward).runner is forward
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 def test_float_variant_is_a_copy_in_its_dtype(name, make_model, make_batch, tmp_path):
     model = make_model()
     variant = VARIANTS[name](model, make_batch(), None, tmp_path)
@@ -52,12 +53,20 @@ def test_float_variant_is_a_copy_in_its_dtype(name, make_model, make_batch, tmp_
     assert variant.model.classifier.weight is not model.classifier.weight
 
 
-@pytest.mark.parametrize("name", ["int8", "int8_weight_only"])
-def test_int8_variant_is_quantized(name, make_model, make_batch, tmp_path):
-    model = make_model()
-    variant = VARIANTS[name](model, make_batch(), None, tmp_path)
-    scheme = "int8_dynamic" if name == "int8" else name
-    expected = quantize(model, QuantizationConfig(scheme))(**make_batch()).logits
+@pytest.mark.parametrize(
+    ("name", "is_calibrated", "scheme"),
+    [
+        ("int8", True, "int8_static"),
+        ("int8", False, "int8_dynamic"),
+        ("int8_dynamic", True, "int8_dynamic"),
+        ("int8_dynamic", False, "int8_dynamic"),
+        ("int8_weight_only", False, "int8_weight_only"),
+    ],
+)
+def test_int8_variant_is_quantized(name, is_calibrated, scheme, make_model, make_batch, tmp_path):
+    model, calibration = make_model(), [make_batch()] if is_calibrated else None
+    variant = VARIANTS[name](model, make_batch(), calibration, tmp_path)
+    expected = quantize(model, QuantizationConfig(scheme), calibration)(**make_batch()).logits
     assert torch.equal(variant.runner(**make_batch()).logits, expected)
     assert is_quantized(variant.model)
     assert not is_quantized(model)
@@ -65,14 +74,14 @@ def test_int8_variant_is_quantized(name, make_model, make_batch, tmp_path):
 
 def test_compiled_variant_runs_the_compiled_model(make_model, make_batch, tmp_path, monkeypatch):
     compiled = CompiledModule()
-    monkeypatch.setattr(builders, "compile_model", lambda model, inputs: compiled)
+    monkeypatch.setattr(builders, "compile_variant", lambda model, inputs: compiled)
     variant = VARIANTS["int8_compiled"](make_model(), make_batch(), None, tmp_path)
     assert is_quantized(variant.model)
     assert variant.runner is compiled
 
 
 def test_compiled_variant_is_none_where_nothing_can_be_compiled(make_model, make_batch, tmp_path, monkeypatch):
-    monkeypatch.setattr(builders, "compile_model", lambda model, inputs: None)
+    monkeypatch.setattr(builders, "compile_variant", lambda model, inputs: None)
     assert VARIANTS["int8_compiled"](make_model(), make_batch(), None, tmp_path) is None
 
 
