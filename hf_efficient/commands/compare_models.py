@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import DatasetDict
@@ -18,6 +19,7 @@ from hf_efficient.data.config import DataConfig
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.inputs import EXPORT_CALIBRATION_SAMPLES
+from hf_efficient.measurement.agreement import agreement
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.environment import describe_environment
 from hf_efficient.measurement.latency import measure_throughput
@@ -25,7 +27,13 @@ from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.models.batches import example_count
 from hf_efficient.tasks.evaluator import TaskEvaluator
 from hf_efficient.tasks.inference import infer_task
-from hf_efficient.variants.builders import Forward, ModelVariant, check_not_quantized, check_variants
+from hf_efficient.variants.builders import (
+    Forward,
+    ModelVariant,
+    check_not_quantized,
+    check_variants,
+    has_calibration_data,
+)
 from hf_efficient.variants.config import VARIANTS
 
 
@@ -40,6 +48,7 @@ def compare_models(
     """Return a report on existing models; the others are compared with the first.
 
     Each is measured as it is, or in each of `variants`, names in `VARIANTS`. Metrics are computed if `data` is given.
+    The variants of one model have their names as roles, and the report recommends one.
 
     Raises UserError if the models are for different tasks, a variant is unknown, or calibration needs training data.
     """
@@ -52,6 +61,7 @@ def compare_models(
     task, has_data = tasks[0], len(splits) > 0
     models: dict[str, nn.Module] = {}
     metrics: dict[str, dict[str, float]] = {}
+    classes: dict[str, Any] = {}
     titles: dict[str, str] = {}
     compiled: dict[str, Forward] = {}
     passes: dict[str, Callable[[], object]] = {}
@@ -73,7 +83,9 @@ def compare_models(
                     splits, config, tokenizer, task, data, EXPORT_CALIBRATION_SAMPLES
                 )
                 batches = evaluator.sample_batches()
-            calibration = None if evaluator is None else evaluator.calibration_batches()
+            calibration = None
+            if evaluator is not None and has_calibration_data(data):
+                calibration = evaluator.calibration_batches()
             for variant_name in requested:
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 variant: ModelVariant | None = ModelVariant(model)
@@ -82,12 +94,14 @@ def compare_models(
                 if variant is None:
                     continue
                 role = f"student {len(models)}" if models else "teacher"
+                if models and variant_name is not None and len(names) == 1:
+                    role = variant_name  # another form of the same model, which may be recommended
                 models[role] = variant.model
                 titles[role] = _title(title, variant_name, len(names))
                 if variant.forward is not None:
                     compiled[role] = variant.forward
                 if evaluator is not None:
-                    metrics[role] = evaluator.metrics(variant.runner)
+                    metrics[role], classes[role] = evaluator.evaluate(variant.runner)
                     passes[role] = partial(evaluator.predict, variant.runner, batches)
                     num_texts[role] = sum(map(example_count, batches))
         rows = compare(
@@ -99,6 +113,10 @@ def compare_models(
             compiled=compiled,
             throughput=measure_throughput(passes, num_texts) if has_data else None,
         )
+    if variants and len(names) == 1:
+        first = classes.pop("teacher", None)
+        agreements = {role: agreement(values, first) for role, values in classes.items()}
+        rows = tuple(dataclasses.replace(row, agreement=agreements.get(row.role)) for row in rows)
     return CompressionReport(
         task=task.pipeline,
         dataset=data.title if has_data else None,

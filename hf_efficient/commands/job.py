@@ -33,6 +33,7 @@ from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import check_export
 from hf_efficient.functions import check_pruning
 from hf_efficient.hub.publisher import push_output_dir
+from hf_efficient.hub.usage import loading_code
 from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
 from hf_efficient.measurement.report_rows import with_ratios
 from hf_efficient.quantization.validation import check_quantization
@@ -63,13 +64,19 @@ def build_job_config(flags: JobFlags) -> JobConfig:
 def run_and_print(flags: JobFlags) -> None:
     """Run the job that the flags describe, and print what was measured and where the result is."""
     config = build_job_config(flags)
-    print_report(compress(config))
-    Console().print(f"Model, card, report and picture: {config.training.output_dir}", markup=False, soft_wrap=True)
+    report, output_dir = compress(config), Path(config.training.output_dir)
+    print_report(report)
+    console = Console()
+    console.print(f"Model, card, report and picture: {output_dir}", markup=False, soft_wrap=True)
+    if config.training.should_save and (code := loading_code(report, output_dir)):
+        console.print("Load it by:", *code, sep="\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_report(report: CompressionReport) -> None:
-    """Print the stages and the table of `report`."""
+    """Print the summary of `report`, its stages and its table."""
     console = Console()
+    if summary := report.summary():
+        console.print(summary, markup=False)
     for number, stage in enumerate(report.stages, start=1):
         console.print(f"{number}. {stage}", markup=False)
     console.print(report.table())

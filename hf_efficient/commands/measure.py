@@ -49,11 +49,17 @@ def run(argv: Sequence[str]) -> None:
     Raises UserError if a flag is given that has a meaning only with --training, or only without it.
     """
     args = _parse(argv)
+    from rich.console import Console
+
     if not args.training:
         data = DataConfig(**{name: getattr(args, name) for name in DATA_FIELDS})
         data.check_files()
         from hf_efficient.commands.compare_models import compare_models
         from hf_efficient.commands.job import print_report
+        from hf_efficient.commands.pretrained import load_config
+        from hf_efficient.hub.usage import auto_class_name
+        from hf_efficient.variants.builders import has_calibration_data
+        from hf_efficient.variants.usage import variant_code
 
         report = compare_models(
             args.models,
@@ -64,6 +70,11 @@ def run(argv: Sequence[str]) -> None:
             args.variants,
         )
         print_report(report)
+        if args.variants and len(args.models) == 1 and report.recommended is not None:
+            recommended = args.variants[0] if report.recommended == "teacher" else report.recommended
+            auto_class = auto_class_name(load_config(args.models[0], args.trust_remote_code))
+            code = variant_code(recommended, args.models[0], auto_class, has_calibration_data(data))
+            Console().print("Load it by:", *code, sep="\n", markup=False, highlight=False, soft_wrap=True)
         if args.output_dir:
             report.save(args.output_dir)
             report.plot(args.output_dir)
@@ -78,8 +89,6 @@ def run(argv: Sequence[str]) -> None:
         args.attention,
         [ON_OFF[value] for value in args.distil],
     )
-    from rich.console import Console
-
     from hf_efficient.commands.training_costs import measure_training_costs
     from hf_efficient.measurement.training_costs_plot import plot_costs
 

@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.labels import label_ids
 from hf_efficient.data.length_order import Order, restore_order, sort_by_length
+from hf_efficient.measurement.agreement import predicted_classes
 from hf_efficient.measurement.latency import sample_batches
 from hf_efficient.models.batches import Batch
 from hf_efficient.models.inputs import is_label
@@ -65,6 +66,10 @@ class TaskEvaluator:
 
     def metrics(self, model: Callable[..., Any]) -> dict[str, float]:
         """Return the task's metrics of `model`, computed in the model's own precision."""
+        return self.evaluate(model)[0]
+
+    def evaluate(self, model: Callable[..., Any]) -> tuple[dict[str, float], Any]:
+        """Return the task's metrics of `model` and the classes that it predicts, see `predicted_classes`."""
         predictions: Any = None
         labels: Any = None
         rows = self.tokenized_splits["evaluation"]
@@ -80,7 +85,7 @@ class TaskEvaluator:
         compute_metrics = self.task.build_compute_metrics(
             self.raw_splits["evaluation"], rows, self.encoder, self.config
         )
-        return compute_metrics(EvalPrediction(*results))
+        return compute_metrics(EvalPrediction(*results)), predicted_classes(*results)
 
     def sample_batches(self) -> list[Batch]:
         """Return a sample of the batches of the evaluation data, to measure the throughput of `predict` on."""

@@ -18,6 +18,7 @@ from transformers import (
 
 from hf_efficient import CompressionReport
 from hf_efficient.cli import main
+from hf_efficient.hub.usage import loading_code
 from hf_efficient.measurement.formatting import format_ratio
 
 LOAD_WITHOUT_PACKAGE = """
@@ -56,7 +57,13 @@ def test_pruned_distilled_and_quantized_model_loads_without_the_package(job_dir,
     card = (out / "README.md").read_text()
     assert "model-index" in card
     assert f"{report.row('quantized').metrics['accuracy']:.4f}" in card
-    assert "pip install transformers torch torchao" in card
+    assert "pip install transformers torch\n" in card
+    for sentence in (report.target_note(), report.recommendation()):
+        assert sentence in " ".join(screen.split())
+        assert sentence in card
+    code = loading_code(report, out)
+    assert "\n".join(["Load it by:", *code]) in screen
+    assert code[-1].replace(str(out), "out") in card
     assert "trust_remote_code=True" in card
     assert str(job_dir) not in card + (out / "compression_report.json").read_text()
 

@@ -64,6 +64,31 @@ def test_variant_that_cannot_be_built_on_this_machine_is_left_out(job_dir, monke
     assert [row.name for row in report.models] == ["float32"]
 
 
+def test_recommended_variant_is_printed_with_code_that_makes_it(job_dir, capsys):
+    files = ["--validation_file", job_dir / "dev.csv", "--train_file", job_dir / "train.csv"]
+    report = measure(job_dir, job_dir / "model", "--variants", "float32", "int8", *files)
+    screen = " ".join(capsys.readouterr().out.split())
+    assert [row.role for row in report.models] == ["teacher", "int8"]
+    assert report.models[0].agreement is None
+    assert report.models[1].agreement > 0.9
+    assert " ".join(report.recommendation().split()) in screen
+    code = {"teacher": "dtype=torch.float32)", "int8": "calibration=batches)"}[report.recommended]
+    assert "Load it by:" in screen
+    assert code in screen
+
+
+def test_int8_is_not_calibrated_on_the_data_of_the_metrics(job_dir, monkeypatch):
+    calibrations = []
+
+    def build(model, inputs, calibration, directory):
+        calibrations.append(calibration)
+        return ModelVariant(model)
+
+    monkeypatch.setitem(VARIANTS, "int8", build)
+    measure(job_dir, job_dir / "model", "--variants", "int8", "--validation_file", job_dir / "dev.csv")
+    assert calibrations == [None]
+
+
 @pytest.mark.slow
 def test_variants_of_a_model_are_compared(job_dir):
     for package in RUNTIME_PACKAGES:
