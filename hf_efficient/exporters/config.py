@@ -9,6 +9,8 @@ from hf_efficient.errors import UserError
 EXPORT_FORMATS = ("onnx", "openvino")
 # Besides float32, which every format has.
 FORMAT_QUANTIZATIONS = {"onnx": ("int8",), "openvino": ("int8", "int8_weight_only")}
+# Quantizations that compute the ranges of activations from data, and whether they need it.
+CALIBRATED = {("onnx", "int8"): False, ("openvino", "int8"): True}
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,12 @@ class ExportConfig:
         """The quantization of the exports; None: float32."""
         return None if self.export_quantization == "none" else self.export_quantization
 
+    def uses_calibration(self, format: str) -> bool:
+        """Whether the export to `format` computes the ranges of activations from calibration batches, if given."""
+        return uses_calibration(format, self.quantization)
+
     def needs_calibration(self, format: str) -> bool:
-        """Whether the export to `format` computes the ranges of activations from calibration batches."""
+        """Whether the export to `format` is not possible without calibration batches."""
         return needs_calibration(format, self.quantization)
 
 
@@ -63,6 +69,11 @@ def check_export_format(format: str, quantization: str | None) -> None:
         )
 
 
+def uses_calibration(format: str, quantization: str | None) -> bool:
+    """Whether this export computes the ranges of activations from calibration batches, if they are given."""
+    return (format, str(quantization)) in CALIBRATED
+
+
 def needs_calibration(format: str, quantization: str | None) -> bool:
-    """Whether this export computes the ranges of activations from calibration batches."""
-    return (format, quantization) == ("openvino", "int8")
+    """Whether this export is not possible without calibration batches."""
+    return CALIBRATED.get((format, str(quantization)), False)

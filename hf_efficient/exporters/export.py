@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,41 +13,67 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_efficient.errors import UserError
-from hf_efficient.exporters.config import check_export_format, needs_calibration
-from hf_efficient.exporters.inputs import calibration_inputs, component_inputs, generates_text, sample_export_inputs
+from hf_efficient.exporters.checks import batch_difference, max_relative_difference, padded_batch, relative_speed
+from hf_efficient.exporters.config import check_export_format, needs_calibration, uses_calibration
+from hf_efficient.exporters.inputs import (
+    calibration_inputs,
+    complete_batch,
+    component_inputs,
+    generates_text,
+    sample_export_inputs,
+    take_calibration_batches,
+)
 from hf_efficient.exporters.runtime_models import load_exported, quantization_title
 from hf_efficient.measurement.runtimes import check_runtime, suppress_output
 from hf_efficient.models import class_for, family_of, is_quantized
 from hf_efficient.models.family import stock_fields
-from hf_efficient.quantization.int8 import needs_reduced_range
+from hf_efficient.registry import Registry
 
+logger = logging.get_logger(__name__)
 EXPORTERS = {"onnx": "OnnxExporter", "openvino": "OpenVINOExporter"}
+# What changes the converted graph, by the quantization.
+ONNX_QUANTIZERS: Registry[Any] = Registry(
+    {
+        "none": "hf_efficient.exporters.onnx_int8:OnnxFloatRewriter",
+        "int8": "hf_efficient.exporters.onnx_int8:OnnxInt8Quantizer",
+    }
+)
 # What quantization needs besides the packages of the runtime.
 QUANTIZER_PACKAGES = {"openvino": ("nncf",)}
 MAX_RELATIVE_DIFFERENCE = 1e-3
-CHECKED_DECODE_STEPS = 6
+# A few activations that are rounded differently change outputs by less; one range for a whole batch by more.
+MAX_BATCH_DIFFERENCE = 1e-2
 
 
 @dataclass(frozen=True)
 class ExportResult:
     """An exported model in a folder.
 
-    `difference` is the largest absolute difference from torch's outputs, relative to the largest of them.
+    | attribute | meaning |
+    | --- | --- |
+    | difference | largest absolute difference from torch's outputs, relative to the largest of them |
+    | batch_difference | the same of a text alone and in a padded batch, both in the exported model |
+    | speed | how many times as fast as the float model in torch on this machine; None: float32, or not on a CPU |
     """
 
     format: str
     quantization: str | None
     folder: str
     difference: float
+    batch_difference: float
+    speed: float | None = None
 
     def describe(self) -> str:
         """Return one line on the export, for a report."""
         title = quantization_title(self.quantization)
-        return f"exported to {self.format} ({title}); outputs differ from torch by at most {self.difference:.2%}"
+        text = f"exported to {self.format} ({title}); outputs differ from torch by at most {self.difference:.2%}"
+        if self.batch_difference > MAX_BATCH_DIFFERENCE:
+            text += f", and between a text alone and in a batch by up to {self.batch_difference:.2%}"
+        return text
 
 
 def export(
@@ -64,11 +89,12 @@ def export(
     | --- | --- |
     | format | "onnx" or "openvino" |
     | quantization | None: float32; "int8"; for OpenVINO also "int8_weight_only" |
-    | calibration | batches of training data, (batch, tokens); OpenVINO's int8 computes activation ranges from them |
+    | calibration | batches of training data, (batch, tokens); int8 computes activation ranges from them |
 
-    With int8, ONNX Runtime computes the range of activations at run time; OpenVINO fixes it from `calibration`. The
-    export runs with any batch size and length. Pruned models need no code of this package there: the folder has the
-    config of the stock class. The export is loaded again and compared with torch.
+    Without `calibration`, ONNX Runtime's int8 computes a scale for each token at run time, which is slower; OpenVINO's
+    int8 needs it. The export runs with any batch size and length. Pruned models need no code of this package there:
+    the folder has the config of the stock class. The export is loaded again and compared with torch; there is a
+    warning if it is quantized and slower than the float model on this machine.
 
     A model that generates text is exported as three graphs; `hf_efficient.load_exported` loads all three and returns
     a model with `generate`.
@@ -91,12 +117,15 @@ def export(
     temporary_dir = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(temporary_dir, ignore_errors=True)
     samples = component_inputs(model, sample_export_inputs(model, 2, 16))
+    batches, by_component = [], {}
     with suppress_output():
-        batches = {} if calibration is None else calibration_inputs(model, calibration, list(samples))
+        if calibration is not None and uses_calibration(format, quantization):
+            batches = [complete_batch(model, batch) for batch in take_calibration_batches(calibration)]
+            by_component = calibration_inputs(model, batches, list(samples))
         exporter = getattr(transformers.exporters, EXPORTERS[format])()
         components = {
             name: exporter.export(
-                component, dict(inputs), _exporter_config(format, model, quantization, batches.get(name))
+                component, dict(inputs), _exporter_config(format, model, quantization, by_component.get(name))
             )
             for name, (component, inputs) in samples.items()
         }
@@ -107,7 +136,8 @@ def export(
             generation_config=model.generation_config if generates_text(model) else None,
         )
         exported_model.save_pretrained(temporary_dir)
-        difference = _max_relative_difference(model, load_exported(temporary_dir, full_precision=True))
+        loaded = load_exported(temporary_dir, full_precision=True)
+        difference = max_relative_difference(model, loaded)
     if quantization is None and not difference <= MAX_RELATIVE_DIFFERENCE:  # NaN is refused too
         raise RuntimeError(
             f"the {format} export in {temporary_dir} differs from torch by {difference:.2%} of the largest output: do "
@@ -116,7 +146,21 @@ def export(
     if folder.exists():
         shutil.rmtree(folder)
     temporary_dir.replace(folder)
-    return ExportResult(format, quantization, str(folder), difference)
+    in_batch = batch_difference(loaded, batches[0] if batches else padded_batch(model))
+    is_timed = quantization is not None and model.device.type == "cpu"
+    speed = relative_speed(model, load_exported(folder)) if is_timed else None
+    result = ExportResult(format, quantization, str(folder), difference, in_batch, speed)
+    warn_if_slow(result)
+    return result
+
+
+def warn_if_slow(result: ExportResult) -> None:
+    """Log a warning if the export is slower than the float model on this machine."""
+    if result.speed is not None and result.speed < 1:
+        logger.warning(
+            f"the {result.format} export ({quantization_title(result.quantization)}) is smaller, but slower on this "
+            f"machine: it takes {1 / result.speed:.2f} times as long as the float model in torch"
+        )
 
 
 def check_export(model: PreTrainedModel, format: str, quantization: str | None) -> None:
@@ -152,10 +196,7 @@ def _exporter_config(format: str, model: PreTrainedModel, quantization: str | No
     """Return the config of Transformers' exporter to `format`."""
     quantizer: Any = None
     if format == "onnx":
-        dynamic = transformers.exporters.OnnxRuntimeDynamicConfig(
-            per_channel=True, reduce_range=needs_reduced_range(model.device)
-        )
-        quantizer = transformers.exporters.OnnxRuntimeQuantizer(dynamic) if quantization else None
+        quantizer = ONNX_QUANTIZERS[quantization or "none"](batches)
         return transformers.exporters.OnnxConfig(dynamic=True, quantizer=quantizer)
     if quantization == "int8":
         static = transformers.exporters.NNCFQuantizationConfig(subset_size=len(batches or ()))
@@ -172,31 +213,3 @@ def _stock_config(model: PreTrainedModel) -> Any:
     config = family.config_class(**stock_fields(model.config))
     config.architectures = [class_for(model, config).__name__]
     return config
-
-
-def _max_relative_difference(model: PreTrainedModel, loaded: nn.Module) -> float:
-    """Return the largest absolute difference of the outputs, relative to the largest of torch's outputs."""
-    inputs = sample_export_inputs(model, 3, 11)
-    with torch.no_grad():
-        expected, exported = _output_tensors(model, inputs), _output_tensors(loaded, inputs)
-    pairs = [
-        (exported[name].float().cpu(), value.float().cpu()) for name, value in expected.items() if name in exported
-    ]
-    largest = max((float(value.abs().max()) for _, value in pairs), default=0.0)
-    if not largest:
-        return math.nan
-    return max(float((output - value).abs().max()) for output, value in pairs) / largest
-
-
-def _output_tensors(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the outputs of `model`: of one that generates text, the logits of a prefill and several decode steps."""
-    if not generates_text(model):
-        return {n: v for n, v in model(**inputs).items() if torch.is_tensor(v) and v.is_floating_point()}
-    ids = inputs["decoder_input_ids"]
-    encoder_inputs = {name: value for name, value in inputs.items() if name != "decoder_input_ids"}
-    # Several steps, since a cache that the runtime overwrites is still right after one.
-    steps = [model(**encoder_inputs, decoder_input_ids=ids[:, :-1], use_cache=True)]
-    for _ in range(CHECKED_DECODE_STEPS):
-        cache = steps[-1].past_key_values
-        steps.append(model(**encoder_inputs, decoder_input_ids=ids[:, -1:], past_key_values=cache))
-    return {f"logits {number}": outputs.logits for number, outputs in enumerate(steps)}

@@ -79,27 +79,34 @@ def take_calibration_batches(batches: Iterable[Mapping[str, torch.Tensor]]) -> l
     return taken
 
 
+def complete_batch(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the inputs of an export of `model` for a batch of data, on the device of the model.
+
+    Raises UserError if the model generates text and the batch has no labels.
+    """
+    inputs = dict(batch)
+    if generates_text(model) and "decoder_input_ids" not in inputs:
+        if "labels" not in inputs:
+            raise UserError(
+                f"calibration batches have {', '.join(batch)}: a model that generates text needs labels too, the "
+                "texts to generate"
+            )
+        inputs["decoder_input_ids"] = shift_right(inputs["labels"], model.config)
+    names = list(sample_export_inputs(model, 1, 2))
+    return {name: value.to(model.device) for name, value in fill_missing_inputs(inputs, names).items()}
+
+
 def calibration_inputs(
     model: PreTrainedModel, batches: Iterable[Mapping[str, torch.Tensor]], components: list[str]
 ) -> dict[str, list[Any]]:
-    """Return the inputs of each component for the calibration batches.
+    """Return the inputs of each component for complete batches.
 
-    Raises UserError if there are no batches, or a model that generates text gets batches without labels.
+    Raises UserError if there are none.
     """
     inputs_by_component: dict[str, list[Any]] = {name: [] for name in components}
-    names = list(sample_export_inputs(model, 1, 2))
-    for batch in take_calibration_batches(batches):
-        inputs = dict(batch)
-        if generates_text(model) and "decoder_input_ids" not in inputs:
-            if "labels" not in inputs:
-                raise UserError(
-                    f"calibration batches have {', '.join(batch)}: a model that generates text needs labels too, the "
-                    "texts to generate"
-                )
-            inputs["decoder_input_ids"] = shift_right(inputs["labels"], model.config)
-        inputs = {name: value.to(model.device) for name, value in fill_missing_inputs(inputs, names).items()}
-        for name, (_, component_kwargs) in component_inputs(model, inputs).items():
-            inputs_by_component[name].append(component_kwargs)
+    for batch in batches:
+        for name, (_, inputs) in component_inputs(model, batch).items():
+            inputs_by_component[name].append(inputs)
     if not any(inputs_by_component.values()):
         raise UserError("the calibration data is empty: give at least one batch")
     return inputs_by_component

@@ -91,7 +91,7 @@ def transformers_js_files(contents: RepoFiles) -> RepoFiles:
     model = onnx.load(str(graph))
     serialized_model = model.SerializeToString()
     files: RepoFiles = {"onnx/model.onnx": serialized_model, "onnx/model.onnx.data": EMBEDDED_WEIGHTS_NOTE}
-    if any(node.op_type in ("MatMulInteger", "DynamicQuantizeLinear") for node in model.graph.node):
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
         files["onnx/model_quantized.onnx"] = serialized_model
     return files
 

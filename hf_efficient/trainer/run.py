@@ -20,7 +20,6 @@ from hf_efficient.functions import describe_quantization, quantize
 from hf_efficient.measurement.energy import EnergyCounter
 from hf_efficient.measurement.report import training_resources
 from hf_efficient.models import is_quantized
-from hf_efficient.quantization.fake_quantization import disable_fake_quantization
 from hf_efficient.trainer.checkpoints import has_resumable_run, resolve_checkpoint, save_atomically
 from hf_efficient.trainer.phases import has_training_steps
 
@@ -51,7 +50,7 @@ class CompressionRun:
             with EnergyCounter(self.args.device) as counter:
                 output = self.prune_and_train(resume)
         finally:
-            disable_fake_quantization(trainer.model)
+            trainer.quantization_training.close(trainer.model)
         seconds = time.perf_counter() - start_seconds
         trainer.phases.remove_autocast_wrapper(trainer.model)
         trainer.distillation_training.close()
@@ -108,7 +107,7 @@ class CompressionRun:
             )
         if not (self.techniques.trains and has_training_steps(self.args)):
             return None
-        trainer.enable_fake_quantization(trainer.model)
+        trainer.quantization_training.on_model_changed(trainer.model)
         output = self.train_once(resolve_checkpoint(resume, Path(self.args.output_dir)))
         trainer.stages.append(f"trained for {output.global_step} steps{supervision}")
         return output
@@ -144,7 +143,8 @@ class CompressionRun:
         for format in config.formats:
             folder = Path(self.args.output_dir) / format
             calibration = None
-            if config.needs_calibration(format):  # in all processes: the dataloader synchronizes them
+            if config.uses_calibration(format) and trainer.train_dataset is not None:
+                # In all processes: the dataloader synchronizes them.
                 calibration = take_calibration_batches(trainer.get_train_dataloader())
             if self.args.should_save:
                 result = export(trainer.model, folder, format, config.quantization, calibration)
@@ -156,7 +156,9 @@ class CompressionRun:
     def quantize_model(self) -> PreTrainedModel:
         """Quantize the model and install the result; return it."""
         trainer, config = self.trainer, self.techniques.quantization
-        quantized = quantize(trainer.model, config)
+        training = trainer.quantization_training
+        batches = training.calibration_batches() if trainer.train_dataset is not None else None
+        quantized = quantize(trainer.model, config, batches, training.statistics)
         trainer.stages.append(describe_quantization(trainer.model, quantized, config))
         trainer.install_model(quantized)
         return quantized

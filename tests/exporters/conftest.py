@@ -7,7 +7,7 @@ import pytest
 from export_cases import LAYER_FIELDS, PACKAGES, remove_every_other_unit, require
 
 from hf_efficient import export
-from hf_efficient.exporters.config import needs_calibration
+from hf_efficient.exporters.config import uses_calibration
 from hf_efficient.models import family_of
 
 
@@ -39,7 +39,7 @@ def exported(one_layer_model, make_batch, tmp_path_factory):
         if pruned:
             model = remove_every_other_unit(model)
         calibration = None
-        if needs_calibration(format, quantization):
+        if uses_calibration(format, quantization):
             calibration = [make_batch(head, labelled=True, seed=seed) for seed in range(2)]
         folder = tmp_path_factory.mktemp("export") / format
         result = export(model, folder, format, quantization, calibration)

@@ -33,7 +33,11 @@ def test_known_settings_are_accepted():
     assert config.quantization is None
 
 
-def test_only_static_int8_needs_calibration():
-    assert ExportConfig(["openvino"]).needs_calibration("openvino")
-    assert not ExportConfig(["onnx"]).needs_calibration("onnx")
-    assert not ExportConfig(["openvino"], "int8_weight_only").needs_calibration("openvino")
+def test_int8_uses_calibration_and_that_of_openvino_needs_it():
+    int8, weight_only = ExportConfig(["onnx", "openvino"]), ExportConfig(["openvino"], "int8_weight_only")
+    assert int8.uses_calibration("openvino")
+    assert int8.needs_calibration("openvino")
+    assert int8.uses_calibration("onnx")
+    assert not int8.needs_calibration("onnx")
+    assert not weight_only.uses_calibration("openvino")
+    assert not ExportConfig(["onnx"], "none").uses_calibration("onnx")

@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +20,8 @@ from transformers import (
 from transformers.exporters import ExportedModel
 
 from hf_efficient import QuantizationConfig, export, quantize
-from hf_efficient.exporters.config import needs_calibration
+from hf_efficient.exporters.checks import batch_difference, padded_batch
+from hf_efficient.exporters.export import ExportResult, warn_if_slow
 from hf_efficient.measurement.cost import saved_bytes
 
 OTHER_ENCODERS = [
@@ -65,28 +68,94 @@ def test_every_encoder_and_every_head_of_t5_is_exported(head, exported):
     assert exported(head).result.difference < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("runtime", "quantization"), [("onnx", "int8"), ("openvino", "int8"), ("openvino", "int8_weight_only")]
-)
-def test_int8_exports_are_smaller_and_compute_almost_the_same(runtime, quantization, tmp_path):
-    require(runtime)
+@pytest.fixture(scope="module")
+def small_model():
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 512}
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(**sizes, vocab_size=2000))
-    calibration = None
-    if needs_calibration(runtime, quantization):
-        calibration = [collate(list(rows(8, seed=seed))) for seed in range(3)]
-    result = export(model, tmp_path / "int8", runtime, quantization, calibration)
-    assert 1e-6 < result.difference < 0.1
-    assert result.describe().startswith(f"exported to {runtime} ({quantization.replace('_', ' ')}); outputs differ")
-    weights = sum(path.stat().st_size for path in (tmp_path / "int8").iterdir() if path.suffix != ".json")
-    assert weights < 0.4 * saved_bytes(model)
+    return BertForSequenceClassification(BertConfig(**sizes, vocab_size=2000)).eval()
+
+
+def calibration_batches():
+    return [collate(list(rows(8, seed=seed))) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def int8_export(small_model, tmp_path_factory):
+    """Exports a small model in int8, each time once: the folder and the result."""
+
+    @cache
+    def build(runtime, quantization="int8", calibrated=True):
+        require(runtime)
+        folder = tmp_path_factory.mktemp("int8") / runtime
+        calibration = calibration_batches() if calibrated else None
+        return SimpleNamespace(folder=folder, result=export(small_model, folder, runtime, quantization, calibration))
+
+    return build
+
+
+INT8_EXPORTS = [
+    ("onnx", "int8", True),
+    ("onnx", "int8", False),
+    ("openvino", "int8", True),
+    ("openvino", "int8_weight_only", False),
+]
+
+
+@pytest.mark.parametrize(("runtime", "quantization", "calibrated"), INT8_EXPORTS)
+def test_int8_exports_are_smaller_and_compute_almost_the_same(
+    runtime, quantization, calibrated, small_model, int8_export
+):
+    case = int8_export(runtime, quantization, calibrated)
+    assert 1e-6 < case.result.difference < 0.1
+    title = quantization.replace("_", " ")
+    assert case.result.describe() == (
+        f"exported to {runtime} ({title}); outputs differ from torch by at most {case.result.difference:.2%}"
+    )
+    assert case.result.speed > 0
+    weights = sum(path.stat().st_size for path in case.folder.iterdir() if path.suffix != ".json")
+    assert weights < 0.4 * saved_bytes(small_model)
+
+
+@pytest.mark.parametrize(("runtime", "quantization", "calibrated"), INT8_EXPORTS)
+def test_outputs_of_a_text_do_not_depend_on_its_batch(runtime, quantization, calibrated, small_model, int8_export):
+    case = int8_export(runtime, quantization, calibrated)
+    assert case.result.batch_difference < 1e-4
+    loaded = ExportedModel.from_pretrained(case.folder, **FULL_PRECISION.get(runtime, {}))
+    assert batch_difference(loaded, padded_batch(small_model)) < 1e-2
+
+
+def test_dependence_on_the_batch_is_measured_and_described():
+    class CenteredTokens(torch.nn.Module):
+        def forward(self, input_ids, attention_mask):
+            tokens = input_ids.float() * attention_mask
+            return {"logits": tokens - 0.5 * tokens.mean()}
+
+    batch = {
+        "input_ids": torch.tensor([[4, 4, 4, 4], [8, 8, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+    }
+    # Alone, the first text is 4 - 2 = 2 and the second 8 - 4 = 4; together, 4 - 2 = 2 and 8 - 2 = 6, the largest.
+    assert batch_difference(CenteredTokens(), batch) == pytest.approx(2 / 6)
+    described = ExportResult("onnx", "int8", "out", 0.01, 2 / 6).describe()
+    assert described.endswith("and between a text alone and in a batch by up to 33.33%")
+
+
+@pytest.mark.parametrize(("speed", "warned"), [(0.5, True), (1.5, False), (None, False)])
+def test_export_that_is_slower_than_float_gets_a_warning(speed, warned, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("hf_efficient.exporters.export.logger.warning", warnings.append)
+    warn_if_slow(ExportResult("onnx", "int8", "out", 0.01, 0.0, speed))
+    sentence = (
+        "the onnx export (int8) is smaller, but slower on this machine: it takes 2.00 times as long as the float "
+        "model in torch"
+    )
+    assert warnings == [sentence] * warned
 
 
 def test_wrong_export_is_refused_and_the_earlier_one_is_kept(exported, one_layer_model, tmp_path, monkeypatch):
     folder = shutil.copytree(exported().folder, tmp_path / "onnx")
     before = (folder / "export.json").read_bytes()
-    monkeypatch.setattr("hf_efficient.exporters.export._max_relative_difference", lambda *_: 0.5)
+    monkeypatch.setattr("hf_efficient.exporters.export.max_relative_difference", lambda *_: 0.5)
     with pytest.raises(RuntimeError, match=r"differs from torch by 50.00% .* do not use it"):
         export(one_layer_model("BertForSequenceClassification", seed=2), folder, "onnx")
     assert (folder / "export.json").read_bytes() == before

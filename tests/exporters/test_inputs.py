@@ -7,6 +7,7 @@ from export_cases import sentences
 from hf_efficient.exporters.inputs import (
     EXPORT_CALIBRATION_SAMPLES,
     calibration_inputs,
+    complete_batch,
     sample_export_inputs,
     take_calibration_batches,
 )
@@ -31,7 +32,9 @@ def test_take_calibration_batches_stops_when_there_are_enough():
 
 def test_calibration_inputs_of_generation_are_made_from_labels(make_model):
     model, labels = make_model("T5ForConditionalGeneration"), torch.tensor([[5, 6, 1], [7, 1, -100], [8, 9, 1]])
-    inputs = calibration_inputs(model, [{**sentences(), "labels": labels}], [ENCODER, PREFILL, DECODE])
+    inputs = calibration_inputs(
+        model, [complete_batch(model, {**sentences(), "labels": labels})], [ENCODER, PREFILL, DECODE]
+    )
     assert inputs[PREFILL][0]["decoder_input_ids"].tolist() == [[0, 5], [0, 7], [0, 8]]
     assert inputs[DECODE][0]["decoder_input_ids"].tolist() == [[6], [1], [9]]
     assert inputs[DECODE][0]["past_key_values"].get_seq_length() == 2
@@ -39,7 +42,7 @@ def test_calibration_inputs_of_generation_are_made_from_labels(make_model):
 
 def test_calibration_inputs_of_generation_need_labels(make_model):
     with pytest.raises(ValueError, match=r"calibration batches have input_ids, attention_mask: .* needs labels"):
-        calibration_inputs(make_model("T5ForConditionalGeneration"), [sentences()], [ENCODER, PREFILL, DECODE])
+        complete_batch(make_model("T5ForConditionalGeneration"), sentences())
 
 
 def test_no_calibration_batches_are_refused(make_model):
