@@ -23,9 +23,11 @@ from hf_efficient.pruning.selection import Scores, Selection, remove_units
 from hf_efficient.pruning.sparsity import sparsify
 from hf_efficient.pruning.target_search import TargetSearch
 from hf_efficient.pruning.validation import check_prunable
+from hf_efficient.quantization.calibration import InputStatistics
 from hf_efficient.quantization.codebook import compare_with_uniform, quantize_codebook
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantization.int8 import quantize_int8
+from hf_efficient.quantization.int8 import calibrate, quantize_int8
+from hf_efficient.quantization.torchao import quantize_torchao
 from hf_efficient.quantization.validation import check_quantization
 
 __all__ = [
@@ -45,6 +47,7 @@ def quantize(
     model: PreTrainedModel,
     config: QuantizationConfig | None = None,
     calibration: Iterable[Mapping[str, torch.Tensor]] | None = None,
+    statistics: Mapping[str, InputStatistics] | None = None,
 ) -> PreTrainedModel:
     """Return a quantized copy of `model`; `save_pretrained` writes it and `from_pretrained` loads it.
 
@@ -53,24 +56,38 @@ def quantize(
 
     | argument | meaning |
     | --- | --- |
-    | config | scheme and modules; None: the default, int8_dynamic |
-    | calibration | for codebooks: batches (batch, tokens), whose squared gradients weigh the errors of weights |
+    | config | scheme and modules; None: int8_static with calibration batches, int8_dynamic without |
+    | calibration | batches (batch, tokens) of training data; int8_static needs them, the others are better with them |
+    | statistics | instead of `calibration`: what was observed in quantization-aware training, by Linear |
 
-    Squared gradients are the diagonal of the Fisher information. Int8 schemes need no calibration.
+    From calibration batches `int8_static` computes the ranges of activations. All int8 schemes round weights so that
+    errors compensate each other on these batches; codebooks weigh the errors of weights by squared gradients, the
+    diagonal of the Fisher information.
 
-    Raises UserError if the model is quantized already, no module of it would be quantized, or calibration batches are
-    given to an int8 scheme; UnsupportedModelError if codebooks are requested for an architecture of an unknown family.
+    Raises UserError if the model is quantized already, no module of it would be quantized, calibration batches are
+    missing for int8_static or given to torchao, or torchao is requested and not installed; UnsupportedModelError if
+    the family of the model is unknown, except with torchao.
     """
-    config = QuantizationConfig() if config is None else config
+    if config is None:
+        config = QuantizationConfig("int8_dynamic" if calibration is None else "int8_static")
     check_quantization(model, config)
-    if calibration is not None and config.scheme != "codebook":
-        raise UserError(f"scheme={config.scheme!r} needs no calibration data: leave `calibration` out")
+    if config.needs_calibration and calibration is None and statistics is None:
+        raise UserError(
+            "scheme='int8_static' computes ranges of activations from data: give `calibration`, batches of training "
+            "data, or scheme='int8_dynamic'"
+        )
+    if config.torchao and calibration is not None:
+        raise UserError("torchao=True needs no calibration data: leave `calibration` out")
+    if config.is_int8 and calibration is not None:
+        statistics = calibrate(model, config, calibration)
     if config.embeddings_are_codebooks:
         importance = None
-        if calibration is not None:
+        if calibration is not None and not config.is_int8:
             importance = squared_gradients(model, calibration, task_or_sampled_loss())
         model = quantize_codebook(model, config, importance)
-    return quantize_int8(model, config) if config.is_int8 else model
+    if not config.is_int8:
+        return model
+    return quantize_torchao(model, config) if config.torchao else quantize_int8(model, config, statistics)
 
 
 def describe_quantization(model: PreTrainedModel, quantized: PreTrainedModel, config: QuantizationConfig) -> str:

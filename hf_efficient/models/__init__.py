@@ -1,7 +1,8 @@
 """The model classes of compressed networks, by family.
 
-Owns: the structure of a pruned network, the classes built from it, codebook weights, FAMILIES. Its modules, except
-`surgery` and `inputs`, are saved next to a model's weights, so they import only torch, transformers and each other.
+Owns: the structure of a pruned network, the classes built from it, codebook and 8-bit weights, FAMILIES. Its modules,
+except `surgery`, `inputs` and `batches`, are saved next to a model's weights: they import only torch, transformers and
+each other.
 Takes: a stock model and what to keep of it. Gives: a smaller model that loads with `from_pretrained`; importing this
 room registers its classes with the Auto classes.
 """
@@ -55,7 +56,8 @@ def class_for(model: PreTrainedModel, config: PreTrainedConfig) -> type[PreTrain
 
 def is_quantized(model: PreTrainedModel) -> bool:
     """Whether the weights of `model` are not stored as floats."""
-    return getattr(model, "hf_quantizer", None) is not None or bool(getattr(model.config, "codebooks", None))
+    has_quantized_modules = any(getattr(model.config, field, None) for field in ("codebooks", "int8"))
+    return has_quantized_modules or getattr(model, "hf_quantizer", None) is not None
 
 
 for _family in FAMILIES.values():

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .blocks import Block
 from .codebook import install_codebooks
+from .int8 import install_int8
 from .structure import Structure
 
 # Fields that a pruned config has and the stock config of its family has not, or has with another value.
@@ -21,6 +22,7 @@ _FIELDS_OF_PRUNED_CONFIG = (
     "architectures",
     "auto_map",
     "codebooks",
+    "int8",
     "layer_sources",
     "model_type",
     "structure",
@@ -159,12 +161,13 @@ class Family(ABC):
 
 
 class PrunedConfig:
-    """Mixin of the pruned config of a family, in front of its stock config. The subclass declares two JSON fields.
+    """Mixin of the pruned config of a family, in front of its stock config. The subclass declares three JSON fields.
 
     | field | meaning |
     | --- | --- |
     | structure | `Structure.to_dict()` of the model |
     | codebooks | the modules whose weights are stored as codebooks, as `install_codebooks` takes them |
+    | int8 | the modules with 8-bit weights, as `install_int8` takes them |
     """
 
     family: ClassVar[Family]
@@ -175,12 +178,14 @@ class PrunedConfig:
 
 
 class PrunedModel(PreTrainedModel):
-    """Mixin in front of a stock model class: builds it with the structure and the codebooks of its config."""
+    """Mixin in front of a stock model class: builds it with structure, codebooks and 8-bit modules of its config."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         config.family.shape(self, config.family.structure(config))
         install_codebooks(self.base_model, config.codebooks or {})
+        if config.int8:
+            install_int8(self.base_model, config.int8)
 
 
 def stock_fields(config: PreTrainedConfig) -> dict[str, Any]:

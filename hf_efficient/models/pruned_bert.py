@@ -25,6 +25,7 @@ class PrunedBertConfig(PrunedConfig, BertConfig):
 
     structure: dict[str, Any] | None = None
     codebooks: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
 
 class PrunedBertModel(PrunedModel, BertModel):

@@ -29,6 +29,7 @@ class PrunedDistilBertConfig(PrunedConfig, DistilBertConfig):
 
     structure: dict[str, Any] | None = None
     codebooks: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
 
 class PrunedDistilBertModel(PrunedModel, DistilBertModel):

@@ -26,6 +26,7 @@ class PrunedElectraConfig(PrunedConfig, ElectraConfig):
 
     structure: dict[str, Any] | None = None
     codebooks: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
 
 class PrunedElectraModel(PrunedModel, ElectraModel):

@@ -39,6 +39,7 @@ class PrunedRobertaConfig(PrunedConfig, RobertaConfig):
 
     structure: dict[str, Any] | None = None
     codebooks: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
 
 class PrunedRobertaModel(PrunedModel, RobertaModel):
@@ -109,6 +110,7 @@ class PrunedXLMRobertaConfig(PrunedConfig, XLMRobertaConfig):
 
     structure: dict[str, Any] | None = None
     codebooks: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
 
 class PrunedXLMRobertaModel(PrunedModel, XLMRobertaModel):
@@ -179,6 +181,7 @@ class PrunedCamembertConfig(PrunedConfig, CamembertConfig):
 
     structure: dict[str, Any] | None = None
     codebooks: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
 
 class PrunedCamembertModel(PrunedModel, CamembertModel):

@@ -32,6 +32,7 @@ class PrunedT5Config(PrunedConfig, T5Config):
 
     structure: dict[str, Any] | None = None
     codebooks: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
 
 class PrunedT5Model(PrunedModel, T5Model):
@@ -102,6 +103,7 @@ class PrunedMT5Config(PrunedConfig, MT5Config):
 
     structure: dict[str, Any] | None = None
     codebooks: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
 
 class PrunedMT5Model(PrunedModel, MT5Model):

@@ -8,10 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_efficient.errors import UserError
-from hf_efficient.models import class_for, family_of
 from hf_efficient.models.codebook import Codebook, pack
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantization.module_selection import select_embeddings, select_linears
+from hf_efficient.quantization.quantized_model import build_quantized_model
 
 MAX_KMEANS_POINTS = 2048
 
@@ -26,7 +26,6 @@ def quantize_codebook(
 
     Raises UserError if no weight would be quantized, UnsupportedModelError if the family of `model` is unknown.
     """
-    family = family_of(model)
     bits = dict(select_codebook_weights(model, config))
     if len(bits) == 0:
         raise UserError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
@@ -40,17 +39,7 @@ def quantize_codebook(
         weights[f"{prefix}{name}.indices"] = pack(indices.flatten(), index_bits)
         weights[f"{prefix}{name}.table"] = table.to(weight.dtype)
         codebooks[name] = {"bits": index_bits, "group": group, "keep_packed": config.keep_packed}
-    quantized_config = family.pruned_config(model.config, family.structure(model.config))
-    quantized_config.codebooks = codebooks
-    with torch.random.fork_rng(devices=[]), model.device:
-        quantized = class_for(model, quantized_config)._from_config(
-            quantized_config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
-        )
-    quantized.load_state_dict(weights)
-    if model.can_generate():
-        quantized.generation_config = model.generation_config
-    quantized.config._name_or_path = model.config._name_or_path
-    return quantized.to(model.device).eval()
+    return build_quantized_model(model, weights, codebooks=codebooks)
 
 
 def fit_codebook(

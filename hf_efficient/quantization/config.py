@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from hf_efficient.errors import UserError
 
-INT8_SCHEMES = ("int8_dynamic", "int8_weight_only")
+INT8_SCHEMES = ("int8_static", "int8_dynamic", "int8_weight_only")
+TORCHAO_SCHEMES = ("int8_dynamic", "int8_weight_only")
 SCHEMES = (*INT8_SCHEMES, "codebook")
 
 
@@ -20,10 +21,11 @@ class QuantizationConfig:
     """
 
     scheme: str | None = field(
-        default="int8_dynamic",
+        default="int8_static",
         metadata={
-            "help": "int8_dynamic: int8 weights, a scale per channel, and int8 activations, a scale per token; "
-            "int8_weight_only: int8 weights alone; codebook: weights are indices into tables found by k-means."
+            "help": "int8_static: int8 weights and activations, whose ranges are computed from training data; "
+            "int8_dynamic: a range for each token, found at run time, needs no data; int8_weight_only: int8 weights "
+            "alone; codebook: weights are indices into tables found by k-means."
         },
     )
     bits: int | None = field(
@@ -55,11 +57,15 @@ class QuantizationConfig:
         default="",
         metadata={"help": "Comma-separated regular expressions; modules whose name matches one stay in float."},
     )
-    compile: bool = field(
-        default=True,
+    torchao: bool = field(
+        default=False,
         metadata={
-            "help": "Also measure the int8 model under torch.compile, without which it saves memory but no time."
+            "help": "Store int8 weights as torchao does: stock shapes load without remote code, but need torchao, and "
+            "are fast only under torch.compile."
         },
+    )
+    compile: bool = field(
+        default=False, metadata={"help": "Also measure the int8 model under torch.compile, for at most two minutes."}
     )
 
     def __post_init__(self) -> None:
@@ -83,6 +89,11 @@ class QuantizationConfig:
         if self.aware and self.scheme not in INT8_SCHEMES:
             raise UserError(
                 f"aware=True trains for int8, and scheme is {self.scheme!r}: give scheme={' or '.join(INT8_SCHEMES)}"
+            )
+        if self.torchao and (self.scheme not in TORCHAO_SCHEMES or self.aware):
+            raise UserError(
+                f"torchao=True cannot be combined with scheme={self.scheme!r}{' and aware=True' * self.aware}: give "
+                f"scheme={' or '.join(TORCHAO_SCHEMES)} without aware"
             )
         for pattern in self.skip_patterns:
             try:
@@ -111,6 +122,11 @@ class QuantizationConfig:
         return self.scheme in INT8_SCHEMES
 
     @property
+    def needs_calibration(self) -> bool:
+        """Whether ranges of activations are computed from calibration batches."""
+        return self.scheme == "int8_static"
+
+    @property
     def embeddings_are_codebooks(self) -> bool:
         """Whether embedding tables become codebooks."""
         return self.scheme == "codebook" or (self.embedding_bits or 8) < 8
@@ -120,7 +136,8 @@ class QuantizationConfig:
         if self.scheme == "codebook":
             return f"quantized to {self.index_bits}-bit codebooks; the task head stays in float"
         tables = f", embeddings to {self.embedding_bits}-bit codebooks" if self.embeddings_are_codebooks else ""
-        return f"quantized to int8 ({self.scheme}){tables}; the task head stays in float"
+        library = " by torchao" if self.torchao else ""
+        return f"quantized to int8 ({self.scheme}){library}{tables}; the task head stays in float"
 
     @property
     def title(self) -> str:

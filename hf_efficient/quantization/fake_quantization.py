@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,95 +10,90 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from hf_efficient.models.int8 import TOKEN_LIMIT, range_to_scale
+from hf_efficient.models.int8_kernels import ACTIVATION_MAX, WEIGHT_LIMIT
+from hf_efficient.quantization.calibration import InputStatistics
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantization.int8 import needs_reduced_range
+from hf_efficient.quantization.int8 import EMBEDDING_LIMIT, merged_linears
 from hf_efficient.quantization.module_selection import check_selection, select_embeddings, select_linears
-from hf_efficient.quantization.torchao_import import suppress_torchao_warnings
-
-# Smallest and largest integer; the reduced range is for processors on which sums of products would overflow.
-FULL_RANGE, REDUCED_RANGE = (-128, 127), (-64, 63)
+from hf_efficient.quantization.rounding import quantize_rows
 
 
-class _RoundStraightThrough(torch.autograd.Function):
-    """Rounding to the integers of a range, with the straight-through gradient: that of the identity."""
+class _StraightThrough(torch.autograd.Function):
+    """Returns rounded values, with the straight-through gradient: that of the values."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, lowest: int, highest: int) -> torch.Tensor:
-        """Return the nearest integers in the range, in the dtype of `values`."""
-        return values.round().clamp(lowest, highest)
+    def forward(ctx: Any, values: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+        """Return `rounded`."""
+        return rounded
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Return the gradient unchanged."""
-        return gradients[0], None, None
+        return gradients[0], None
 
 
-def quantize_rows(
-    values: torch.Tensor, lowest: int = FULL_RANGE[0], highest: int = FULL_RANGE[1]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize each row of `values` (rows, size) symmetrically, with the scale that the int8 model uses.
+def straight_through(values: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """Return `rounded` with the gradient of `values`, both (...).
 
-    Return the integers (rows, size) in float32, with straight-through gradients, and the scales (rows, 1), without
-    gradients. A scale is computed from the largest magnitude of its row.
-
-    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-    Inference", section 3; Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
+    Source: Bengio et al. 2013, "Estimating or Propagating Gradients Through Stochastic Neurons", section 4.
     """
-    choose_qparams, mapping = _torchao_qparams()
-    values = values.float()
-    scale, _ = choose_qparams(
-        values.detach(),
-        mapping.SYMMETRIC,
-        (1, values.shape[-1]),
-        torch.int8,
-        quant_min=lowest,
-        quant_max=highest,
-        eps=torch.finfo(torch.float32).eps,
-        scale_dtype=torch.float32,
-        zero_point_dtype=torch.int32,
-        keepdim=True,
-    )
-    rounded: torch.Tensor = _RoundStraightThrough.apply(values * (1.0 / scale), lowest, highest)  # type: ignore[no-untyped-call]
-    return rounded, scale
+    output: torch.Tensor = _StraightThrough.apply(values, rounded)  # type: ignore[no-untyped-call]
+    return output
 
 
-@cache
-def _torchao_qparams() -> tuple[Any, Any]:
-    """Return `choose_qparams_affine` and `MappingType` of torchao, imported once: every forward pass needs them."""
-    with suppress_torchao_warnings():
-        from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine
+def round_rows(values: torch.Tensor, limit: int) -> torch.Tensor:
+    """Return each row of `values` (rows, columns) as int8 stores it, with the straight-through gradient."""
+    integers, scale = quantize_rows(values, limit)
+    return straight_through(values, (integers * scale).to(values.dtype))
 
-    return choose_qparams_affine, MappingType
+
+def round_tokens(states: torch.Tensor) -> torch.Tensor:
+    """Return `states` (..., channels) as an int8 Linear with a range for each token reads them, see `Int8Linear`."""
+    values = states.detach().float()
+    largest = values.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    rounded = (values / largest * TOKEN_LIMIT).round() / TOKEN_LIMIT * largest
+    return straight_through(states, rounded.to(states.dtype))
+
+
+def round_inputs(states: torch.Tensor, statistics: InputStatistics) -> torch.Tensor:
+    """Return `states` (..., channels) as an int8 Linear with fixed ranges reads them, see `Int8Linear`."""
+    values = states.detach().float()
+    scale, zero_point = range_to_scale(statistics.low, statistics.high)
+    integers = (values * (1 / scale)).round().add(zero_point).clamp(0, ACTIVATION_MAX)
+    rounded = (integers - zero_point) * scale
+    is_outside = ((values < statistics.lowest) | (values > statistics.highest)).any(-1, keepdim=True)
+    low, high = -zero_point * scale, (ACTIVATION_MAX - zero_point) * scale
+    rounded = torch.where(is_outside, rounded + values - values.clamp(low, high), rounded).to(states.dtype)
+    outliers = list(statistics.outliers)
+    rounded[..., outliers] = states.detach()[..., outliers]
+    return straight_through(states, rounded)
 
 
 class FakeInt8Linear(nn.Linear):
     """A Linear that computes as the int8 model will; setting `__class__` turns a Linear into one and back.
 
-    Integers are multiplied in float and scaled afterwards in the order of torchao, since another order would round
-    some values to a neighbouring integer.
-
     | attribute | meaning |
     | --- | --- |
-    | activations | range of the integers of activations; None: activations stay in float |
-    | weights | range of the integers of weights |
+    | scheme | the int8 scheme |
+    | statistics | what its inputs are, for fixed ranges; None: not known yet, the inputs stay in float |
     """
 
-    activations: tuple[int, int] | None
-    weights: tuple[int, int]
+    scheme: str
+    statistics: InputStatistics | None
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return outputs (..., out_features) of inputs (..., in_features)."""
-        rows = states.flatten(0, -2)
-        weights, scales = quantize_rows(self.weight, *self.weights)
-        if self.activations is None:
-            outputs = F.linear(rows, weights.to(rows.dtype))
-        else:
-            integers, row_scales = quantize_rows(rows, *self.activations)
-            outputs = (F.linear(integers, weights) * row_scales).to(states.dtype)
-        outputs = outputs * scales.flatten().to(outputs.dtype)
-        if self.bias is not None:
-            outputs = outputs + self.bias
-        return outputs.view(*states.shape[:-1], -1).to(states.dtype)
+        weight, outliers = self.weight, []
+        if self.scheme == "int8_dynamic":
+            states = round_tokens(states)
+        elif self.scheme == "int8_static" and self.statistics is not None:
+            states = round_inputs(states, self.statistics)
+            outliers = list(self.statistics.outliers)
+        is_ordinary = torch.ones(self.in_features, dtype=weight.dtype, device=weight.device)
+        is_ordinary[outliers] = 0
+        rounded = round_rows(weight * is_ordinary, WEIGHT_LIMIT) + weight * (1 - is_ordinary)
+        return F.linear(states, rounded, self.bias)
 
 
 class FakeInt8Embedding(nn.Embedding):
@@ -107,25 +102,31 @@ class FakeInt8Embedding(nn.Embedding):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return embeddings (..., embedding_dim) of token ids (...)."""
         rows = super().forward(ids)
-        integers, scales = quantize_rows(rows.flatten(0, -2))
-        return (integers * scales).view_as(rows).to(rows.dtype)
+        return round_rows(rows.flatten(0, -2), EMBEDDING_LIMIT).view_as(rows)
 
 
 def enable_fake_quantization(model: PreTrainedModel, config: QuantizationConfig) -> None:
     """Make `model` compute, in place, as `quantize` with this config will; its parameters do not change.
 
-    Raises UserError if no module of `model` would be quantized.
+    Fixed ranges are set afterwards, by `set_input_statistics`. Raises UserError if no module would be quantized.
     """
     check_selection(model, config)
-    reduces_range = config.scheme == "int8_dynamic" and needs_reduced_range(model.device)
-    integer_range = REDUCED_RANGE if reduces_range else FULL_RANGE
     for _, linear in select_linears(model, config):
         linear.__class__ = FakeInt8Linear
-        linear.activations = integer_range if config.scheme == "int8_dynamic" else None
-        linear.weights = integer_range
+        linear.scheme, linear.statistics = str(config.scheme), None
     for _, embedding in select_embeddings(model, config):
         if not config.embeddings_are_codebooks:
             embedding.__class__ = FakeInt8Embedding
+
+
+def set_input_statistics(
+    model: PreTrainedModel, config: QuantizationConfig, statistics: Mapping[str, InputStatistics]
+) -> None:
+    """Set the ranges of inputs of a `model` with fake quantization; `statistics` are those of `calibrate`."""
+    linears = dict(select_linears(model, config))
+    for members in merged_linears(model, linears).values():
+        for member in members:
+            linears[member].statistics = statistics.get(members[0])
 
 
 def disable_fake_quantization(model: PreTrainedModel) -> None:
@@ -133,6 +134,6 @@ def disable_fake_quantization(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, FakeInt8Linear):
             module.__class__ = nn.Linear  # type: ignore[assignment]
-            del module.activations, module.weights
+            del module.scheme, module.statistics
         elif isinstance(module, FakeInt8Embedding):
             module.__class__ = nn.Embedding  # type: ignore[assignment]

@@ -1,104 +1,130 @@
-"""Int8 quantization by torchao: weights and, for `int8_dynamic`, activations are integers with a scale."""
+"""Int8 quantization: weights and, except for `int8_weight_only`, the inputs of the layers' Linears are integers."""
 
 from __future__ import annotations
 
-import copy
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
-from hf_efficient.errors import UserError
+from hf_efficient.models import family_of
+from hf_efficient.models.batches import Batch
+from hf_efficient.models.blocks import EmptyBlock
+from hf_efficient.models.int8_kernels import WEIGHT_LIMIT
+from hf_efficient.quantization.calibration import InputStatistics, observe_inputs
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantization.module_selection import select_embeddings, select_linears
-from hf_efficient.quantization.torchao_import import suppress_torchao_warnings
+from hf_efficient.quantization.module_selection import check_selection, select_embeddings, select_linears
+from hf_efficient.quantization.quantized_model import build_quantized_model
+from hf_efficient.quantization.rounding import quantize_rows, round_with_compensation
 
-logger = logging.get_logger(__name__)
+ACTIVATIONS = {"int8_static": "static", "int8_dynamic": "dynamic", "int8_weight_only": None}
+EMBEDDING_LIMIT = 127
 
 
-def quantize_int8(model: PreTrainedModel, config: QuantizationConfig) -> PreTrainedModel:
-    """Return a copy of `model` in an int8 scheme; `from_pretrained` loads it from the folder it is saved in.
+def quantize_int8(
+    model: PreTrainedModel, config: QuantizationConfig, statistics: Mapping[str, InputStatistics] | None = None
+) -> PreTrainedModel:
+    """Return a copy of `model` in an int8 scheme.
 
-    Raises UserError if no module of `model` would be quantized.
+    `statistics` are those of the inputs of its Linears, by name in the base model. `int8_static` computes fixed ranges
+    from them, and keeps the inputs of a Linear without any in float; with second moments, weights are rounded so that
+    the errors of outputs are small.
+
+    Raises UserError if no module of `model` would be quantized; UnsupportedModelError if its family is unknown.
     """
-    with suppress_torchao_warnings():
-        # From memory, not through a folder: every process quantizes, and only the first one may write.
-        quantized: PreTrainedModel = type(model).from_pretrained(
-            None,
-            config=copy.deepcopy(model.config),
-            state_dict=copy.deepcopy(model.state_dict()),
-            quantization_config=torchao_config(model, config),
-            dtype=model.dtype,
-            attn_implementation=model.config._attn_implementation,
-        )
-    quantized.config._name_or_path = model.config._name_or_path
-    return quantized.to(model.device).eval()
+    check_selection(model, config)
+    statistics = {} if statistics is None else statistics
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    weights = model.state_dict()
+    activations = ACTIVATIONS[str(config.scheme)]
+    settings: dict[str, Any] = {"activations": activations, "linears": {}, "embeddings": []}
+    linears = dict(select_linears(model, config))
+    for name, members in merged_linears(model, linears).items():
+        observed = statistics.get(members[0])
+        int8_linear: dict[str, Any] = {}
+        if len(members) > 1:
+            int8_linear["members"] = [member.rpartition(".")[2] for member in members]
+        if activations == "static" and observed is None:
+            int8_linear["activations"] = None
+        outliers = observed.outliers if activations == "static" and observed is not None else ()
+        if outliers:
+            int8_linear["outliers"] = len(outliers)
+        tensors = _quantize_linears([linears[member] for member in members], observed, outliers)
+        if activations == "static" and observed is not None:
+            tensors["input_range"] = torch.tensor([observed.low, observed.high])
+            tensors["input_limits"] = torch.tensor([observed.lowest, observed.highest])
+        for member in members:
+            weights.pop(f"{prefix}{member}.weight")
+            weights.pop(f"{prefix}{member}.bias", None)
+        weights |= {f"{prefix}{name}.{key}": tensor for key, tensor in tensors.items()}
+        settings["linears"][name] = int8_linear
+    for name, _ in () if config.embeddings_are_codebooks else select_embeddings(model, config):
+        integers, scale = quantize_rows(weights[f"{prefix}{name}.weight"], EMBEDDING_LIMIT)
+        weights[f"{prefix}{name}.weight"] = integers.to(torch.int8)
+        weights[f"{prefix}{name}.weight_scale"] = scale.to(model.dtype)
+        settings["embeddings"].append(name)
+    return build_quantized_model(model, weights, int8=settings)
 
 
-def compile_model(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Callable[..., Any] | None:
-    """Return `model` under torch.compile, for any batch size and length, compiled by a first run on `inputs`.
+def calibrate(
+    model: PreTrainedModel, config: QuantizationConfig, batches: Iterable[Batch], second_moments: bool = True
+) -> dict[str, InputStatistics]:
+    """Return statistics of the inputs of the Linears that `config` quantizes, by name in the base model.
 
-    In eager mode torchao dequantizes a complete embedding table for every lookup and quantizes activations in many
-    small steps; compilation fuses both into the neighbouring kernels. Return None, and log a warning, where the model
-    cannot be compiled, for example without a C++ compiler.
+    Of several Linears with the same inputs, such as those of queries, keys and values, the first has them.
+
+    Raises UserError if there are no batches.
     """
-    try:
-        with suppress_torchao_warnings(), warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")
-            compiled: Callable[..., Any] = torch.compile(model.eval(), dynamic=True)
-            compiled(**inputs)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        logger.warning(f"the int8 model is not measured under torch.compile, which fails on this machine: {reason}")
-        return None
-    return compiled
+    linears = dict(select_linears(model, config))
+    observed = {members[0]: linears[members[0]] for members in merged_linears(model, linears).values()}
+    return observe_inputs(model, observed, batches, second_moments)
 
 
-def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
-    """Return the `TorchAoConfig` that maps patterns of parameter names of `model` to how they are quantized.
+def merged_linears(model: PreTrainedModel, names: Collection[str]) -> dict[str, list[str]]:
+    """Return the 8-bit Linears, by name, with the Linears `names` that each of them computes.
 
-    Raises UserError if no parameter of `model` would be quantized.
+    Linears that read the same states, such as those of queries, keys and values, become one, whose inputs are
+    quantized once.
     """
-    with suppress_torchao_warnings():
-        from torchao.quantization import FqnToConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
-        from transformers import TorchAoConfig
-
-    linear_config: Any = Int8WeightOnlyConfig()
-    if config.scheme == "int8_dynamic":
-        linear_config = Int8DynamicActivationInt8WeightConfig(reduce_range=needs_reduced_range(model.device))
-    configs = dict.fromkeys(_weight_patterns(model, list(select_linears(model, config))), linear_config)
-    if not config.embeddings_are_codebooks:
-        embeddings = list(select_embeddings(model, config))
-        configs |= dict.fromkeys(_weight_patterns(model, embeddings), Int8WeightOnlyConfig())
-    if not configs:
-        raise UserError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
-    return TorchAoConfig(FqnToConfig(configs))
-
-
-def needs_reduced_range(device: torch.device) -> bool:
-    """Whether int8 sums can overflow on this device, so that a smaller range is needed: on CPUs without VNNI."""
-    with suppress_torchao_warnings():
-        from torchao.utils import should_reduce_range
-
-    return bool(should_reduce_range(device))
+    paths = {module: name for name, module in model.base_model.named_modules()}
+    merged: dict[str, list[str]] = {}
+    for block in family_of(model).blocks(model).values():
+        module = getattr(block.owner, block.compute)
+        if isinstance(module, EmptyBlock) or module not in paths:
+            continue
+        # In cross attention queries are computed from other states than keys and values.
+        inputs = block.inputs[1:] if block.name.endswith(".cross_attention") else block.inputs
+        members = [f"{paths[module]}.{name}" for name in inputs]
+        if len(members) > 1 and all(member in names for member in members):
+            merged[f"{paths[module]}.{'_'.join(inputs)}"] = members
+    alone = set(names) - {member for members in merged.values() for member in members}
+    return {**merged, **{name: [name] for name in names if name in alone}}
 
 
-def _weight_patterns(model: PreTrainedModel, modules: Sequence[tuple[str, nn.Module]]) -> Iterator[str]:
-    """Yield patterns that match the weights of `modules` with any head: one for all layers where they allow it."""
-    names, classes = {name for name, _ in modules}, {type(module) for _, module in modules}
-    names_by_pattern: dict[str, list[str]] = {}
-    for name, module in model.base_model.named_modules():
-        if type(module) in classes:
-            pattern = re.sub(r"\\\.\d+\\\.", lambda _: r"\.\d+\.", re.escape(name))
-            names_by_pattern.setdefault(pattern, []).append(name)
-    for pattern, matching in names_by_pattern.items():
-        selected = [name for name in matching if name in names]
-        if selected == matching:
-            yield rf"re:(.*\.)?{pattern}\.weight"
-        else:
-            yield from (rf"re:(.*\.)?{re.escape(name)}\.weight" for name in selected)
+def without_outliers(weight: torch.Tensor, outliers: tuple[int, ...]) -> torch.Tensor:
+    """Return a copy of `weight` (outputs, inputs) with zeros in the columns of the outlier channels."""
+    weight = weight.detach().float().clone()
+    weight[:, list(outliers)] = 0
+    return weight
+
+
+def _quantize_linears(
+    linears: list[nn.Linear], observed: InputStatistics | None, outliers: tuple[int, ...]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors, see `Int8Linear`, of one 8-bit Linear with the outputs of all of `linears`."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    ordinary = without_outliers(weight, outliers)
+    integers, scale = quantize_rows(ordinary, WEIGHT_LIMIT)
+    if observed is not None and observed.second_moments is not None:
+        moments = observed.second_moments.clone()
+        moments[list(outliers)] = moments[:, list(outliers)] = 0
+        integers = round_with_compensation(ordinary, scale, moments, WEIGHT_LIMIT)
+    tensors = {"weight": integers.to(torch.int8), "weight_scale": scale.flatten().to(weight.dtype)}
+    if linears[0].bias is not None:
+        tensors["bias"] = torch.cat([linear.bias.detach() for linear in linears])
+    if outliers:
+        tensors["outlier_index"] = torch.tensor(outliers)
+        tensors["outlier_weight"] = weight[:, list(outliers)].T.contiguous()
+    return tensors

@@ -15,6 +15,8 @@ from hf_efficient.quantization.config import QuantizationConfig
 
 logger = logging.get_logger(__name__)
 
+MIN_EMBEDDING_ROWS = 16
+
 
 def select_linears(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, Any]]:
     """Yield the Linears of the layers that `config` quantizes, with their names in the base model."""
@@ -26,16 +28,17 @@ def select_linears(model: PreTrainedModel, config: QuantizationConfig) -> Iterat
 def select_embeddings(model: PreTrainedModel, config: QuantizationConfig) -> Iterator[tuple[str, Any]]:
     """Yield the embedding tables that `config` quantizes, with their names in the base model.
 
-    Tables with tied weights stay in float, since the weight would no longer be shared. So does the small table of T5's
-    relative position bias, which is added to attention scores.
+    Tables with tied weights stay in float, since the weight would no longer be shared. So do small ones that all
+    tokens read: token types, and T5's relative position bias, which is added to attention scores.
     """
     if not config.quantize_embeddings:
         return
     tied_keys: Mapping[str, str] = model.all_tied_weights_keys
     tied = {id(model.get_parameter(name)) for name in (*tied_keys, *tied_keys.values())}
     for name, module in model.base_model.named_modules():
-        is_embedding = isinstance(module, nn.Embedding) and not name.endswith("relative_attention_bias")
-        if is_embedding and id(module.weight) not in tied and not _is_skipped(model, config, name):
+        is_table = isinstance(module, nn.Embedding) and module.num_embeddings >= MIN_EMBEDDING_ROWS
+        is_table = is_table and not name.endswith("relative_attention_bias")
+        if is_table and id(module.weight) not in tied and not _is_skipped(model, config, name):
             yield name, module
 
 

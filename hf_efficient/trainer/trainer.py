@@ -19,10 +19,8 @@ from hf_efficient.distillation.head_outputs import get_head_outputs
 from hf_efficient.exporters.config import ExportConfig
 from hf_efficient.hub.publisher import HubPublisher, initialize_repo
 from hf_efficient.measurement.report import CompressionReport
-from hf_efficient.models import is_quantized
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantization.fake_quantization import enable_fake_quantization
 from hf_efficient.trainer.checkpoints import CheckpointState, without_secrets
 from hf_efficient.trainer.distillation import DistillationTraining, ProjectionGradients, TeacherLike, load_teachers
 from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel
@@ -30,6 +28,7 @@ from hf_efficient.trainer.fsdp import FSDPSession, uses_fsdp
 from hf_efficient.trainer.loss import AccumulatedLoss, Batch, check_finite, select_model_inputs
 from hf_efficient.trainer.ordered_evaluation import OrderedEvaluation
 from hf_efficient.trainer.phases import PruningPhases
+from hf_efficient.trainer.quantization import QuantizationTraining
 from hf_efficient.trainer.run import CompressionRun
 from hf_efficient.trainer.sampling import seed_by_epoch
 from hf_efficient.trainer.scoring import Batches, PruningScorer
@@ -92,13 +91,27 @@ class CompressionMixin(Trainer):
             add_callback=self.add_callback,
             remove_callback=self.remove_callback,
         )
+        self.quantization_training = QuantizationTraining(techniques.quantization, self.draw_calibration_batches)
         self.fsdp_session = FSDPSession()
         self.ordered_evaluation = OrderedEvaluation(self)
         self.evaluator = ModelEvaluator(self, techniques, self.untrimmed)
         self.publisher = HubPublisher(self.model.config._name_or_path)
-        self.checkpoint_states: list[CheckpointState] = [self.distillation_training, self.phases]
-        self.on_model_changed = [self.enable_fake_quantization, self.distillation_training.on_model_changed]
-        for callback in (self.accumulated_loss, ProjectionGradients(self.distillation_training), self.fsdp_session):
+        self.checkpoint_states: list[CheckpointState] = [
+            self.distillation_training,
+            self.phases,
+            self.quantization_training,
+        ]
+        self.on_model_changed = [
+            self.quantization_training.on_model_changed,
+            self.distillation_training.on_model_changed,
+        ]
+        projection_gradients = ProjectionGradients(self.distillation_training)
+        for callback in (
+            self.accumulated_loss,
+            projection_gradients,
+            self.quantization_training,
+            self.fsdp_session,
+        ):
             self.add_callback(callback)
         if uses_fsdp(accelerator):  # only a training run shards the model
             self.is_fsdp_enabled, self.place_model_on_device = False, True
@@ -134,11 +147,6 @@ class CompressionMixin(Trainer):
         for prepare in self.on_model_changed:
             prepare(model)
 
-    def enable_fake_quantization(self, model: PreTrainedModel) -> None:
-        """Round the weights and activations of `model` in training as int8 will, if the config requests it."""
-        if self.techniques.quantization.aware and not is_quantized(model):
-            enable_fake_quantization(model, self.techniques.quantization)
-
     def build_report(self, models: Mapping[str, Any], exported: Mapping[str, Any]) -> CompressionReport:
         """Return the report on `models` and `exported`, by role."""
         return self.evaluator.build_report(models, exported, self.stages)
@@ -150,6 +158,10 @@ class CompressionMixin(Trainer):
         return self.scorer.draw_batches(
             self.model, self.train_dataset, self._get_scoring_dataloader, self.get_train_dataloader
         )
+
+    def draw_calibration_batches(self) -> Batches:
+        """Return the batches of training data that activations are observed on, the same in all processes."""
+        return self.scorer.gather_batches(self.draw_scoring_batches())
 
     def _get_scoring_dataloader(self, dataset: Any) -> Any:
         return self._get_dataloader(dataset, "scoring", self.args.eval_batch_size, super()._get_eval_sampler)

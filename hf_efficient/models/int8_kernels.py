@@ -1,0 +1,111 @@
+"""Products of 8-bit matrices on this machine's CPU: which kernel there is, and weights packed for it."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+# Products of an activation of 8 bits without sign and a weight are added in pairs, in 16 bits on CPUs without VNNI:
+# 2 * 255 * 64 still fits. Weights within this limit give the same sums on every CPU.
+WEIGHT_LIMIT = 64
+ACTIVATION_MAX = 255
+# Below so many entries of a weight the quantization of the inputs costs more than the product gains.
+MIN_WEIGHT_ENTRIES = 16 * 1024
+_LOCK = threading.Lock()
+
+# Returns outputs (rows, out_features) of inputs (rows, in_features), both float32, given scale and zero point of the
+# inputs.
+Kernel = Callable[[torch.Tensor, float, int], torch.Tensor]
+KernelBuilder = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Kernel]
+
+
+def fbgemm_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Kernel:
+    """Return the kernel for AVX2 and AVX-512 with or without VNNI, which quantizes its inputs while it packs them."""
+    quantized = torch._make_per_channel_quantized_tensor(
+        weight, scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
+    )
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "x86"
+    try:
+        packed = torch.ops.quantized.linear_prepack(quantized, bias)
+    finally:
+        torch.backends.quantized.engine = engine
+
+    def kernel(rows: torch.Tensor, input_scale: float, zero_point: int) -> torch.Tensor:
+        outputs: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            rows, input_scale, zero_point, packed
+        )
+        return outputs
+
+    return kernel
+
+
+def onednn_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Kernel:
+    """Return the kernel for CPUs with AMX."""
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    zero_points = torch.zeros(len(scale), dtype=torch.int32)
+
+    def kernel(rows: torch.Tensor, input_scale: float, zero_point: int) -> torch.Tensor:
+        quantized = torch.quantize_per_tensor(rows, input_scale, zero_point, torch.quint8)
+        # The integers without the copy that `int_repr` makes.
+        integers = torch.empty(0, dtype=torch.uint8).set_(quantized.untyped_storage(), 0, rows.shape)  # type: ignore[call-overload]
+        outputs: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            integers, input_scale, zero_point, packed, scale, zero_points, bias, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return outputs
+
+    return kernel
+
+
+def build_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Kernel | None:
+    """Return the product with a weight on its device; None where no kernel is faster than the product in float.
+
+    | argument | shape |
+    | --- | --- |
+    | weight | (out_features, in_features), int8, within `WEIGHT_LIMIT` |
+    | scale | (out_features,), float32 |
+    | bias | (out_features,), float32, or None |
+    """
+    if weight.device.type != "cpu" or weight.numel() < MIN_WEIGHT_ENTRIES:
+        return None
+    builder = select_kernel()
+    if builder is None:
+        return None
+    with _LOCK, warnings.catch_warnings():  # packing is deprecated in torch; `select_kernel` knows whether it works
+        warnings.simplefilter("ignore")
+        return builder(weight.contiguous(), scale.contiguous(), bias)
+
+
+@cache
+def select_kernel() -> KernelBuilder | None:
+    """Return the builder of the fastest kernel that this CPU and this version of torch have, None if there is none."""
+    return next((builder for builder in _supported_builders() if _computes_correctly(builder)), None)
+
+
+def _supported_builders() -> list[KernelBuilder]:
+    """Return the builders of the kernels that are faster than float on this CPU, the fastest first."""
+    vector_instructions = torch.backends.cpu.get_cpu_capability()
+    if "x86" not in torch.backends.quantized.supported_engines or not vector_instructions.startswith("AVX"):
+        return []
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    has_amx = bool(capabilities.get("amx_int8")) and vector_instructions.startswith("AVX512")
+    return [onednn_kernel, fbgemm_kernel] if has_amx else [fbgemm_kernel]
+
+
+def _computes_correctly(builder: KernelBuilder) -> bool:
+    """Whether a kernel gives the product of integers, with the largest sums that occur."""
+    rows = (torch.arange(7 * 64).view(7, 64) * 37 % (ACTIVATION_MAX + 1)).float()
+    weight = (torch.arange(48 * 64).view(48, 64) * 29 % (2 * WEIGHT_LIMIT + 1) - WEIGHT_LIMIT).to(torch.int8)
+    rows[0], weight[0] = ACTIVATION_MAX, WEIGHT_LIMIT
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            outputs = builder(weight, torch.ones(48), torch.ones(48))(rows, 1.0, 0)
+        except (RuntimeError, AttributeError, TypeError):  # another version of torch
+            return False
+    return torch.equal(outputs, rows @ weight.float().T + 1)
