@@ -17,7 +17,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, Ge
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.cost import folder_bytes
 from hf_efficient.measurement.runtimes import RUNTIME_TITLES, check_runtime, suppress_output
-from hf_efficient.models.inputs import is_label
+from hf_efficient.models.inputs import TOKEN_TYPES, is_label
 
 # Components of an exported encoder-decoder: the encoder, the decoder's first call, and its calls with a filled cache.
 ENCODER, PREFILL, DECODE = "encoder", "prefill", "decode"
@@ -41,11 +41,14 @@ class RuntimeModel(nn.Module):
         suffix = quantization_title(quantization)
         self.runtime, self.title = f"{RUNTIME_TITLES.get(format, format)} {suffix}", f"{format} {suffix}"
 
-    def forward(self, **inputs: Any) -> Any:
+    def forward(self, token_type_ids: torch.Tensor | None = None, **inputs: Any) -> Any:
         """Return the outputs of the exported model; if labels are given, with a loss of NaN.
 
-        Losses are not exported, and `Trainer` needs one to evaluate.
+        Losses are not exported, and `Trainer` needs one to evaluate. Token types are a named argument, since what has
+        none does not get them; an export without that input ignores them.
         """
+        if token_type_ids is not None:
+            inputs[TOKEN_TYPES] = token_type_ids
         outputs = self.exported(**fill_missing_inputs(inputs, self.exported.components["model"].metadata.kwargs))
         if any(is_label(name) for name in inputs):
             outputs["loss"] = torch.tensor(math.nan)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 from hf_efficient import export, load_exported
 from hf_efficient.exporters.runtime_models import DECODE
 from hf_efficient.measurement.cost import saved_bytes
+from hf_efficient.models.inputs import select_inputs
 
 
 def test_runtime_model_is_evaluated_like_a_module(runtime, exported, make_batch):
@@ -22,6 +23,9 @@ def test_runtime_model_is_evaluated_like_a_module(runtime, exported, make_batch)
     assert math.isnan(outputs.loss)
     with torch.no_grad():
         assert largest_difference({"logits": outputs.logits}, {"logits": case.model(**inputs).logits}) < 0.05
+    pairs = select_inputs(module, batch)  # as a trainer selects them
+    assert largest_difference({"logits": module(**pairs).logits}, {"logits": module(**batch).logits}) == 0
+    assert largest_difference({"logits": module(**pairs).logits}, {"logits": outputs.logits}) > 0
     assert module.bytes_on_disk > 4 * 10_000
     assert module.runtime == {"onnx": "onnxruntime float32", "openvino": "openvino float32"}[runtime]
 
