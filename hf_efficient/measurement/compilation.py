@@ -43,7 +43,7 @@ def compile_model(
             warnings.simplefilter("ignore")
             compiled = torch.compile(model.eval(), dynamic=True)
             for batch in batches:
-                compiled(**batch)
+                compiled(**_inference_tensors(batch))
     except _TimeLimitError:
         logger.warning(f"the model is not measured under torch.compile, which takes longer than {limit_seconds:g} s")
         return None
@@ -53,11 +53,15 @@ def compile_model(
         return None
 
     def forward(**arguments: Any) -> Any:
-        # In inference mode as before: compiled code is for one mode.
         with torch.inference_mode(), torch.compiler.set_stance("eager_on_recompile"):
-            return compiled(**arguments)
+            return compiled(**_inference_tensors(arguments))
 
     return forward
+
+
+def _inference_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return copies of tensors that are made in inference mode: other tensors need other compiled code."""
+    return {name: value.clone() if torch.is_tensor(value) else value for name, value in arguments.items()}
 
 
 @contextmanager

@@ -13,16 +13,22 @@ from hf_efficient.measurement.compilation import compile_model, time_limit
 
 @pytest.fixture
 def compilations(monkeypatch):
-    """Replace the backend of torch.compile by one that keeps the graphs as they are; return the list of them."""
-    graphs, compile = [], torch.compile
+    """Replace the backend of torch.compile by one that keeps the graphs; return a list of their numbers of runs."""
+    runs, compile = [], torch.compile
 
     def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
+        number = len(runs)
+        runs.append(0)
+
+        def run(*arguments):
+            runs[number] += 1
+            return graph.forward(*arguments)
+
+        return run
 
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: compile(model, dynamic=dynamic, backend=backend))
     torch.compiler.reset()
-    yield graphs
+    yield runs
     torch.compiler.reset()
 
 
@@ -46,11 +52,21 @@ class Doubling(torch.nn.Module):
 def test_model_is_compiled_once_for_all_sizes(compilations, texts, count):
     forward = compile_model(Doubling().train(), batch(texts, 8))
     assert len(compilations) == count  # torch compiles other code for a single text
-    with torch.no_grad():
-        for size in ((texts, 8), (3, 5), (7, 9)):
-            assert torch.equal(forward(**batch(*size)), 2 * batch(*size)["input"])
-        assert torch.equal(forward(**batch(3, 5), factor=torch.tensor(3.0)), 3 * batch(3, 5)["input"])
+    before = sum(compilations)
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            for size in ((texts, 8), (3, 5), (7, 9)):
+                inputs = batch(*size)  # in inference mode it is an inference tensor
+                assert torch.equal(forward(**inputs), 2 * inputs["input"])
+    assert sum(compilations) == before + 9
     assert len(compilations) == count
+
+
+def test_what_would_need_another_compilation_runs_uncompiled(compilations):
+    forward = compile_model(Doubling(), batch(4, 8))
+    runs = list(compilations)
+    assert torch.equal(forward(**batch(3, 5), factor=torch.tensor(3.0)), 3 * batch(3, 5)["input"])
+    assert compilations == runs
 
 
 def test_model_that_cannot_be_compiled_gives_a_warning(monkeypatch, warnings):
