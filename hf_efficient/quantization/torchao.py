@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from hf_efficient.errors import UserError
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantization.module_selection import select_embeddings, select_linears
 from hf_efficient.quantization.torchao_import import suppress_torchao_warnings
-
-logger = logging.get_logger(__name__)
 
 
 def quantize_torchao(model: PreTrainedModel, config: QuantizationConfig) -> PreTrainedModel:
@@ -40,25 +36,6 @@ def quantize_torchao(model: PreTrainedModel, config: QuantizationConfig) -> PreT
     return quantized.to(model.device).eval()
 
 
-def compile_model(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Callable[..., Any] | None:
-    """Return `model` under torch.compile, for any batch size and length, compiled by a first run on `inputs`.
-
-    In eager mode torchao dequantizes a complete embedding table for every lookup and quantizes activations in many
-    small steps; compilation fuses both into the neighbouring kernels. Return None, and log a warning, where the model
-    cannot be compiled, for example without a C++ compiler.
-    """
-    try:
-        with suppress_torchao_warnings(), warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")
-            compiled: Callable[..., Any] = torch.compile(model.eval(), dynamic=True)
-            compiled(**inputs)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        logger.warning(f"the int8 model is not measured under torch.compile, which fails on this machine: {reason}")
-        return None
-    return compiled
-
-
 def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
     """Return the `TorchAoConfig` that maps patterns of parameter names of `model` to how they are quantized.
 
@@ -68,13 +45,17 @@ def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
         from torchao.quantization import FqnToConfig, Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
         from transformers import TorchAoConfig
 
-    linear_config: Any = Int8WeightOnlyConfig()
+    # Without its settings for Inductor, which would hold for the whole process and make compilation take minutes.
+    weight_only: Any = Int8WeightOnlyConfig(set_inductor_config=False)
+    linear_config = weight_only
     if config.scheme == "int8_dynamic":
-        linear_config = Int8DynamicActivationInt8WeightConfig(reduce_range=needs_reduced_range(model.device))
+        linear_config = Int8DynamicActivationInt8WeightConfig(
+            reduce_range=needs_reduced_range(model.device), set_inductor_config=False
+        )
     configs = dict.fromkeys(_weight_patterns(model, list(select_linears(model, config))), linear_config)
     if not config.embeddings_are_codebooks:
         embeddings = list(select_embeddings(model, config))
-        configs |= dict.fromkeys(_weight_patterns(model, embeddings), Int8WeightOnlyConfig())
+        configs |= dict.fromkeys(_weight_patterns(model, embeddings), weight_only)
     if not configs:
         raise UserError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
     return TorchAoConfig(FqnToConfig(configs))
