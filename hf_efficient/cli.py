@@ -30,7 +30,7 @@ DESCRIPTIONS = {
     "compress": "Prune, distil and quantize a model, measure it, and save what from_pretrained loads.",
     "prune": "Remove parts of a model without training it.",
     "distill": "Train a student with a teacher.",
-    "quantize": "Store a model in int8 or in codebooks; needs no data.",
+    "quantize": "Store a model in int8 or in codebooks.",
     "export": "Write a model for ONNX Runtime and OpenVINO.",
     "measure": "Measure models and compare them, or measure what training one of them costs.",
     "push": "Push a directory that holds a model to the Hugging Face Hub.",

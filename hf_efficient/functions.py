@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import export
-from hf_efficient.measurement.comparison import measure
-from hf_efficient.measurement.runtimes import check_runtime
-from hf_efficient.measurement.target_costs import TARGET_COSTS
+from hf_efficient.measurement.comparison import measure, model_inputs
+from hf_efficient.measurement.runtimes import build_runner, check_runtime
+from hf_efficient.measurement.target_costs import TARGET_COSTS, median_latencies_ms
 from hf_efficient.models.batches import Batch
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.connection_criteria import CONNECTION_SAMPLES, squared_gradients
@@ -29,6 +31,11 @@ from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantization.int8 import calibrate, quantize_int8
 from hf_efficient.quantization.torchao import quantize_torchao
 from hf_efficient.quantization.validation import check_quantization
+
+logger = logging.get_logger(__name__)
+
+# Values of `latency_runtime` besides the runtimes: forms of the student alone.
+STUDENT_FORMS = ("int8", "fastest")
 
 __all__ = [
     "build_target_search",
@@ -109,7 +116,8 @@ def check_pruning(model: PreTrainedModel, config: PruningConfig) -> None:
     not installed, or if `model` is quantized; UnsupportedModelError if its architecture or task head is not supported.
     """
     check_prunable(model, config)
-    check_runtime(config.latency_runtime)
+    if config.latency_runtime not in STUDENT_FORMS:
+        check_runtime(config.latency_runtime)
 
 
 def build_target_search(
@@ -125,9 +133,31 @@ def build_target_search(
             batch_size=config.latency_batch_size,
             sequence_length=config.latency_sequence_length,
             new_tokens=config.latency_new_tokens,
-            runtime=config.latency_runtime,
+            **_student_form(model, config),
         )
     return TargetSearch(model, config, cost, reference, cost_file)
+
+
+def _student_form(model: PreTrainedModel, config: PruningConfig) -> dict[str, Any]:
+    """Return the runtime that latencies are measured in and, where students are in another form, what runs these."""
+    name = config.latency_runtime
+    if name not in STUDENT_FORMS:
+        return {"runtime": name}
+    if name == "fastest" and config.target_speedup is not None:
+        inputs = model_inputs(model, config.latency_batch_size, config.latency_sequence_length)
+        latencies = median_latencies_ms(
+            {"torch": build_runner("torch", model, inputs), "int8": int8_runner(model, inputs)}
+        )
+        name = min(latencies, key=lambda form: latencies[form])
+        logger.info(f"latency_runtime='fastest': students are measured in {name}, which is the fastest here")
+    return {"runtime": "torch", "run_student": int8_runner if name == "int8" else None}
+
+
+def int8_runner(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Callable[[], Any]:
+    """Return the forward pass of `model` in int8, quantized for its speed: with the ranges of these inputs alone."""
+    config = QuantizationConfig("int8_static")
+    statistics = calibrate(model, config, [inputs], second_moments=False)
+    return build_runner("torch", quantize(model, config, statistics=statistics), inputs)
 
 
 def select_units(

@@ -1,7 +1,7 @@
 """Fine-tune, prune, distil, quantize, measure and push a model: the same as `hf-efficient compress`.
 
 python scripts/compress.py --model_name_or_path MODEL --train_file train.csv --validation_file dev.csv \
-    --target_speedup 2 --scheme int8_dynamic --output_dir out
+    --target_speedup 2 --scheme int8_static --output_dir out
 """
 
 import sys

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertForNextSentencePrediction, GPT2Config, GPT2Model
 
-from hf_efficient import PruningConfig, prune
+from hf_efficient import PruningConfig, functions, prune
 from hf_efficient.errors import UnsupportedModelError, UserError
 from hf_efficient.functions import build_target_search, check_pruning, select_units
 from hf_efficient.measurement import target_costs
 from hf_efficient.measurement.cost import count_flops, count_parameters
-from hf_efficient.models import family_of
+from hf_efficient.models import family_of, is_quantized
 from hf_efficient.pruning.config import TARGETS
 from hf_efficient.pruning.criteria import CRITERIA
 from hf_efficient.pruning.selection import remove_units
@@ -170,15 +170,15 @@ def test_compiled_models_are_not_tested_for_their_truth_value(make_model):
 def test_decoder_layers_are_removed_first_for_generation_speedup(make_model, make_batch, monkeypatch):
     """Every decoder layer runs once for each generated token, an encoder layer once in total."""
 
-    def median_latencies_ms(workload, models, seconds):
-        return {name: workload(model) for name, model in models.items()}
+    def median_latencies_ms(calls, seconds=1.0):
+        return {name: call() for name, call in calls.items()}
 
     def generation_latency(model, inputs, new_tokens):
         layers = family_of(model).layers(model)
-        return 10.0 + sum(20.0 if name.startswith("decoder") else 1.0 for name in layers)
+        return lambda: 10.0 + sum(20.0 if name.startswith("decoder") else 1.0 for name in layers)
 
     monkeypatch.setattr(target_costs, "generation_call", generation_latency)
-    monkeypatch.setattr(target_costs, "_median_latencies_ms", median_latencies_ms)
+    monkeypatch.setattr(target_costs, "median_latencies_ms", median_latencies_ms)
     model = make_model("T5ForConditionalGeneration")
     config = PruningConfig(target_generation_speedup=1.28, criterion="magnitude")
     student = prune(model, config, [make_batch("T5ForConditionalGeneration", labelled=True)])
@@ -187,13 +187,47 @@ def test_decoder_layers_are_removed_first_for_generation_speedup(make_model, mak
     assert after.count("encoder") == before.count("encoder")
 
 
+@pytest.fixture
+def latencies(monkeypatch):
+    """Replaces timing: a model takes 4 ms and a layer 1 ms in torch, and `int8_ms` a layer in int8."""
+    times = {"int8_ms": 0.25}
+
+    def run(name, model, inputs):
+        layer_ms = times["int8_ms"] if is_quantized(model) else 1.0
+        return lambda: 4.0 + layer_ms * len(family_of(model).layers(model))
+
+    def median_latencies_ms(calls, seconds=1.0):
+        return {name: call() for name, call in calls.items()}
+
+    for module in (functions, target_costs):
+        monkeypatch.setattr(module, "build_runner", run)
+        monkeypatch.setattr(module, "median_latencies_ms", median_latencies_ms)
+    return times
+
+
+@pytest.mark.parametrize(
+    ("runtime", "int8_ms", "target", "layers"),
+    [
+        ("torch", 0.25, 1.2, 2),  # (4 + 4) / (4 + 2)
+        ("int8", 0.25, 1.2, 4),  # (4 + 4) / (4 + 4 * 0.25) without any pruning
+        ("int8", 0.25, 1.7, 2),
+        ("fastest", 0.25, 1.2, 4),
+        ("fastest", 2.0, 1.2, 2),
+    ],
+)
+def test_speedup_counts_the_form_of_the_student(make_model, latencies, runtime, int8_ms, target, layers):
+    latencies["int8_ms"] = int8_ms
+    config = PruningConfig(target_speedup=target, latency_runtime=runtime, criterion="magnitude")
+    student = prune(make_model(num_hidden_layers=4), config)
+    assert len(family_of(student).layers(student)) == layers
+    assert not is_quantized(student)
+
+
 def test_costs_in_a_file_are_not_measured_again(make_model, make_batch, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        target_costs, "_median_latencies_ms", lambda workload, models, seconds: dict.fromkeys(models, 1.0)
-    )
+    monkeypatch.setattr(target_costs, "median_latencies_ms", lambda calls, seconds=1.0: dict.fromkeys(calls, 1.0))
     config = PruningConfig(target_speedup=1.0)
     search = build_target_search(make_model(), config, cost_file=tmp_path / "costs.json")
-    monkeypatch.setattr(target_costs, "_median_latencies_ms", None)
+    monkeypatch.setattr(target_costs, "median_latencies_ms", None)
     assert build_target_search(make_model(), config, cost_file=tmp_path / "costs.json").selector.table == (
         search.selector.table
     )

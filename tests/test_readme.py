@@ -26,7 +26,6 @@ SHELL_BLOCKS = [block for language, block in BLOCKS if language == "bash"]
 SMALLER = (
     {
         "target_speedup=2.0, rounds=3": "target_flops=1.5, rounds=3, multiple_of=4",
-        'QuantizationConfig(scheme="int8_dynamic")': 'QuantizationConfig(scheme="int8_dynamic", compile=False)',
         '"out", ': '"out", use_cpu=True, report_to="none", save_strategy="no", ',
     },
     {"target_flops=2.0": "target_flops=1.5, multiple_of=4"},

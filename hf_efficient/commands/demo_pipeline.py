@@ -188,7 +188,7 @@ def _student_job(output_dir: Path, data: DemoDataset) -> JobConfig:
         data,
         _training_arguments(output_dir / "student", RECOVERY_EPOCHS, RECOVERY_LEARNING_RATE),
         target_speedup=TARGET_SPEEDUP,
-        scheme="int8_dynamic",
+        scheme="int8_static",
     )
 
 
@@ -213,8 +213,7 @@ def _job_config(
             latency_batch_size=LATENCY_BATCH_SIZE,
             latency_sequence_length=demo_dataset.TEACHER_MAX_LENGTH,
         ),
-        # Compiling takes minutes on processors without AVX-512.
-        quantization=QuantizationConfig(scheme=scheme, compile=False),
+        quantization=QuantizationConfig(scheme=scheme),
         training=args,
     )
 

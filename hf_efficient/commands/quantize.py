@@ -1,4 +1,4 @@
-"""Store a model in int8 or in codebooks, measure it, and save what from_pretrained loads; needs no data."""
+"""Store a model in int8 or in codebooks, measure it, and save what from_pretrained loads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from hf_efficient.commands.arguments import NO_TRAINING, parse_flags
 from hf_efficient.errors import UserError
 from hf_efficient.quantization.config import SCHEMES
 
-EXAMPLE = "hf-efficient quantize --model_name_or_path MODEL --scheme int8_dynamic --output_dir out"
+EXAMPLE = (
+    "hf-efficient quantize --model_name_or_path MODEL --train_file train.csv --validation_file dev.csv \\\n"
+    "      --scheme int8_static --output_dir out\n"
+    "  hf-efficient quantize --model_name_or_path MODEL --scheme int8_dynamic --output_dir out    # without data"
+)
 
 
 def run(argv: Sequence[str]) -> None:

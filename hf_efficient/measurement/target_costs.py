@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Protocol, TypeAlias
 
@@ -13,13 +14,16 @@ from transformers import PreTrainedModel
 from hf_efficient.measurement.comparison import generation_call, model_inputs
 from hf_efficient.measurement.cost import count_flops, count_parameters
 from hf_efficient.measurement.latency import time_interleaved
-from hf_efficient.measurement.runtimes import build_runner
+from hf_efficient.measurement.runtimes import Call, Inputs, build_runner
 
 # Returns the call of a model that is timed.
 Workload: TypeAlias = Callable[[PreTrainedModel], Callable[[], object]]
+# Returns the call of a forward pass of a model on inputs, see `build_runner`.
+Runner: TypeAlias = Callable[[PreTrainedModel, Inputs], Call]
 
 TABLE_TIMING_SECONDS = 0.4
 CHECK_TIMING_SECONDS = 4.0
+MAX_REPEATS = 200
 # Latencies are noisy: a student that only just reaches the target today would miss it tomorrow.
 LATENCY_AIM_FACTOR = 1.07
 LATENCY_MIN_FACTOR = 1.05
@@ -32,7 +36,8 @@ class TargetCost:
 
     | field | meaning |
     | --- | --- |
-    | measure | returns the cost of a model |
+    | measure | returns the cost of a student |
+    | measure_reference | returns the cost of the reference, which may be in another form |
     | ratio | returns the cost of the first model, the reference, divided by that of the second, the student |
     | aim_factor | the search aims at this multiple of the requested ratio |
     | min_factor, max_factor | the search ends with a ratio between these multiples of the requested one |
@@ -40,6 +45,7 @@ class TargetCost:
     """
 
     measure: Callable[[PreTrainedModel], float]
+    measure_reference: Callable[[PreTrainedModel], float]
     ratio: Callable[[PreTrainedModel, PreTrainedModel], float]
     aim_factor: float = 1.0
     min_factor: float = 1.0
@@ -50,24 +56,42 @@ class TargetCost:
 class TargetCostBuilder(Protocol):
     """Builds the cost of a target for the inputs and the runtime that it is measured with."""
 
-    def __call__(self, batch_size: int, sequence_length: int, new_tokens: int, runtime: str) -> TargetCost:
-        """Return the cost; a builder ignores the arguments that its cost does not depend on."""
+    def __call__(
+        self, batch_size: int, sequence_length: int, new_tokens: int, runtime: str, run_student: Runner | None = None
+    ) -> TargetCost:
+        """Return the cost; a builder ignores the arguments that its cost does not depend on.
+
+        `run_student` runs students, in another form than `runtime` that the reference is timed in.
+        """
         ...
 
 
-def forward_latency_cost(batch_size: int, sequence_length: int, new_tokens: int, runtime: str) -> TargetCost:
-    """Return the median latency in milliseconds of a forward pass in `runtime`."""
-    return _latency_cost(lambda model: build_runner(runtime, model, model_inputs(model, batch_size, sequence_length)))
+def forward_latency_cost(
+    batch_size: int, sequence_length: int, new_tokens: int, runtime: str, run_student: Runner | None = None
+) -> TargetCost:
+    """Return the median latency in milliseconds of a forward pass in `runtime`, or of students in `run_student`."""
+
+    def workload(run: Runner) -> Workload:
+        return lambda model: run(model, model_inputs(model, batch_size, sequence_length))
+
+    run_reference: Runner = partial(build_runner, runtime)
+    return _latency_cost(workload(run_student or run_reference), workload(run_reference))
 
 
-def generation_latency_cost(batch_size: int, sequence_length: int, new_tokens: int, runtime: str) -> TargetCost:
+def generation_latency_cost(
+    batch_size: int, sequence_length: int, new_tokens: int, runtime: str, run_student: Runner | None = None
+) -> TargetCost:
     """Return the median latency in milliseconds of generating `new_tokens` tokens in torch, greedily."""
-    return _latency_cost(
-        lambda model: generation_call(model, model_inputs(model, batch_size, sequence_length), new_tokens)
-    )
+
+    def workload(model: PreTrainedModel) -> Call:
+        return generation_call(model, model_inputs(model, batch_size, sequence_length), new_tokens)
+
+    return _latency_cost(workload, workload)
 
 
-def flops_cost(batch_size: int, sequence_length: int, new_tokens: int, runtime: str) -> TargetCost:
+def flops_cost(
+    batch_size: int, sequence_length: int, new_tokens: int, runtime: str, run_student: Runner | None = None
+) -> TargetCost:
     """Return the floating point operations of a forward pass."""
 
     def measure(model: PreTrainedModel) -> float:
@@ -78,7 +102,9 @@ def flops_cost(batch_size: int, sequence_length: int, new_tokens: int, runtime: 
     return _deterministic_cost(measure)
 
 
-def size_cost(batch_size: int, sequence_length: int, new_tokens: int, runtime: str) -> TargetCost:
+def size_cost(
+    batch_size: int, sequence_length: int, new_tokens: int, runtime: str, run_student: Runner | None = None
+) -> TargetCost:
     """Return the number of parameters."""
     return _deterministic_cost(lambda model: float(count_parameters(model)))
 
@@ -91,16 +117,25 @@ TARGET_COSTS: dict[str, TargetCostBuilder] = {
 }
 
 
-def _latency_cost(workload: Workload) -> TargetCost:
-    def measure(model: PreTrainedModel) -> float:
-        return _median_latencies_ms(workload, {"model": model}, TABLE_TIMING_SECONDS)["model"]
+def median_latencies_ms(calls: Mapping[str, Call], seconds: float = CHECK_TIMING_SECONDS) -> dict[str, float]:
+    """Return the median latency of each of `calls`, timed alternately for about `seconds` in total."""
+    seconds_per_repeat = sum(median(times) for times in time_interleaved(calls, repeats=1, warmup=1).values()) / 1e3
+    repeats = min(MAX_REPEATS, max(5, round(seconds / seconds_per_repeat)))
+    return {name: median(times) for name, times in time_interleaved(calls, repeats, warmup=1).items()}
+
+
+def _latency_cost(student_workload: Workload, reference_workload: Workload) -> TargetCost:
+    def measure(workload: Workload, model: PreTrainedModel) -> float:
+        return median_latencies_ms({"model": workload(model)}, TABLE_TIMING_SECONDS)["model"]
 
     def ratio(reference: PreTrainedModel, student: PreTrainedModel) -> float:
-        medians = _median_latencies_ms(workload, {"reference": reference, "student": student}, CHECK_TIMING_SECONDS)
+        calls = {"reference": reference_workload(reference), "student": student_workload(student)}
+        medians = median_latencies_ms(calls)
         return medians["reference"] / medians["student"]
 
     return TargetCost(
-        measure,
+        partial(measure, student_workload),
+        partial(measure, reference_workload),
         ratio,
         aim_factor=LATENCY_AIM_FACTOR,
         min_factor=LATENCY_MIN_FACTOR,
@@ -110,14 +145,4 @@ def _latency_cost(workload: Workload) -> TargetCost:
 
 
 def _deterministic_cost(measure: Callable[[PreTrainedModel], float]) -> TargetCost:
-    return TargetCost(measure, lambda reference, student: measure(reference) / measure(student))
-
-
-def _median_latencies_ms(
-    workload: Workload, models: Mapping[str, PreTrainedModel], seconds: float
-) -> dict[str, float]:
-    """Return the median latency of `workload` with each model, timed alternately for about `seconds` in total."""
-    calls = {name: workload(model) for name, model in models.items()}
-    seconds_per_repeat = sum(median(times) for times in time_interleaved(calls, repeats=1, warmup=1).values()) / 1e3
-    repeats = min(100, max(5, round(seconds / seconds_per_repeat)))
-    return {name: median(times) for name, times in time_interleaved(calls, repeats, warmup=1).items()}
+    return TargetCost(measure, measure, lambda reference, student: measure(reference) / measure(student))

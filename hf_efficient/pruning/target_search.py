@@ -40,7 +40,11 @@ class Cost(Protocol):
     """
 
     def measure(self, model: PreTrainedModel, /) -> float:
-        """Return the cost of `model`."""
+        """Return the cost of a student."""
+        ...
+
+    def measure_reference(self, model: PreTrainedModel, /) -> float:
+        """Return the cost of the reference, which may be measured in another form than students."""
         ...
 
     def ratio(self, reference: PreTrainedModel, student: PreTrainedModel, /) -> float:
@@ -93,7 +97,7 @@ class TargetSearch:
         cached = _load_cost_table(cost_file, cache_key)
         if cached is None:
             self.selector = self._measure_selector()
-            self.reference_cost = cost.measure(self.reference)
+            self.reference_cost = cost.measure_reference(self.reference)
             if cost_file is not None and not cost.is_deterministic:
                 _save_cost_table(cost_file, cache_key, self.reference_cost, self.selector.table)
         else:

@@ -88,7 +88,7 @@ def _check_quantization(trainer: Trainer, techniques: Techniques) -> None:
     if techniques.quantization.needs_calibration and trainer.train_dataset is None:
         raise UserError(
             "scheme='int8_static' takes the ranges of activations from training data, and there is none: give "
-            "train_dataset, or scheme='int8_dynamic'"
+            "train_dataset (--train_file), or scheme='int8_dynamic'"
         )
     if techniques.quantization.aware and trainer.model_init is not None:
         raise UserError("model_init makes another model, without fake quantization: give `model`")
