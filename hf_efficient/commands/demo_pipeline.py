@@ -139,7 +139,7 @@ def run_demo(output_dir: Path, display: StageDisplay) -> None:
 
     minutes = (time.perf_counter() - start_seconds) / 60
     console = display.console
-    console.print()
+    console.print(f"\n{report.summary()}\n", markup=False, highlight=False, soft_wrap=True)
     console.print(report.table())
     console.print(f"\nFinished in {minutes:.1f} minutes. Picture: {student_dir / PICTURE_NAME}\n", soft_wrap=True)
     console.print("Load the student, also where hf_efficient is not installed:\n")
