@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.activations import GELUActivation
 
+from .in_place_gelu import InPlaceGelu
 from .int8_kernels import ACTIVATION_MAX, Kernel, build_kernel
 
 # The largest integer of a token's values, of which the largest becomes 1 before they are rounded.
@@ -302,6 +304,9 @@ def install_int8(model: nn.Module, settings: Mapping[str, Any]) -> None:
                 _set_submodule(model, f"{parent}.{member}", Int8Slice(merged, start, start + module.out_features))
                 start += module.out_features
         _set_submodule(model, name, merged)
+        for activation, module in list(model.get_submodule(parent).named_children()):
+            if isinstance(module, GELUActivation) and len(members) == 1:  # slices share their outputs
+                _set_submodule(model, f"{parent}.{activation}", InPlaceGelu())
 
 
 def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
