@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_efficient.models import family_of
+from hf_efficient.models import family_of, int8_kernels
 from hf_efficient.models.blocks import AttentionBlock
 from hf_efficient.pruning.selection import Selection
 
@@ -224,6 +224,12 @@ def assert_same_weights() -> Callable[[PreTrainedModel, PreTrainedModel], None]:
         assert different == []
 
     return check
+
+
+@pytest.fixture
+def kernels_for_tiny_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let 8-bit Linears use products of integers whatever their size, as larger models do."""
+    monkeypatch.setattr(int8_kernels, "MIN_WEIGHT_ENTRIES", 0)
 
 
 @pytest.fixture(scope="session")

@@ -43,13 +43,14 @@ class Int8Linear(nn.Module):
     | weight | (out_features, in_features), int8 | zero in the columns of outlier channels |
     | weight_scale | (out_features,) | |
     | input_range | (2,) | static: smallest and largest value of the ordinary input channels |
-    | input_limits | (2,) | static: the same for all channels |
+    | input_limits | (2,) | static: rows with values beyond, in ordinary channels, are not cut off to the range |
     | outlier_index | (outliers,), int64 | input channels with values far larger than the others' |
     | outlier_weight | (outliers, out_features) | weights of these channels, in float |
 
     `activations` is "static" (inputs become integers in the fixed `input_range`), "dynamic" (in a range of each
-    token) or None (they stay in float). An output depends on its own token only. Values outside `input_limits` are
-    multiplied in float. Where no kernel for integers is faster than float, as on a GPU, all inputs stay in float.
+    token) or None (they stay in float). An output depends on its own token only. In rows outside `input_limits`, what
+    is beyond the range is multiplied in float. Where no kernel for integers is faster than float, as on a GPU, all
+    inputs stay in float.
 
     The weight is packed at the first use, which frees the plain one; what reads, moves or copies the module unpacks
     it again.
@@ -98,9 +99,10 @@ class Int8Linear(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def compute(self, states: torch.Tensor, share: bool = False) -> torch.Tensor:
         """Return all outputs (..., out_features), without gradients."""
+        version = None if states.is_inference() else states._version
         if share:
-            module, shared = getattr(states, "_int8_outputs", (None, states))
-            if module is self:
+            weight, known_version, shared = getattr(states, "_int8_outputs", (None, None, states))
+            if weight is not None and weight is self._used_weight and known_version == version:
                 return shared
         rows = states.detach().reshape(-1, self.in_features)
         packed = None if self._float_weight is not None else (self._packed or self._pack())
@@ -110,8 +112,13 @@ class Int8Linear(nn.Module):
             outputs = self._multiply(rows.float().contiguous(), packed).to(states.dtype)
         outputs = outputs.detach().view(*states.shape[:-1], self.out_features)
         if share:
-            states._int8_outputs = (self, outputs)  # type: ignore[attr-defined]
+            states._int8_outputs = (self._used_weight, version, outputs)  # type: ignore[attr-defined]
         return outputs
+
+    @property
+    def _used_weight(self) -> Any:
+        """What the last forward pass has computed with; None if the weight may have changed since."""
+        return self._float_weight if self._packed is None else self._packed
 
     def _multiply(self, rows: torch.Tensor, packed: _Packed) -> torch.Tensor:
         if self.activations == "dynamic":
@@ -121,20 +128,24 @@ class Int8Linear(nn.Module):
         outputs = packed.kernel(rows, packed.scale, packed.zero_point)
         if self.outliers:
             outputs.addmm_(rows.index_select(1, self.outlier_index), self.outlier_weight.float())
-        lowest, highest = torch.aminmax(rows)
+            lows, highs = rows.amin(0), rows.amax(0)
+            lows[self.outlier_index] = highs[self.outlier_index] = 0
+            lowest, highest = lows.min(), highs.max()
+        else:
+            lowest, highest = torch.aminmax(rows)
         if not (float(lowest) >= packed.lowest and float(highest) <= packed.highest):  # NaN is outside too
             self._add_excess(outputs, rows, packed)
         return outputs
 
     def _add_excess(self, outputs: torch.Tensor, rows: torch.Tensor, packed: _Packed) -> None:
         """Add to `outputs`, in place, what the kernel cut off from rows with values outside the limits."""
+        if self.outliers:
+            rows = rows.index_fill(1, self.outlier_index, 0)
         is_inside = (rows.amin(-1) >= packed.lowest) & (rows.amax(-1) <= packed.highest)
         outside = (~is_inside).nonzero().flatten()
         low, high = -packed.zero_point * packed.scale, (ACTIVATION_MAX - packed.zero_point) * packed.scale
         excess = rows[outside]
         excess = excess - excess.clamp(low, high)
-        if self.outliers:
-            excess[:, self.outlier_index] = 0
         channels = (excess != 0).any(0).nonzero().flatten()
         products = excess[:, channels] @ self._channel_weights(packed.kernel, channels)
         outputs.index_add_(0, outside, products)
@@ -164,7 +175,8 @@ class Int8Linear(nn.Module):
         if weight is None:
             products = self._channel_weights(packed.kernel, torch.arange(self.in_features)).T
             weight = (products / self.weight_scale.float()[:, None]).round()
-        return weight.to(torch.int8)  # transformers casts it too where it keeps a module in float32
+        # transformers casts it too where it keeps a module in float32.
+        return weight.to(torch.int8, memory_format=torch.contiguous_format)
 
     def _pack(self) -> _Packed | None:
         """Pack the weight for this machine, in place; None, with the weight in float, where no kernel is faster."""

@@ -73,12 +73,10 @@ def build_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor |
     """
     if weight.device.type != "cpu" or weight.numel() < MIN_WEIGHT_ENTRIES:
         return None
-    builder = select_kernel()
-    if builder is None:
-        return None
     with _LOCK, warnings.catch_warnings():  # packing is deprecated in torch; `select_kernel` knows whether it works
         warnings.simplefilter("ignore")
-        return builder(weight.contiguous(), scale.contiguous(), bias)
+        builder = select_kernel()
+        return None if builder is None else builder(weight.contiguous(), scale.contiguous(), bias)
 
 
 @cache

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_efficient.models import family_of
 from hf_efficient.models.batches import Batch, eval_mode, example_count, non_padding_mask, require_batches
 from hf_efficient.models.inputs import select_inputs
 
@@ -28,7 +29,7 @@ class InputStatistics:
     | field | meaning |
     | --- | --- |
     | low, high | smallest and largest value of the ordinary channels; zero is between them |
-    | lowest, highest | the same of all channels, with a margin: rows with values beyond are not cut off |
+    | lowest, highest | the same with a margin: rows with values beyond, in ordinary channels, are not cut off |
     | outliers | channels with values far larger than the others', ascending |
     | second_moments | (channels, channels) sum of the products of channels over all tokens; None: not observed |
     """
@@ -57,8 +58,9 @@ class InputStatistics:
         narrow = (widths[: MAX_OUTLIERS + 1] * MIN_NARROWING <= widths[0]).nonzero().flatten().tolist()
         count = narrow[0] if narrow and widths[0] > 0 else 0
         outliers = tuple(sorted(order[:count].tolist()))
-        lowest, highest = LIMIT_MARGIN * float(lows[0]), LIMIT_MARGIN * float(highs[0])
-        return cls(float(lows[count]), float(highs[count]), lowest, highest, outliers, second_moments)
+        low_value, high_value = float(lows[count]), float(highs[count])
+        lowest, highest = LIMIT_MARGIN * low_value, LIMIT_MARGIN * high_value
+        return cls(low_value, high_value, lowest, highest, outliers, second_moments)
 
 
 def observe_inputs(
@@ -73,9 +75,15 @@ def observe_inputs(
     """
     observed: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = {}
     batch: Batch = {}
+    reads_encoder = {
+        linear
+        for block in family_of(model).blocks(model).values()
+        if block.name.endswith(".cross_attention")
+        for linear in block.input_linears[1:]  # keys and values
+    }
 
-    def hook(name: str) -> Callable[..., None]:
-        is_decoder = "decoder." in name
+    def hook(name: str, linear: nn.Module) -> Callable[..., None]:
+        is_decoder = "decoder." in name and linear not in reads_encoder
 
         def observe(module: nn.Module, args: tuple[Any, ...]) -> None:
             states = args[0].detach()
@@ -91,7 +99,7 @@ def observe_inputs(
 
         return observe
 
-    handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()]
+    handles = [linear.register_forward_pre_hook(hook(name, linear)) for name, linear in linears.items()]
     samples = 0
     try:
         with torch.no_grad(), eval_mode(model):

@@ -58,14 +58,15 @@ def round_tokens(states: torch.Tensor) -> torch.Tensor:
 
 def round_inputs(states: torch.Tensor, statistics: InputStatistics) -> torch.Tensor:
     """Return `states` (..., channels) as an int8 Linear with fixed ranges reads them, see `Int8Linear`."""
-    values = states.detach().float()
+    values, outliers = states.detach().float(), list(statistics.outliers)
     scale, zero_point = range_to_scale(statistics.low, statistics.high)
     integers = (values * (1 / scale)).round().add(zero_point).clamp(0, ACTIVATION_MAX)
     rounded = (integers - zero_point) * scale
-    is_outside = ((values < statistics.lowest) | (values > statistics.highest)).any(-1, keepdim=True)
+    is_outside = (values < statistics.lowest) | (values > statistics.highest)
+    is_outside[..., outliers] = False
+    is_outside = is_outside.any(-1, keepdim=True)
     low, high = -zero_point * scale, (ACTIVATION_MAX - zero_point) * scale
     rounded = torch.where(is_outside, rounded + values - values.clamp(low, high), rounded).to(states.dtype)
-    outliers = list(statistics.outliers)
     rounded[..., outliers] = states.detach()[..., outliers]
     return straight_through(states, rounded)
 
