@@ -122,9 +122,12 @@ class Int8Linear(nn.Module):
 
     def _multiply(self, rows: torch.Tensor, packed: _Packed) -> torch.Tensor:
         if self.activations == "dynamic":
-            scale = rows.abs().amax(-1, keepdim=True).clamp_(min=1e-30)
-            outputs = packed.kernel(rows / scale, 1 / TOKEN_LIMIT, TOKEN_LIMIT).mul_(scale)
-            return outputs if self.bias is None else outputs.add_(self.bias)
+            lows, highs = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
+            scale = torch.maximum(highs, lows.neg_()).clamp_(min=1e-30)
+            outputs = packed.kernel(rows / scale, 1 / TOKEN_LIMIT, TOKEN_LIMIT)
+            if self.bias is None:
+                return outputs.mul_(scale)
+            return torch.addcmul(self.bias, outputs, scale, out=outputs)
         outputs = packed.kernel(rows, packed.scale, packed.zero_point)
         if self.outliers:
             outputs.addmm_(rows.index_select(1, self.outlier_index), self.outlier_weight.float())
