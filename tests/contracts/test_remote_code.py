@@ -18,10 +18,17 @@ from hf_efficient.pruning.selection import remove_units
 GENERATION = "T5ForConditionalGeneration"
 LOADED_HEADS = [*CLASSIFIERS, *(head for head in HEADS if head.startswith("Bert") and head not in CLASSIFIERS)]
 LOADED_HEADS.append(GENERATION)
-QUANTIZED = "BertForSequenceClassification-int8"
+# By folder, with the scheme.
+QUANTIZED = {
+    "BertForSequenceClassification-static": "int8_static",
+    "T5ForConditionalGeneration-static": "int8_static",
+    "DistilBertForSequenceClassification-dynamic": "int8_dynamic",
+    "RobertaForSequenceClassification-weights": "int8_weight_only",
+}
 CODEBOOKS = [f"{head}-codebook" for head in ("BertForSequenceClassification", "T5ForSequenceClassification")]
 # All families, and all folders that are saved again where the package is not installed.
-SAVED_AGAIN = [*CLASSIFIERS, GENERATION, *CODEBOOKS]
+SAVED_AGAIN = [*CLASSIFIERS, GENERATION, *CODEBOOKS, *QUANTIZED]
+INT8_CODE = {"int8.py", "int8_kernels.py"}
 # Runs where `hf_efficient` cannot be imported. `expected.pt` holds for each folder the Auto class, whether to save
 # again, inputs, outputs, weights and generated tokens.
 CONSUMER = """
@@ -82,7 +89,10 @@ def consumer(tmp_path_factory, make_model, make_batch, outputs, select):
     """Load saved models in a process without the package; return the folders and what that process reports."""
     root = tmp_path_factory.mktemp("consumer")
     students = {head: remove_units(make_model(head), select("all of these", head)) for head in LOADED_HEADS}
-    students[QUANTIZED] = quantize(students["BertForSequenceClassification"], QuantizationConfig())
+    for folder, scheme in QUANTIZED.items():
+        head = folder.partition("-")[0]
+        calibration = [make_batch(head, seed=1)] if scheme == "int8_static" else None
+        students[folder] = quantize(students[head], QuantizationConfig(scheme), calibration)
     for folder in CODEBOOKS:
         students[folder] = quantize(students[folder.partition("-")[0]], QuantizationConfig("codebook"))
     expected = {}
@@ -95,7 +105,7 @@ def consumer(tmp_path_factory, make_model, make_batch, outputs, select):
             "is_saved_again": folder in SAVED_AGAIN,
             "batch": batch,
             "outputs": outputs(student, batch),
-            "weights": {} if folder == QUANTIZED else student.state_dict(),
+            "weights": student.state_dict(),
         }
     source = {name: make_batch(GENERATION)[name] for name in ("input_ids", "attention_mask")}
     generated = students[GENERATION].generate(**source, max_new_tokens=8, min_new_tokens=8)
@@ -135,7 +145,7 @@ def test_code_in_the_folder_is_the_code_of_the_package(consumer, head):
     source = Path(sys.modules["hf_efficient.models"].__file__).parent
     family = {"t5_attention.py", "t5_family.py"} if "T5" in head else {"encoder.py"}
     module = f"{PRUNED_CLASSES[head].__module__.rpartition('.')[2]}.py"
-    assert code.keys() == {module, *family, "blocks.py", "codebook.py", "family.py", "structure.py"}
+    assert code.keys() == {module, *family, "blocks.py", "codebook.py", "family.py", "structure.py"} | INT8_CODE
     assert code == {name: (source / name).read_bytes() for name in code}
 
 
@@ -179,10 +189,13 @@ def test_generates_the_same_without_the_package(consumer):
     assert consumer.facts[GENERATION]["generates_the_same"]
 
 
-def test_int8_model_loads_without_the_package(consumer):
-    facts = consumer.facts[QUANTIZED]
-    assert facts["class"] == "PrunedBertForSequenceClassification"
-    assert facts["loaded"]["outputs"] <= 1e-6
+@pytest.mark.parametrize("folder", QUANTIZED)
+def test_int8_models_load_without_the_package(consumer, folder):
+    facts = consumer.facts[folder]
+    assert facts["class"] == f"Pruned{folder.partition('-')[0]}"
+    assert code_in(consumer.root / folder).keys() >= INT8_CODE
+    assert_equal(facts["loaded"])
+    assert_equal(facts["saved_again"])
 
 
 @pytest.mark.parametrize("folder", CODEBOOKS)

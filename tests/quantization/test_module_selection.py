@@ -7,7 +7,7 @@ import torch
 from trainers import build
 
 from hf_efficient import QuantizationConfig, quantize
-from hf_efficient.quantization.module_selection import select_embeddings, select_linears
+from hf_efficient.quantization.module_selection import MIN_EMBEDDING_ROWS, select_embeddings, select_linears
 from hf_efficient.quantization.validation import check_quantization
 
 
@@ -16,7 +16,7 @@ from hf_efficient.quantization.validation import check_quantization
     [
         (
             {"bits": 4},
-            "bits=4 sets the bits of codebooks, and int8_dynamic has 8: give scheme='codebook', or embedding_bits",
+            "bits=4 sets the bits of codebooks, and int8_static has 8: give scheme='codebook', or embedding_bits",
         ),
         ({"quantize_embeddings": False, "embedding_bits": 4}, "contradict each other: give one"),
     ],
@@ -53,6 +53,14 @@ def test_relative_position_bias_stays_in_float(make_model):
     assert not list(select_embeddings(make_model("T5ForConditionalGeneration"), QuantizationConfig()))
 
 
+def test_tables_of_few_rows_stay_in_float(make_model):
+    tables = dict(select_embeddings(make_model(vocab_size=16), QuantizationConfig()))
+    assert list(tables) == ["embeddings.word_embeddings", "embeddings.position_embeddings"]  # without token types
+    assert tables["embeddings.word_embeddings"].num_embeddings == MIN_EMBEDDING_ROWS
+    smaller = select_embeddings(make_model(vocab_size=15), QuantizationConfig())
+    assert [name for name, _ in smaller] == ["embeddings.position_embeddings"]
+
+
 def test_skipping_all_codebooks_is_refused(make_model):
     config = QuantizationConfig(aware=True, embedding_bits=4, skip_modules="embeddings")
     with pytest.raises(ValueError, match="no weight of BertForSequenceClassification would become a codebook"):
@@ -70,7 +78,7 @@ def test_codebooks_load_and_run_in_float16(make_model, make_batch, tmp_path, hea
 
 
 def test_bf16_full_eval_measures_models_in_their_own_dtype(tmp_path):
-    techniques = {"quantization": QuantizationConfig(compile=False)}
+    techniques = {"quantization": QuantizationConfig()}
     trainer = build(tmp_path, techniques=techniques, bf16_full_eval=True)
     trainer.train()
     assert [row.latency_ms.runtime for row in trainer.report.models] == ["torch float32", "torch int8"]
@@ -78,7 +86,7 @@ def test_bf16_full_eval_measures_models_in_their_own_dtype(tmp_path):
 
 
 def test_interrupted_training_restores_the_modules(tmp_path, monkeypatch):
-    trainer = build(tmp_path, techniques={"quantization": QuantizationConfig(aware=True, compile=False)})
+    trainer = build(tmp_path, techniques={"quantization": QuantizationConfig(aware=True)})
     before = [type(module) for module in trainer.model.modules()]
 
     def interrupt(*_, **__):
