@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
-from onnx_ir import DataType, Graph, Node, Value
+from onnx_ir import DataType, Graph, Model, Node, Value
+from onnx_ir.passes.common import ShapeInferencePass
+from onnxscript.optimizer import optimize
+from onnxscript.rewriter.ort_fusions import shape_optimization
+from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
+from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
 
 
 class GraphBuilder:
@@ -95,3 +100,14 @@ def replace_output(node: Node, output: Value) -> None:
 def _producers(node: Node) -> list[Node]:
     producers = [value.producer() for value in node.inputs if value is not None]
     return [producer for producer in producers if producer is not None]
+
+
+def fuse_attention(model: Model) -> None:
+    """Replace the products, softmax and transposes of each attention by one `MultiHeadAttention` where they match."""
+    optimize(ShapeInferencePass()(model).model)
+    shape_optimization.rules.apply_to_model(model)
+    optimize(model)
+    fuse_sdpa(model, apply_shape_inference=True)
+    replace_sdpa_by_mha(model)
+    optimize(model)  # inlines what was matched and not replaced
+    model.opset_imports.setdefault("com.microsoft", 1)

@@ -33,6 +33,7 @@ from transformers.exporters.utils import onnx_feed
 from hf_efficient.exporters.onnx_graph import (
     GraphBuilder,
     constant_of,
+    fuse_attention,
     output_name,
     remove_unused_initializers,
     replace_output,
@@ -59,6 +60,7 @@ class OnnxFloatRewriter(ExportQuantizer):
 
     def quantize(self, model: Model, sample_inputs: dict[str, Any], export_format: ExportFormat) -> Model:
         """Return `model`, changed in place."""
+        fuse_attention(model)
         unfuse_slow_kernels(model.graph)
         return model
 
@@ -74,6 +76,7 @@ class OnnxInt8Quantizer(ExportQuantizer):
 
     def quantize(self, model: Model, sample_inputs: dict[str, Any], export_format: ExportFormat) -> Model:
         """Return `model`, quantized in place."""
+        fuse_attention(model)
         products = find_products(model.graph)
         ranges: Ranges = {}
         if self.calibration_dataset:
@@ -81,7 +84,6 @@ class OnnxInt8Quantizer(ExportQuantizer):
             feeds = CalibrationSet(self.calibration_dataset, sample_inputs, lambda sample: onnx_feed(names, sample))
             ranges = channel_ranges(model, products, feeds)
         _GraphQuantizer(model.graph, ranges).quantize(products)
-        model.opset_imports.setdefault("com.microsoft", 1)
         return model
 
 
