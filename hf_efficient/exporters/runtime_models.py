@@ -115,7 +115,7 @@ class RuntimeSeq2SeqModel(RuntimeModel, GenerationMixin):
         """Return the encoder."""
         return self.encoder
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
