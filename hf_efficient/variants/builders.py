@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
-from hf_efficient.exporters.config import EXPORT_FORMATS, needs_calibration
+from hf_efficient.exporters.config import EXPORT_FORMATS, needs_calibration, uses_calibration
 from hf_efficient.exporters.export import export
 from hf_efficient.exporters.runtime_models import load_exported
 from hf_efficient.functions import quantize
@@ -91,7 +91,7 @@ def _exported(format: str, quantization: str | None) -> Builder:
     """Return the builder of an export to `format`, written into a subdirectory of that name and loaded again."""
 
     def build(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path) -> ModelVariant:
-        batches = calibration if needs_calibration(format, quantization) else None
+        batches = calibration if uses_calibration(format, quantization) else None
         export(model, directory / format, format, quantization, batches)
         return ModelVariant(load_exported(directory / format, quantization, full_precision=quantization is None))
 

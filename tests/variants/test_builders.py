@@ -6,7 +6,7 @@ from torch import nn
 
 from hf_efficient import QuantizationConfig, quantize
 from hf_efficient.data.config import DataConfig
-from hf_efficient.exporters.config import EXPORT_FORMATS, FORMAT_QUANTIZATIONS, needs_calibration
+from hf_efficient.exporters.config import EXPORT_FORMATS, FORMAT_QUANTIZATIONS, uses_calibration
 from hf_efficient.models import is_quantized
 from hf_efficient.variants import builders
 from hf_efficient.variants.builders import ModelVariant, check_not_quantized, check_variants
@@ -96,7 +96,7 @@ def test_exported_variant_is_loaded_from_its_own_folder(name, make_model, make_b
     )
     model, calibration = make_model(), [make_batch()]
     variant = VARIANTS[name](model, make_batch(), calibration, tmp_path)
-    batches = calibration if needs_calibration(format, quantization) else None
+    batches = calibration if uses_calibration(format, quantization) else None
     assert calls == [(model, tmp_path / format, format, quantization, batches)]
     assert variant.model == (tmp_path / format, quantization, quantization is None)
 
