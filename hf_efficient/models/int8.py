@@ -17,6 +17,7 @@ from .int8_kernels import ACTIVATION_MAX, Kernel, build_kernel
 TOKEN_LIMIT = 127
 # Weights are read from a kernel as products with this number, beside which the bias that is added is small.
 _PROBE = 2.0**20
+_ALL = slice(None)
 
 
 class _Packed(NamedTuple):
@@ -86,7 +87,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return the outputs (..., out_features) for `states` (..., in_features)."""
-        return self.outputs(states, slice(None))
+        return self.outputs(states, _ALL)
 
     def outputs(self, states: torch.Tensor, features: slice, share: bool = False) -> torch.Tensor:
         """Return some of the outputs; with `share`, all of them are kept for the next calls with the same tensor."""
@@ -94,23 +95,24 @@ class Int8Linear(nn.Module):
         if torch.is_grad_enabled() and needs_gradient:
             outputs: torch.Tensor = _Product.apply(states, self.bias, self, features, share)  # type: ignore[no-untyped-call]
             return outputs
-        return self.compute(states, share)[..., features]
+        compute = _compute_eagerly if torch.compiler.is_compiling() else Int8Linear.compute
+        outputs = compute(self, states, share)
+        return outputs if features == _ALL else outputs[..., features]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def compute(self, states: torch.Tensor, share: bool = False) -> torch.Tensor:
         """Return all outputs (..., out_features), without gradients."""
-        version = None if states.is_inference() else states._version
         if share:
+            version = None if states.is_inference() else states._version
             weight, known_version, shared = getattr(states, "_int8_outputs", (None, None, states))
             if weight is not None and weight is self._used_weight and known_version == version:
                 return shared
-        rows = states.detach().reshape(-1, self.in_features)
+        rows = states.reshape(-1, self.in_features)
         packed = None if self._float_weight is not None else (self._packed or self._pack())
         if packed is None or len(rows) == 0:
             outputs = F.linear(rows, self.float_weight().to(rows.dtype), self.bias)
         else:
             outputs = self._multiply(rows.float().contiguous(), packed).to(states.dtype)
-        outputs = outputs.detach().view(*states.shape[:-1], self.out_features)
+        outputs = outputs.view(*states.shape[:-1], self.out_features)
         if share:
             states._int8_outputs = (self._used_weight, version, outputs)  # type: ignore[attr-defined]
         return outputs
@@ -131,19 +133,14 @@ class Int8Linear(nn.Module):
         outputs = packed.kernel(rows, packed.scale, packed.zero_point)
         if self.outliers:
             outputs.addmm_(rows.index_select(1, self.outlier_index), self.outlier_weight.float())
-            lows, highs = rows.amin(0), rows.amax(0)
-            lows[self.outlier_index] = highs[self.outlier_index] = 0
-            lowest, highest = lows.min(), highs.max()
-        else:
-            lowest, highest = torch.aminmax(rows)
+            rows = rows.index_fill(1, self.outlier_index, 0)
+        lowest, highest = torch.aminmax(rows)
         if not (float(lowest) >= packed.lowest and float(highest) <= packed.highest):  # NaN is outside too
             self._add_excess(outputs, rows, packed)
         return outputs
 
     def _add_excess(self, outputs: torch.Tensor, rows: torch.Tensor, packed: _Packed) -> None:
         """Add to `outputs`, in place, what the kernel cut off from rows with values outside the limits."""
-        if self.outliers:
-            rows = rows.index_fill(1, self.outlier_index, 0)
         is_inside = (rows.amin(-1) >= packed.lowest) & (rows.amax(-1) <= packed.highest)
         outside = (~is_inside).nonzero().flatten()
         low, high = -packed.zero_point * packed.scale, (ACTIVATION_MAX - packed.zero_point) * packed.scale
@@ -224,6 +221,10 @@ class Int8Linear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"activations={self.activations}, outliers={self.outliers}"
         )
+
+
+# Kernels cannot be traced: under torch.compile they run between compiled parts.
+_compute_eagerly = torch.compiler.disable(Int8Linear.compute)  # type: ignore[no-untyped-call]
 
 
 class _Product(torch.autograd.Function):
