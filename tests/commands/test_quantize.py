@@ -59,7 +59,7 @@ def test_metrics_are_measured_with_data_and_nothing_is_trained(job_dir):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({}, "--scheme is required: give one of int8_dynamic, int8_weight_only, codebook"),
+        ({}, "--scheme is required: give one of int8_static, int8_dynamic, int8_weight_only, codebook"),
         ({"scheme": "codebook", "layers": 0.5}, "quantize neither prunes nor trains"),
         ({"scheme": "int8_dynamic", "aware": True}, "quantize neither prunes nor trains"),
         ({"scheme": "int8_dynamic", "eval_strategy": "epoch"}, "eval_dataset"),

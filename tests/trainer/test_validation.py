@@ -16,7 +16,7 @@ from hf_efficient.trainer.validation import check_arguments
 
 HEADS = PruningConfig(heads=0.5)
 RAMP = PruningConfig(heads=0.5, ramp=0.5)
-AWARE = QuantizationConfig(aware=True)
+AWARE = QuantizationConfig("int8_dynamic", aware=True)
 
 
 def check(folder, techniques, teachers=(), model=None, fsdp=False, train_dataset=None, **trainer_arguments):
@@ -52,6 +52,11 @@ def test_techniques_that_can_be_combined_are_accepted(tmp_path, techniques):
             Techniques(pruning=PruningConfig(layers="decoder=0.5")),
             [],
             "names decoder: the model has the stacks encoder",
+        ),
+        (
+            Techniques(quantization=QuantizationConfig()),
+            [],
+            "ranges of activations from training data, and there is none",
         ),
         (
             Techniques(quantization=QuantizationConfig(skip_modules=".*")),
