@@ -65,7 +65,13 @@ def test_techniques_that_can_be_combined_are_accepted(tmp_path, techniques):
         ),
         (Techniques(quantization=QuantizationConfig("codebook", skip_modules=".*")), [], "nothing to quantize"),
     ],
-    ids=["a teacher alone", "another stack", "int8 of no module", "codebooks of no module"],
+    ids=[
+        "a teacher alone",
+        "another stack",
+        "static int8 without data",
+        "int8 of no module",
+        "codebooks of no module",
+    ],
 )
 def test_techniques_that_cannot_work_are_refused(tmp_path, techniques, teachers, message):
     with pytest.raises(UserError, match=message):
