@@ -17,7 +17,6 @@ from .int8_kernels import ACTIVATION_MAX, Kernel, build_kernel
 TOKEN_LIMIT = 127
 # Weights are read from a kernel as products with this number, beside which the bias that is added is small.
 _PROBE = 2.0**20
-_ALL = slice(None)
 
 
 class _Packed(NamedTuple):
@@ -87,17 +86,18 @@ class Int8Linear(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return the outputs (..., out_features) for `states` (..., in_features)."""
-        return self.outputs(states, _ALL)
+        return self.outputs(states, slice(None))
 
     def outputs(self, states: torch.Tensor, features: slice, share: bool = False) -> torch.Tensor:
         """Return some of the outputs; with `share`, all of them are kept for the next calls with the same tensor."""
-        needs_gradient = states.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        if torch.is_grad_enabled() and needs_gradient:
+        if self._float_weight is not None:
+            bias = None if self.bias is None else self.bias[features]
+            return F.linear(states, self._float_weight[features].to(states.dtype), bias)
+        if torch.is_grad_enabled() and (states.requires_grad or (self.bias is not None and self.bias.requires_grad)):
             outputs: torch.Tensor = _Product.apply(states, self.bias, self, features, share)  # type: ignore[no-untyped-call]
             return outputs
         compute = _compute_eagerly if torch.compiler.is_compiling() else Int8Linear.compute
-        outputs = compute(self, states, share)
-        return outputs if features == _ALL else outputs[..., features]
+        return compute(self, states, share)[..., features]
 
     def compute(self, states: torch.Tensor, share: bool = False) -> torch.Tensor:
         """Return all outputs (..., out_features), without gradients."""
@@ -107,7 +107,7 @@ class Int8Linear(nn.Module):
             if weight is not None and weight is self._used_weight and known_version == version:
                 return shared
         rows = states.reshape(-1, self.in_features)
-        packed = None if self._float_weight is not None else (self._packed or self._pack())
+        packed = self._packed or self._pack()
         if packed is None or len(rows) == 0:
             outputs = F.linear(rows, self.float_weight().to(rows.dtype), self.bias)
         else:
