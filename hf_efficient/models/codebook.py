@@ -129,5 +129,4 @@ def install_codebooks(model: nn.Module, codebooks: Mapping[str, Mapping[str, Any
     `codebooks` maps the name of a module in the base model to its settings, such as {"bits": 4, "group": 16}.
     """
     for name, settings in codebooks.items():
-        parent, _, short_name = name.rpartition(".")
-        setattr(model.get_submodule(parent), short_name, codebook_for(model.get_submodule(name), **settings))
+        model.set_submodule(name, codebook_for(model.get_submodule(name), **settings))

@@ -302,7 +302,7 @@ def install_int8(model: nn.Module, settings: Mapping[str, Any]) -> None:
     for name in settings["embeddings"]:
         embedding: Any = model.get_submodule(name)
         int8 = Int8Embedding(embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx)
-        _set_submodule(model, name, int8.to(embedding.weight.device))
+        model.set_submodule(name, int8.to(embedding.weight.device))
     for name, linear in settings["linears"].items():
         parent, _, short_name = name.rpartition(".")
         members: Sequence[str] = linear.get("members", (short_name,))
@@ -317,14 +317,9 @@ def install_int8(model: nn.Module, settings: Mapping[str, Any]) -> None:
         start = 0
         if len(members) > 1:
             for member, module in zip(members, replaced, strict=True):
-                _set_submodule(model, f"{parent}.{member}", Int8Slice(merged, start, start + module.out_features))
+                model.set_submodule(f"{parent}.{member}", Int8Slice(merged, start, start + module.out_features))
                 start += module.out_features
-        _set_submodule(model, name, merged)
+        model.set_submodule(name, merged)
         for activation, module in list(model.get_submodule(parent).named_children()):
             if isinstance(module, GELUActivation) and len(members) == 1:  # slices share their outputs
-                _set_submodule(model, f"{parent}.{activation}", InPlaceGelu())
-
-
-def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, short_name = name.rpartition(".")
-    setattr(model.get_submodule(parent), short_name, module)
+                model.set_submodule(f"{parent}.{activation}", InPlaceGelu())

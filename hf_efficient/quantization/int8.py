@@ -43,18 +43,19 @@ def quantize_int8(
     linears = dict(select_linears(model, config))
     for name, members in merged_linears(model, linears).items():
         observed = statistics.get(members[0])
+        fixed = observed if activations == "static" else None
         int8_linear: dict[str, Any] = {}
         if len(members) > 1:
             int8_linear["members"] = [member.rpartition(".")[2] for member in members]
-        if activations == "static" and observed is None:
+        if activations == "static" and fixed is None:
             int8_linear["activations"] = None
-        outliers = observed.outliers if activations == "static" and observed is not None else ()
+        outliers = () if fixed is None else fixed.outliers
         if outliers:
             int8_linear["outliers"] = len(outliers)
         tensors = _quantize_linears([linears[member] for member in members], observed, outliers)
-        if activations == "static" and observed is not None:
-            tensors["input_range"] = torch.tensor([observed.low, observed.high])
-            tensors["input_limits"] = torch.tensor([observed.lowest, observed.highest])
+        if fixed is not None:
+            tensors["input_range"] = torch.tensor([fixed.low, fixed.high])
+            tensors["input_limits"] = torch.tensor([fixed.lowest, fixed.highest])
         for member in members:
             weights.pop(f"{prefix}{member}.weight")
             weights.pop(f"{prefix}{member}.bias", None)

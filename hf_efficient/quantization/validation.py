@@ -26,15 +26,13 @@ def check_quantization(model: PreTrainedModel, config: QuantizationConfig) -> No
     check_selection(model, config)
     if config.torchao and find_spec("torchao") is None:
         raise UserError("torchao=True needs torchao, which is not installed: pip install 'hf_efficient[torchao]'")
-    if not config.torchao:
+    if not config.torchao or config.embeddings_are_codebooks:
         _check_family(model)
-    if config.embeddings_are_codebooks:
-        _check_family(model)
-        if next(select_codebook_weights(model, config), None) is None:
-            raise UserError(
-                f"no weight of {type(model).__name__} would become a codebook with skip_modules="
-                f"{config.skip_modules!r}: skip less, or leave out embedding_bits"
-            )
+    if config.embeddings_are_codebooks and next(select_codebook_weights(model, config), None) is None:
+        raise UserError(
+            f"no weight of {type(model).__name__} would become a codebook with skip_modules="
+            f"{config.skip_modules!r}: skip less, or leave out embedding_bits"
+        )
 
 
 def _check_family(model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ from hf_efficient.exporters.inputs import take_calibration_batches
 from hf_efficient.exporters.runtime_models import RuntimeModel, load_exported
 from hf_efficient.functions import describe_quantization, quantize
 from hf_efficient.measurement.energy import EnergyCounter
-from hf_efficient.measurement.report import training_resources
+from hf_efficient.measurement.report import STUDENT_FOLDER, training_resources
 from hf_efficient.models import is_quantized
 from hf_efficient.trainer.checkpoints import has_resumable_run, resolve_checkpoint, save_atomically
 from hf_efficient.trainer.phases import has_training_steps
@@ -131,9 +131,9 @@ class CompressionRun:
         return models
 
     def save_student(self) -> None:
-        """Save the float model, which quantization and exports start from, into `_student`."""
+        """Save the float model, which quantization and exports start from, into `STUDENT_FOLDER`."""
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / "_student"
+            folder = Path(self.args.output_dir) / STUDENT_FOLDER
             save_atomically(self.trainer.model, folder, self.trainer.processing_class)
 
     def export_variants(self) -> dict[str, RuntimeModel]:

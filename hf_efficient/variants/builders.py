@@ -44,19 +44,18 @@ class ModelVariant:
 Builder = Callable[[PreTrainedModel, Inputs, Calibration, Path], ModelVariant | None]
 
 
-def float32(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path) -> ModelVariant:
-    """Return a copy of `model` in float32."""
-    return ModelVariant(copy.deepcopy(model).to(torch.float32))
+def _converted(dtype: torch.dtype) -> Builder:
+    """Return the builder of a copy in this data type."""
+
+    def build(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path) -> ModelVariant:
+        return ModelVariant(copy.deepcopy(model).to(dtype))
+
+    return build
 
 
-def bfloat16(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path) -> ModelVariant:
-    """Return a copy of `model` in bfloat16."""
-    return ModelVariant(copy.deepcopy(model).to(torch.bfloat16))
-
-
-def float16(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path) -> ModelVariant:
-    """Return a copy of `model` in float16."""
-    return ModelVariant(copy.deepcopy(model).to(torch.float16))
+float32 = _converted(torch.float32)
+bfloat16 = _converted(torch.bfloat16)
+float16 = _converted(torch.float16)
 
 
 def int8(model: PreTrainedModel, inputs: Inputs, calibration: Calibration, directory: Path) -> ModelVariant:
