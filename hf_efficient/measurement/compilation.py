@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +33,7 @@ def compile_model(
     nothing is compiled again.
 
     Return None, and log a warning, where the model cannot be compiled, for example without a C++ compiler, or where
-    that takes longer than `limit_seconds`. There is no limit outside of the main thread and on Windows.
+    that takes longer than `limit_seconds`.
     """
     # Torch compiles other code for a single example than for several.
     single = next(iter(inputs.values())).shape[0] == 1
@@ -66,18 +66,26 @@ def _inference_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `_TimeLimitError` in the context after so many seconds, where the system has timers that can do that."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Raise `_TimeLimitError` in the context after so many seconds, when the next Python instruction is executed.
 
-    def stop(*_: Any) -> None:
-        raise _TimeLimitError
+    A thread raises it, not a signal: on CPUs with AMX, OpenVINO leaves a freed stack for signal handlers behind, and
+    the next signal would end the process.
+    """
+    thread = ctypes.c_ulong(threading.get_ident())
+    lock, ended = threading.Lock(), False
 
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    def stop() -> None:
+        with lock:
+            if not ended:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_TimeLimitError))
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        with lock:
+            ended = True
+            timer.cancel()
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
