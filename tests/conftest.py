@@ -229,7 +229,7 @@ def assert_same_weights() -> Callable[[PreTrainedModel, PreTrainedModel], None]:
 @pytest.fixture
 def kernels_for_tiny_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let 8-bit Linears use products of integers whatever their size, as larger models do."""
-    monkeypatch.setattr(int8_kernels, "MIN_WEIGHT_ENTRIES", 0)
+    monkeypatch.setattr(int8_kernels, "MIN_WEIGHT_ENTRIES", {})
 
 
 @pytest.fixture(scope="session")

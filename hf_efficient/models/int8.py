@@ -133,10 +133,14 @@ class Int8Linear(nn.Module):
         outputs = packed.kernel(rows, packed.scale, packed.zero_point)
         if self.outliers:
             outputs.addmm_(rows.index_select(1, self.outlier_index), self.outlier_weight.float())
-            rows = rows.index_fill(1, self.outlier_index, 0)
-        lowest, highest = torch.aminmax(rows)
+            lows, highs = (
+                reduce(rows, 0).index_fill_(0, self.outlier_index, 0) for reduce in (torch.amin, torch.amax)
+            )
+            lowest, highest = lows.amin(), highs.amax()  # a copy of all rows would take longer
+        else:
+            lowest, highest = torch.aminmax(rows)
         if not (float(lowest) >= packed.lowest and float(highest) <= packed.highest):  # NaN is outside too
-            self._add_excess(outputs, rows, packed)
+            self._add_excess(outputs, rows.index_fill(1, self.outlier_index, 0) if self.outliers else rows, packed)
         return outputs
 
     def _add_excess(self, outputs: torch.Tensor, rows: torch.Tensor, packed: _Packed) -> None:
@@ -287,7 +291,8 @@ class Int8Embedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings (..., embedding_dim) of `ids` (...)."""
-        return self.weight[ids] * self.weight_scale[ids]
+        scale = F.embedding(ids, self.weight_scale)
+        return F.embedding(ids, self.weight).to(scale.dtype).mul_(scale)
 
 
 def install_int8(model: nn.Module, settings: Mapping[str, Any]) -> None:

@@ -14,8 +14,6 @@ import torch
 # 2 * 255 * 64 still fits. Weights within this limit give the same sums on every CPU.
 WEIGHT_LIMIT = 64
 ACTIVATION_MAX = 255
-# Below so many entries of a weight the quantization of the inputs costs more than the product gains.
-MIN_WEIGHT_ENTRIES = 16 * 1024
 _LOCK = threading.Lock()
 
 # Returns outputs (rows, out_features) of inputs (rows, in_features), both float32, given scale and zero point of the
@@ -62,6 +60,11 @@ def onednn_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor 
     return kernel
 
 
+# For smaller weights the product in float is faster: the quantization of the inputs, and the constant cost of a call,
+# are more than what integers gain.
+MIN_WEIGHT_ENTRIES: dict[KernelBuilder, int] = {fbgemm_kernel: 16 * 1024, onednn_kernel: 144 * 1024}
+
+
 def build_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Kernel | None:
     """Return the product with a weight on its device; None where no kernel is faster than the product in float.
 
@@ -71,12 +74,14 @@ def build_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor |
     | scale | (out_features,), float32 |
     | bias | (out_features,), float32, or None |
     """
-    if weight.device.type != "cpu" or weight.numel() < MIN_WEIGHT_ENTRIES:
+    if weight.device.type != "cpu":
         return None
     with _LOCK, warnings.catch_warnings():  # packing is deprecated in torch; `select_kernel` knows whether it works
         warnings.simplefilter("ignore")
         builder = select_kernel()
-        return None if builder is None else builder(weight.contiguous(), scale.contiguous(), bias)
+        if builder is None or weight.numel() < MIN_WEIGHT_ENTRIES.get(builder, 0):
+            return None
+        return builder(weight.contiguous(), scale.contiguous(), bias)
 
 
 @cache

@@ -16,6 +16,7 @@ from hf_efficient.models import int8
 from hf_efficient.models.int8 import Int8Embedding, Int8Linear, Int8Slice, install_int8
 from hf_efficient.models.int8_kernels import select_kernel
 
+pytestmark = pytest.mark.usefixtures("kernels_for_tiny_weights")
 needs_kernel = pytest.mark.skipif(select_kernel() is None, reason="no product of integers is faster than float here")
 
 

@@ -79,9 +79,11 @@ def test_packing_keeps_the_quantized_engine(builder, monkeypatch):
         torch.backends.quantized.engine = engine
 
 
-def test_small_weights_have_no_kernel():
-    assert MIN_WEIGHT_ENTRIES == 128 * 128
-    assert build_kernel(torch.ones(127, 128, dtype=torch.int8), torch.ones(127), None) is None
+def test_small_weights_have_no_kernel(builder, monkeypatch):
+    monkeypatch.setattr(int8_kernels, "select_kernel", lambda: builder)
+    rows = MIN_WEIGHT_ENTRIES[builder] // 128
+    assert build_kernel(torch.ones(rows - 1, 128, dtype=torch.int8), torch.ones(rows - 1), None) is None
+    assert build_kernel(torch.ones(rows, 128, dtype=torch.int8), torch.ones(rows), None) is not None
 
 
 def test_weights_on_other_devices_have_no_kernel():

@@ -10,7 +10,7 @@ from hf_efficient.variants.float_inputs import max_difference_without_kernels, w
 
 @pytest.fixture
 def quantized(make_model, make_batch, monkeypatch):
-    monkeypatch.setattr(int8_kernels, "MIN_WEIGHT_ENTRIES", 0)
+    monkeypatch.setattr(int8_kernels, "MIN_WEIGHT_ENTRIES", {})
     return quantize(make_model(), QuantizationConfig("int8_static"), [make_batch()])
 
 
