@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hf_efficient.errors import UserError
 
-# Suffixes of data files, and the builder of `datasets` that reads each.
-FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+# Suffixes of data files, before .gz if they are compressed, and the format of each.
+FILE_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "tsv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+}
 FILE_FIELDS = ("train_file", "validation_file", "test_file")
 # Fields that select the rows and name them; the others say how rows are encoded.
 SOURCE_FIELDS = (
@@ -40,7 +50,11 @@ class DataConfig:
         },
     )
     train_file: str | None = field(
-        default=None, metadata={"help": "Training data: a csv, tsv, json, jsonl or parquet file."}
+        default=None,
+        metadata={
+            "help": "Training data: a csv, tsv, json, jsonl or parquet file, or a txt file of a tab-separated table; "
+            "each may be compressed, as .csv.gz."
+        },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Data to evaluate on, in the same formats."})
     test_file: str | None = field(
@@ -86,7 +100,13 @@ class DataConfig:
     def files(self) -> dict[str, Path]:
         """The files that are given, by split: "train", "validation", "test"."""
         paths = {name.removesuffix("_file"): getattr(self, name) for name in FILE_FIELDS}
-        return {split: Path(path) for split, path in paths.items() if path}
+        return {split: Path(path).expanduser() for split, path in paths.items() if path}
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that `dataset_name` names; None if it names a dataset on the Hub."""
+        path = Path(self.dataset_name).expanduser() if self.dataset_name else None
+        return path if path is not None and path.is_dir() else None
 
     @property
     def is_given(self) -> bool:
@@ -99,18 +119,46 @@ class DataConfig:
         if self.dataset_title:
             return self.dataset_title
         if self.dataset_name:
-            name = Path(self.dataset_name).resolve().name if Path(self.dataset_name).exists() else self.dataset_name
-            return "/".join(part for part in (name, self.dataset_config_name) if part)
+            return "/".join(part for part in (self._public_name, self.dataset_config_name) if part)
         return next((path.name for path in self.files.values()), "data")
+
+    @property
+    def _public_name(self) -> str | None:
+        """`dataset_name` without the folders that it lies in, and without the user's name in the home folder's."""
+        if self.folder is None:
+            return self.dataset_name
+        folder = Path(os.path.abspath(self.folder))
+        return "data" if folder == Path.home() else folder.name
+
+    def public_values(self) -> dict[str, Any]:
+        """Return the fields for reports, without folders of the local machine."""
+        names = {f"{split}_file": path.name for split, path in self.files.items()}
+        return {**dataclasses.asdict(self), **names, "dataset_name": self._public_name}
 
     def check_files(self) -> None:
         """Raise UserError if a file does not exist, is empty, or has a suffix that is not in `FILE_FORMATS`."""
+        if self.dataset_name and Path(self.dataset_name).expanduser().is_file():
+            raise UserError(
+                f"dataset_name={self.dataset_name!r} is a file: give it as --train_file, --validation_file or "
+                "--test_file"
+            )
         for split, path in self.files.items():
+            if path.is_dir():
+                raise UserError(
+                    f"{split}_file={str(path)!r} is a directory: give a file, or the directory as --dataset_name"
+                )
             if not path.is_file():
                 raise UserError(f"{split}_file={str(path)!r} does not exist: give the path of a file")
-            if path.suffix not in FILE_FORMATS:
+            if file_format(path) is None:
                 raise UserError(
-                    f"{split}_file={path.name!r} has an unknown suffix: give one of {', '.join(FILE_FORMATS)}"
+                    f"{split}_file={path.name!r} has an unknown suffix: give one of {', '.join(FILE_FORMATS)}, "
+                    "each also with .gz"
                 )
             if not path.stat().st_size:
                 raise UserError(f"{split}_file={path.name!r} is empty: give a file with rows")
+
+
+def file_format(path: Path) -> str | None:
+    """Return the format of a file, by its suffix before .gz; None if it is unknown."""
+    name = path.name.lower()
+    return FILE_FORMATS.get(Path(name.removesuffix(".gz")).suffix)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from datasets import DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
-from hf_efficient.data.config import FILE_FORMATS, DataConfig
+from hf_efficient.data.config import DataConfig
+from hf_efficient.data.files import DataFile
+from hf_efficient.data.folders import find_data_files, is_saved_dataset
+from hf_efficient.data.reader import read_files
 from hf_efficient.errors import UserError
 
 logger = logging.get_logger(__name__)
@@ -24,7 +27,7 @@ def load_splits(config: DataConfig, seed: int) -> DatasetDict:
 
     Raises UserError if there is no training data, or if the dataset or a file is missing, empty or cannot be read.
     """
-    splits = _load_hub_dataset(config) if config.dataset_name else _load_files(config)
+    splits = _load_dataset(config) if config.dataset_name else _load_files(config)
     if "train" not in splits:
         raise UserError(f"there is no training data, only {', '.join(splits)}: give --train_file")
     train = splits["train"]
@@ -53,11 +56,20 @@ def _evaluation_split_names(config: DataConfig) -> tuple[str, ...]:
     return ("test", "validation") if config.test_file else ("validation", "validation_matched", "test")
 
 
-def _load_hub_dataset(config: DataConfig) -> DatasetDict:
-    name = "/".join(part for part in (config.dataset_name, config.dataset_config_name) if part)
+def _load_dataset(config: DataConfig) -> DatasetDict:
+    """Return the splits of a dataset on the Hub or in a folder of the local machine."""
+    folder = config.folder
+    source = str(config.dataset_name if folder is None else folder)
+    files = find_data_files(folder) if folder is not None and config.dataset_config_name is None else {}
+    if files:
+        return read_files(files)
     try:
-        return load_dataset(config.dataset_name, config.dataset_config_name)
+        if folder is not None and is_saved_dataset(folder):
+            saved = load_from_disk(source)
+            return DatasetDict(train=saved) if isinstance(saved, Dataset) else saved
+        return load_dataset(source, config.dataset_config_name)
     except LOADING_ERRORS as error:
+        name = "/".join(part for part in (config.dataset_name, config.dataset_config_name) if part)
         raise UserError(
             f"dataset {name!r} cannot be loaded: {_reason(error)}. Check --dataset_name, --dataset_config_name and "
             "the connection, or give --train_file"
@@ -68,16 +80,7 @@ def _load_files(config: DataConfig) -> DatasetDict:
     if not config.is_given:
         raise UserError("no data given: give --dataset_name, or --train_file and --validation_file")
     config.check_files()
-    splits = {}
-    for split, path in config.files.items():
-        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        try:
-            splits[split] = load_dataset(
-                FILE_FORMATS[path.suffix], data_files={split: str(path)}, split=split, **options
-            )
-        except LOADING_ERRORS as error:
-            raise UserError(f"{split}_file={path.name!r} has no rows that can be read: {_reason(error)}") from error
-    return DatasetDict(splits)
+    return read_files({split: [DataFile(path, f"{split}_file")] for split, path in config.files.items()})
 
 
 def _reason(error: BaseException) -> str:

@@ -82,7 +82,7 @@ BAD_INPUT = {
         "'no', 'yes', which the model does not have; its labels are negative, positive",
     ),
     "label out of range": (too_many_labels, {}, "holds the labels 7, the model has only 0 to 1"),
-    "no row": (no_rows, {}, "train_file='train.csv' has no rows that can be read"),
+    "no row": (no_rows, {}, "train_file='train.csv': it has a header and no rows"),
     "empty file": (empty_file, {}, "'train.csv' is empty"),
     "unknown columns": (
         unknown_columns,

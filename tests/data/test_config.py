@@ -45,7 +45,7 @@ def test_numbers_below_one_are_refused(field):
     ("name", "content", "message"),
     [
         ("missing.csv", None, "validation_file='.*missing.csv' does not exist"),
-        ("rows.xlsx", "a,b", "validation_file='rows.xlsx' has an unknown suffix: give one of .csv, .tsv, .json"),
+        ("rows.xlsx", "a,b", "validation_file='rows.xlsx' has an unknown suffix: give one of .csv, .tsv, .txt, .json"),
         ("rows.csv", "", "validation_file='rows.csv' is empty"),
     ],
 )

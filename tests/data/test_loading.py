@@ -7,7 +7,7 @@ from hf_efficient.data.config import DataConfig
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
 
-ROWS = [{"text": f"text {index}", "label": index % 2} for index in range(20)]
+ROWS = [{"text": f"text {index}", "label": str(index % 2)} for index in range(20)]
 
 
 def write_rows(path, rows=ROWS):
@@ -57,11 +57,11 @@ def test_numbers_of_samples_are_limited(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("bytes.csv", b"a,b\n\xff\xfe\xfa,1\n", "'bytes.csv' has no rows that can be read: .*can't decode byte"),
-        ("ragged.csv", b"a,b\n1,2\n1,2,3,4\n", "'ragged.csv' has no rows .*Expected 2 fields in line 3, saw 4"),
-        ("header.csv", b"text,label\n", "'header.csv' has no rows that can be read"),
-        ("text.parquet", b"not parquet", "'text.parquet' has no rows that can be read: .*parquet"),
-        ("broken.json", b"{ not json", "'broken.json' has no rows that can be read: .*JSON"),
+        ("bytes.csv", b"a,b\n\xff\xfa,1\n", r"'bytes.csv', line 2: byte 1 \(0xff\) is not UTF-8"),
+        ("ragged.csv", b"a,b\n1,2\n1,2,3,4\n", "'ragged.csv', line 3: the row '1,2,3,4' has 4 cells and the header 2"),
+        ("header.csv", b"text,label\n", "'header.csv': it has a header and no rows"),
+        ("text.parquet", b"not parquet", "'text.parquet': it is not a Parquet file"),
+        ("broken.json", b"{ not json", "'broken.json', line 1: it is not JSON"),
     ],
 )
 def test_unreadable_files_are_refused_with_the_reason(tmp_path, name, content, message):
