@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
-from hf_efficient.exporters.config import EXPORT_FORMATS, needs_calibration
+from hf_efficient.exporters.config import EXPORT_FORMATS, uses_calibration
 
 CALIBRATION = "batches"  # what the code calls batches of training data
 
@@ -16,8 +17,10 @@ def variant_code(variant: str, name: str, auto: str, is_calibrated: bool) -> lis
     """
     format, _, quantization = variant.partition("_")
     if format in EXPORT_FORMATS:
-        return _export_code(format, quantization, name, auto)
-    return _CODES[variant](f'{auto}.from_pretrained("{name}"', auto, f", calibration={CALIBRATION}" * is_calibrated)
+        return _export_code(format, quantization, name, auto, is_calibrated)
+    return _CODES[variant](
+        f"{auto}.from_pretrained({json.dumps(name)}", auto, f", calibration={CALIBRATION}" * is_calibrated
+    )
 
 
 def _float_code(dtype: str) -> Callable[[str, str, str], list[str]]:
@@ -54,10 +57,11 @@ def _scheme_code(scheme: str) -> Callable[[str, str, str], list[str]]:
     return code
 
 
-def _export_code(format: str, quantization: str, name: str, auto: str) -> list[str]:
-    calibration = f", calibration={CALIBRATION}" if needs_calibration(format, quantization) else ""
+def _export_code(format: str, quantization: str, name: str, auto: str, is_calibrated: bool) -> list[str]:
+    takes_calibration = is_calibrated and uses_calibration(format, quantization or None)
+    calibration = f", calibration={CALIBRATION}" if takes_calibration else ""
     precision = f', quantization="{quantization}"' if quantization else ""
-    model = f'transformers.{auto}.from_pretrained("{name}")'
+    model = f"transformers.{auto}.from_pretrained({json.dumps(name)})"
     return [
         "import transformers, hf_efficient",
         f'hf_efficient.export({model}, "exported", format="{format}"{precision}{calibration})',

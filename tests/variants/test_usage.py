@@ -1,5 +1,7 @@
 """The code that makes a variant has at most three lines and runs."""
 
+import ast
+
 import pytest
 import torch
 
@@ -34,4 +36,15 @@ def test_code_makes_the_variant(make_model, make_batch, tmp_path, variant, is_ca
 def test_exports_name_format_and_quantization():
     code = variant_code("openvino_int8", "me/films", "AutoModel", is_calibrated=True)
     assert code[1].endswith('"exported", format="openvino", quantization="int8", calibration=batches)')
-    assert variant_code("onnx", "me/films", "AutoModel", False)[1].endswith('"exported", format="onnx")')
+    for is_calibrated in (False, True):
+        code = variant_code("onnx", "me/films", "AutoModel", is_calibrated)
+        assert code[1].endswith('"exported", format="onnx")')
+        code = variant_code("onnx_int8", "me/films", "AutoModel", is_calibrated)
+        assert ("calibration=batches" in code[1]) == is_calibrated
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_name_with_quotes_stays_a_name(variant):
+    name = 'films"); import os; ("'
+    tree = ast.parse("\n".join(variant_code(variant, name, "AutoModel", is_calibrated=False)))
+    assert name in [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
