@@ -27,7 +27,6 @@ from hf_efficient.commands.config import JobConfig
 from hf_efficient.commands.output_dir import check_output_dir, clear_output_dir, create_output_dir, remove_run_state
 from hf_efficient.commands.preparation import PreparedJob, create_student, prepare_job, trim_job_vocabulary
 from hf_efficient.commands.training_arguments import build_training_arguments
-from hf_efficient.data.config import DataConfig
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import check_export
@@ -268,11 +267,5 @@ def _complete_report(
         metric=task.metric,
         models=with_ratios(report.models, task.metric),
         stages=(*stages, *report.stages),
-        configs={**report.configs, "data": _without_local_paths(config.data)},
+        configs={**report.configs, "data": config.data.public_values()},
     )
-
-
-def _without_local_paths(data: DataConfig) -> dict[str, Any]:
-    """Return the settings of the data without directories of this machine."""
-    values = dataclasses.asdict(data)
-    return {name: Path(value).name if name.endswith("_file") and value else value for name, value in values.items()}

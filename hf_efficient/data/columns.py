@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from datasets import DatasetDict
 
-from hf_efficient.data.config import DataConfig
+from hf_efficient.data.config import DataConfig, file_format
 from hf_efficient.errors import UserError
+
+# Formats whose first line has the names of the columns.
+TABLE_FORMATS = ("csv", "tsv")
+MAX_NAME_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,10 @@ def find_columns(
     if texts is None or (label is None and label_columns is not None and needs_labels):
         flags = "--text_column (and --text_pair_column)" if texts is None else "--label_column"
         kind = "text" if texts is None else "label"
-        raise UserError(f"cannot tell which of the columns {', '.join(train)} is the {kind} column: give {flags}")
+        names = _list_names(train)
+        raise UserError(
+            f"cannot tell which of the columns {names} is the {kind} column: give {flags}{_advise(config)}"
+        )
     missing = [name for name in (*texts, label) if name is not None and name not in evaluation]
     if missing:
         raise UserError(f"the evaluation data lacks the column {', '.join(missing)} of the training data")
@@ -66,4 +73,20 @@ def _check_named_columns(config: DataConfig, text_names: Sequence[str], label_na
     ):
         column = getattr(config, flag)
         if column is not None and column not in names:
-            raise UserError(f"{flag}={column!r} is not a column of the data, which has {', '.join(text_names)}")
+            raise UserError(
+                f"{flag}={column!r} is not a column of the data, which has {_list_names(text_names)}{_advise(config)}"
+            )
+
+
+def _list_names(names: Sequence[str]) -> str:
+    shown = [name if len(name) <= MAX_NAME_CHARACTERS else f"{name[:MAX_NAME_CHARACTERS]}..." for name in names]
+    return ", ".join(shown)
+
+
+def _advise(config: DataConfig) -> str:
+    """Return what to do if the first row of a table was read as its header."""
+    tables = [path for path in config.files.values() if file_format(path) in TABLE_FORMATS]
+    if not tables:
+        return ""
+    separator = "," if file_format(tables[0]) == "csv" else "<TAB>"
+    return f". If these are cells of the first row, the file has no header: add the line `text{separator}label`"

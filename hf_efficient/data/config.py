@@ -119,21 +119,15 @@ class DataConfig:
         if self.dataset_title:
             return self.dataset_title
         if self.dataset_name:
-            return "/".join(part for part in (self._public_name, self.dataset_config_name) if part)
+            name = self.dataset_name if self.folder is None else _folder_title(self.folder)
+            return "/".join(part for part in (name, self.dataset_config_name) if part)
         return next((path.name for path in self.files.values()), "data")
 
-    @property
-    def _public_name(self) -> str | None:
-        """`dataset_name` without the folders that it lies in, and without the user's name in the home folder's."""
-        if self.folder is None:
-            return self.dataset_name
-        folder = Path(os.path.abspath(self.folder))
-        return "data" if folder == Path.home() else folder.name
-
     def public_values(self) -> dict[str, Any]:
-        """Return the fields for reports, without folders of the local machine."""
+        """Return the fields for reports, without folders of the local machine; `dataset_name` is a name on the Hub."""
         names = {f"{split}_file": path.name for split, path in self.files.items()}
-        return {**dataclasses.asdict(self), **names, "dataset_name": self._public_name}
+        dataset_name = self.dataset_name if self.folder is None else None
+        return {**dataclasses.asdict(self), **names, "dataset_name": dataset_name}
 
     def check_files(self) -> None:
         """Raise UserError if a file does not exist, is empty, or has a suffix that is not in `FILE_FORMATS`."""
@@ -156,6 +150,12 @@ class DataConfig:
                 )
             if not path.stat().st_size:
                 raise UserError(f"{split}_file={path.name!r} is empty: give a file with rows")
+
+
+def _folder_title(folder: Path) -> str:
+    """Return the name of a folder, but not that of the home folder, which is the user's."""
+    path = Path(os.path.abspath(folder))
+    return "data" if path == Path.home() else path.name
 
 
 def file_format(path: Path) -> str | None:

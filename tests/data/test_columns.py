@@ -60,3 +60,26 @@ def test_training_data_may_lack_labels_if_they_are_not_needed():
 def test_missing_columns_are_refused(train, evaluation, fields, message):
     with pytest.raises(UserError, match=message):
         find(make_splits(train, evaluation), DataConfig(**fields))
+
+
+@pytest.mark.parametrize(
+    ("file", "advice"),
+    [
+        ("a.csv", "the file has no header: add the line `text,label`"),
+        ("a.tsv", "the file has no header: add the line `text<TAB>label`"),
+        ("a.txt.gz", "the file has no header: add the line `text<TAB>label`"),
+    ],
+)
+def test_a_table_without_a_header_is_refused_with_the_remedy(file, advice):
+    splits = make_splits(("a great film", "1"))
+    for options in ({}, {"text_column": "text"}):
+        with pytest.raises(UserError) as refusal:
+            find(splits, DataConfig(train_file=file, **options))
+        assert "a great film, 1" in str(refusal.value)
+        assert advice in str(refusal.value)
+
+
+def test_json_has_no_header_to_advise_on():
+    with pytest.raises(UserError) as refusal:
+        find(make_splits(("a", "b")), DataConfig(train_file="a.json"))
+    assert "header" not in str(refusal.value)

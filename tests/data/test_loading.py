@@ -1,7 +1,8 @@
 import json
 
+import datasets
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.loading import load_splits
@@ -85,3 +86,130 @@ def test_missing_data_is_refused(tmp_path):
         load_splits(DataConfig(), seed=0)
     with pytest.raises(UserError, match="there is no training data, only validation: give --train_file"):
         load_splits(DataConfig(validation_file=write_rows(tmp_path / "dev.csv")), seed=0)
+
+
+def test_the_fingerprint_depends_on_the_rows_alone(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    paths = [tmp_path / "a.csv", tmp_path / "elsewhere" / "b.jsonl", tmp_path / "c.parquet"]
+    first, *others = (load_splits(DataConfig(train_file=write_rows(path)), seed=0) for path in paths)
+    for split in ("train", "evaluation"):
+        assert {other[split]._fingerprint for other in others} == {first[split]._fingerprint}
+    changed = load_splits(DataConfig(train_file=write_rows(paths[0], ROWS[1:])), seed=0)
+    assert changed["train"]._fingerprint != first["train"]._fingerprint
+
+
+def test_rows_are_mapped_from_the_cache_and_name_their_file(tmp_path):
+    split = load_splits(DataConfig(train_file=write_rows(tmp_path / "a.csv")), seed=0)["train"]
+    (file,) = split.cache_files[:1]
+    assert file["filename"].startswith(str(datasets.config.HF_DATASETS_CACHE))
+    assert split.info.dataset_name == "a.csv"
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(UserError, match=r"cannot be written into .*: give another folder by .* HF_DATASETS_CACHE"):
+        load_splits(DataConfig(train_file=write_rows(tmp_path / "a.csv")), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "expected"),
+    [
+        ([{"x": 1}], [{"x": "1.0"}], (["1"], ["1.0"])),
+        ([{"x": "a"}], [{"x": 5}], (["a"], ["5"])),
+        ([{"x": 1}], [{"x": 1.5}], ([1.0], [1.5])),
+        ([{"x": True}], [{"x": "yes"}], (["true"], ["yes"])),
+        ([{"x": None}], [{"x": "a"}], ([""], ["a"])),
+        ([{"x": None}], [{"x": 3}], ([None], [3])),
+        ([{"x": [1]}], [{"x": ["a"]}], ([["1"]], [["a"]])),
+        ([{"x": []}], [{"x": ["a"]}], ([[]], [["a"]])),
+        ([{"x": {"en": "a"}}], [{"x": {"de": "b"}}], ([{"en": "a", "de": None}], [{"en": None, "de": "b"}])),
+    ],
+)
+def test_a_column_has_one_type_in_all_files(tmp_path, train, validation, expected):
+    for suffix in ("jsonl", "parquet"):
+        paths = [write_rows(tmp_path / f"{name}.{suffix}", rows) for name, rows in (("a", train), ("b", validation))]
+        splits = load_splits(DataConfig(train_file=paths[0], validation_file=paths[1]), seed=0)
+        assert (splits["train"]["x"][:], splits["evaluation"]["x"][:]) == expected
+        assert splits["train"].features == splits["evaluation"].features
+
+
+def test_columns_without_a_common_type_are_refused(tmp_path):
+    train, validation = write_rows(tmp_path / "a.json", [{"x": ["a"]}]), write_rows(tmp_path / "b.csv", [{"x": "a"}])
+    with pytest.raises(
+        UserError, match=r"validation_file='b.csv': the column 'x' holds single values, and in tr"
+    ):
+        load_splits(DataConfig(train_file=train, validation_file=validation), seed=0)
+
+
+def write_classes(path, ids, names):
+    features = Features({"label": ClassLabel(names=names) if names else Value("int64")})
+    Dataset.from_dict({"label": ids}, features=features).to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "expected"),
+    [
+        (["no", "yes"], ["no", "yes"], ([0, 1], [1, 0])),
+        (["no", "yes"], None, ([0, 1], [1, 0])),
+        (["no", "yes"], ["yes", "no"], (["no", "yes"], ["no", "yes"])),
+        (["no", "yes"], ["bad", "good"], (["no", "yes"], ["good", "bad"])),
+    ],
+)
+def test_names_of_classes_are_kept_or_become_the_labels(tmp_path, train, validation, expected):
+    files = (
+        write_classes(tmp_path / "a.parquet", [0, 1], train),
+        write_classes(tmp_path / "b.parquet", [1, 0], validation),
+    )
+    splits = load_splits(DataConfig(train_file=files[0], validation_file=files[1]), seed=0)
+    assert (splits["train"]["label"][:], splits["evaluation"]["label"][:]) == expected
+    has_names = isinstance(splits["evaluation"].features["label"], ClassLabel)
+    assert has_names is isinstance(expected[0][0], int)
+
+
+def test_names_of_classes_meet_texts_of_a_table(tmp_path):
+    train = write_classes(tmp_path / "a.parquet", [0, 1], ["no", "yes"])
+    validation = write_rows(tmp_path / "b.csv", [{"label": "yes"}])
+    splits = load_splits(DataConfig(train_file=train, validation_file=validation), seed=0)
+    assert (splits["train"]["label"][:], splits["evaluation"]["label"][:]) == (["no", "yes"], ["yes"])
+
+
+def folder_of(tmp_path, *names):
+    for index, name in enumerate(names):
+        (tmp_path / "data[1]" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_rows(tmp_path / "data[1]" / name, ROWS[: index + 2])
+    return str(tmp_path / "data[1]")
+
+
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        (("train.csv", "dev.csv"), (2, 3)),
+        (("train-00000-of-00001.parquet", "validation-00000-of-00001.parquet", "test-0.parquet"), (2, 3)),
+        (("my_training.tsv", "my_eval.tsv"), (2, 3)),
+        (("train/a.jsonl", "train/b.jsonl", "test/c.jsonl"), (5, 4)),
+        (("train.csv", "dev.csv", "notes/other.csv", ".hidden/train.csv"), (2, 3)),
+        (("all.csv", "more.csv"), (4, 1)),
+    ],
+)
+def test_a_local_folder_is_read_as_its_files_are(tmp_path, names, counts):
+    splits = load_splits(DataConfig(dataset_name=folder_of(tmp_path, *names)), seed=0)
+    assert (len(splits["train"]), len(splits["evaluation"])) == counts
+    assert splits["train"].features["label"] == Value("string")
+
+
+def test_folders_of_datasets_are_read(tmp_path):
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:3])).save_to_disk(tmp_path / "splits")
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    for name, count in (("splits", 3), ("one", 2)):
+        assert len(load_splits(DataConfig(dataset_name=str(tmp_path / name)), seed=0)["evaluation"]) == count
+
+
+def test_a_folder_that_describes_its_files_is_read_so(tmp_path):
+    folder = folder_of(tmp_path, "a.csv", "train.csv")
+    (tmp_path / "data[1]").rename(tmp_path / "described")
+    readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: a.csv\n---\n"
+    (tmp_path / "described" / "README.md").write_text(readme)
+    splits = load_splits(DataConfig(dataset_name=folder.replace("data[1]", "described")), seed=0)
+    assert len(splits["train"]) + len(splits["evaluation"]) == 2
