@@ -26,7 +26,7 @@ from hf_efficient.measurement.latency import measure_throughput
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.models.batches import example_count
 from hf_efficient.tasks.evaluator import TaskEvaluator
-from hf_efficient.tasks.inference import infer_task
+from hf_efficient.tasks.inference import infer_task, with_label_column
 from hf_efficient.variants.builders import (
     Forward,
     ModelVariant,
@@ -54,7 +54,7 @@ def compare_models(
     """
     check_variants(variants, data)
     configs = [load_config(name, trust_remote_code) for name in names]
-    splits = _load_splits(data) if data.is_given else DatasetDict()
+    splits, data = with_label_column(_load_splits(data) if data.is_given else DatasetDict(), data)
     tasks = [infer_task(config, splits, data) for config in configs]
     if len({task.name for task in tasks}) > 1:
         raise UserError(f"the models are for different tasks: {', '.join(task.name for task in tasks)}")

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_efficient.commands.config import JobConfig, ModelConfig
+from hf_efficient.commands.heads import configure_head
 from hf_efficient.commands.pretrained import (
     explain_loading_errors,
     has_vocabulary,
@@ -21,15 +22,19 @@ from hf_efficient.commands.pretrained import (
     load_tokenizer,
 )
 from hf_efficient.data.columns import Columns
-from hf_efficient.data.labels import label_ids, label_names
+from hf_efficient.data.label_checks import check_classes
+from hf_efficient.data.label_names import model_label_names
 from hf_efficient.distillation.students import student_from_config, student_from_layers
 from hf_efficient.distillation.teacher import load_teacher
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import accepts_token_type_ids
 from hf_efficient.pruning.vocabulary import find_used_tokens, trim_vocabulary
-from hf_efficient.tasks.inference import get_task, infer_task
+from hf_efficient.tasks.class_ids import describe_data, find_class_ids
+from hf_efficient.tasks.inference import get_task, infer_task, with_label_column
+from hf_efficient.tasks.input_length import bound_max_length
 from hf_efficient.tasks.masked_lm import mask_once
 from hf_efficient.tasks.task import RowEncoder, Task, iterate_texts, model_columns
+from hf_efficient.tasks.tokenizers import adapt_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -86,65 +91,62 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
     tokenizer = load_tokenizer(name, trust_remote_code)
     teacher_names = config.model.teacher_name_or_path or ()
     teacher_config = load_config(teacher_names[0], trust_remote_code) if teacher_names else None
+    splits, data = with_label_column(splits, config.data)
     if config.model.task:
         task = get_task(config.model.task)
     else:
-        task = infer_task(teacher_config or model_config, splits, config.data)
+        task = infer_task(teacher_config or model_config, splits, data)
     needs_labels = not config.uses_distillation or config.distillation.uses_labels
     has_data = len(splits) > 0
-    columns = task.get_columns(splits, config.data, needs_labels) if has_data else Columns((), None)
-    is_fine_tuned = (model_config.architectures or [""])[0].endswith(task.head)
+    columns = task.get_columns(splits, data, needs_labels) if has_data else Columns((), None)
+    classes = task.find_classes(splits, columns)
+    has_architecture = bool(model_config.architectures)
+    is_fine_tuned = has_architecture and model_config.architectures[0].endswith(task.head)
     if not is_fine_tuned:
-        _configure_head(model_config, teacher_config, task, splits, columns)
+        configure_head(model_config, teacher_config, task, classes)
         if teacher_config is None and columns.label is None and task.has_labels:
             raise UserError(
                 f"{name} has no head for {task.name} and the data has no labels to train one: give a fine-tuned "
                 "model, or --label_column"
             )
-    has_classes = task.has_classes and columns.label is not None
-    label_to_id = label_ids(splits, str(columns.label), model_config) if has_classes else None
+    elif task.problem_type == "multi_label_classification":
+        model_config.problem_type = task.problem_type
+    names = model_label_names(model_config)
+    label_to_id = None if classes is None else find_class_ids(task, classes, names)
+    if classes is not None:
+        check_classes(classes, has_head=is_fine_tuned or teacher_config is not None)
+    adapt_tokenizer(tokenizer, model_config, task.needs_offsets)
     attention = config.model.attn_implementation
-    model = load_model(
+    model, loading_info = load_model(
         task.auto_class,
         name,
         config=model_config,
         dtype=torch.float32,
         trust_remote_code=trust_remote_code,
         attn_implementation=attention,
+        output_loading_info=True,
     )
+    if not has_architecture:
+        is_fine_tuned = not loading_info["missing_keys"]
     needs_logits = config.uses_distillation and config.distillation.uses_logits
     teachers = []
     for teacher_name in teacher_names:
         with explain_loading_errors(teacher_name):
             teachers.append(load_teacher(teacher_name, task.auto_class, needs_logits, trust_remote_code, attention))
         _check_same_tokenizer(teacher_name, tokenizer, trust_remote_code)
+        _remove_unused_tokens(teachers[-1], model, tokenizer)
     return_token_type_ids = any(map(accepts_token_type_ids, teachers)) or None
-    encoder = RowEncoder(columns, tokenizer, config.data, label_to_id, return_token_type_ids, model_config.num_labels)
+    data = bound_max_length(data, tokenizer, [each.config for each in (model, *teachers)]) if has_data else data
+    is_multi_hot = classes is not None and classes.is_multi_hot
+    encoder = RowEncoder(
+        columns, tokenizer, data, label_to_id, return_token_type_ids, model_config.num_labels, is_multi_hot
+    )
     tokenized_splits = task.tokenize(splits, encoder)
+    if has_data:
+        logger.warning(describe_data(task, classes, names, splits, tokenized_splits, encoder))
     if has_data and not task.has_labels:
         tokenized_splits["evaluation"] = mask_once(tokenized_splits["evaluation"], tokenizer, config.training.seed)
     return PreparedJob(task, encoder, splits, tokenized_splits, model, is_fine_tuned, tuple(teachers))
-
-
-def _configure_head(
-    config: PreTrainedConfig,
-    teacher_config: PreTrainedConfig | None,
-    task: Task,
-    splits: DatasetDict,
-    columns: Columns,
-) -> None:
-    """Give the config of a model without a task head the labels of its teacher, or else those of the data."""
-    if teacher_config is not None:
-        if task.has_labels:
-            config.id2label, config.label2id = teacher_config.id2label, teacher_config.label2id
-            config.problem_type = teacher_config.problem_type
-        return
-    if task.problem_type:
-        config.problem_type = task.problem_type
-        config.num_labels = 1 if task.problem_type == "regression" else config.num_labels
-    if task.has_classes and columns.label is not None:
-        config.id2label = dict(enumerate(label_names(splits, columns.label)))
-        config.label2id = {label: index for index, label in config.id2label.items()}
 
 
 def _check_same_tokenizer(teacher_name: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> None:
@@ -164,6 +166,18 @@ def _check_same_tokenizer(teacher_name: str, tokenizer: PreTrainedTokenizerBase,
             f"{len(vocabulary)} tokens, the first difference is {next(differing, 'an additional token')!r}): teacher "
             "and student must share one tokenizer"
         )
+
+
+def _remove_unused_tokens(
+    teacher: PreTrainedModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Remove the rows of the larger of the two tables of tokens that only round up its size, and no token has."""
+    sizes = teacher.config.vocab_size, model.config.vocab_size
+    if sizes[0] == sizes[1] or min(sizes) <= max(tokenizer.get_vocab().values()):
+        return
+    larger = teacher if sizes[0] > sizes[1] else model
+    logger.warning(f"the tables of teacher and student have {sizes[0]} and {sizes[1]} tokens: {min(sizes)} are kept")
+    larger.resize_token_embeddings(min(sizes))
 
 
 def create_student(config: ModelConfig, teacher: PreTrainedModel) -> tuple[PreTrainedModel, str]:

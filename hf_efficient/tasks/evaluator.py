@@ -13,14 +13,17 @@ from transformers import EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBa
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from hf_efficient.data.config import DataConfig
-from hf_efficient.data.labels import label_ids
+from hf_efficient.data.label_names import model_label_names
 from hf_efficient.data.length_order import Order, restore_order, sort_by_length
 from hf_efficient.measurement.agreement import predicted_classes
 from hf_efficient.measurement.latency import sample_batches
 from hf_efficient.models.batches import Batch
 from hf_efficient.models.inputs import is_label
+from hf_efficient.tasks.class_ids import find_class_ids
+from hf_efficient.tasks.input_length import bound_max_length
 from hf_efficient.tasks.masked_lm import mask_once
 from hf_efficient.tasks.task import IGNORE_INDEX, RowEncoder, Task, model_columns
+from hf_efficient.tasks.tokenizers import adapt_tokenizer
 
 EVAL_BATCH_SIZE = 32
 
@@ -50,9 +53,14 @@ class TaskEvaluator:
         Raises UserError if a column is missing, or if the data has labels that the model does not have.
         """
         columns = task.get_columns(splits, data)
-        has_class_labels = columns.label is not None and task.has_classes
-        label_to_id = label_ids(splits, str(columns.label), config) if has_class_labels else None
-        encoder = RowEncoder(columns, tokenizer, data, label_to_id, num_labels=config.num_labels)
+        adapt_tokenizer(tokenizer, config, task.needs_offsets)
+        data = bound_max_length(data, tokenizer, [config])
+        classes = task.find_classes(splits, columns)
+        label_to_id = None if classes is None else find_class_ids(task, classes, model_label_names(config))
+        is_multi_hot = classes is not None and classes.is_multi_hot
+        encoder = RowEncoder(
+            columns, tokenizer, data, label_to_id, num_labels=config.num_labels, is_multi_hot=is_multi_hot
+        )
         calibration_rows = splits["train"].select(range(min(len(splits["train"]), calibration_samples)))
         raw_splits = DatasetDict(train=calibration_rows, evaluation=splits["evaluation"])
         tokenized_splits = task.tokenize(raw_splits, encoder)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from datasets import DatasetDict
 from transformers import PreTrainedConfig
 
+from hf_efficient.data.class_columns import merge_class_columns
 from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
 from hf_efficient.tasks import TASKS
+from hf_efficient.tasks.classification import has_lists_of_labels
+from hf_efficient.tasks.seq2seq import TRANSLATION_COLUMN
 from hf_efficient.tasks.task import Task
 
 TASK_BY_HEAD = {
@@ -33,7 +36,7 @@ def infer_task(config: PreTrainedConfig, splits: DatasetDict, data: DataConfig) 
     """
     head = (config.architectures or [""])[0].partition("For")[2]
     if head == "SequenceClassification":
-        return TASKS[_sequence_classification_task(config)]
+        return TASKS[_sequence_classification_task(config, splits, data)]
     if head == "ConditionalGeneration":
         translation = TASKS["translation"]
         return translation if splits and translation.matches(splits, data) else TASKS["summarization"]
@@ -47,8 +50,18 @@ def infer_task(config: PreTrainedConfig, splits: DatasetDict, data: DataConfig) 
     )
 
 
-def _sequence_classification_task(config: PreTrainedConfig) -> str:
+def with_label_column(splits: DatasetDict, data: DataConfig) -> tuple[DatasetDict, DataConfig]:
+    """Return the data with one label column, also if each class has a column, see `merge_class_columns`."""
+    if not splits:
+        return splits, data
+    label_columns = {name for task in TASKS.values() for name in task.label_columns}
+    return merge_class_columns(splits, data, label_columns | {TRANSLATION_COLUMN})
+
+
+def _sequence_classification_task(config: PreTrainedConfig, splits: DatasetDict, data: DataConfig) -> str:
     if config.problem_type == "multi_label_classification":
         return "multi-label-classification"
-    is_regression = config.problem_type == "regression" or config.num_labels == 1
-    return "regression" if is_regression else "text-classification"
+    if config.problem_type == "regression" or config.num_labels == 1:
+        return "regression"
+    has_lists = config.problem_type is None and splits and has_lists_of_labels(splits, data)
+    return "multi-label-classification" if has_lists else "text-classification"

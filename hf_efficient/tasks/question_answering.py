@@ -8,10 +8,24 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import EvalPrediction, PreTrainedConfig
+from transformers.utils import logging
 
 from hf_efficient.data.config import DataConfig
+from hf_efficient.data.rows import describe_row
+from hf_efficient.errors import UserError
 from hf_efficient.measurement.metrics import question_answering_metrics
-from hf_efficient.tasks.task import EXAMPLE_INDEX, OFFSETS, Batch, ComputeMetrics, RowEncoder, Task
+from hf_efficient.tasks.answers import read_answer
+from hf_efficient.tasks.task import (
+    EXAMPLE_INDEX,
+    OFFSETS,
+    Batch,
+    ComputeMetrics,
+    RowEncoder,
+    Task,
+    check_row_texts,
+)
+
+logger = logging.get_logger(__name__)
 
 STRIDE = 0.25  # overlap of neighbouring windows, as a fraction of the maximum length
 NUM_BEST_TOKENS = 20
@@ -27,12 +41,14 @@ def encode_windows(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
     """
     question, context = encoder.columns.texts
     max_length = encoder.data.max_length
+    question_length = _max_question_tokens(encoder)
+    context_length = max_length - encoder.tokenizer.num_special_tokens_to_add(pair=True) - question_length
     encoded = encoder.tokenizer(
-        [text.lstrip() for text in batch[question]],
+        [_first_tokens(text.lstrip(), question_length, encoder) for text in batch[question]],
         batch[context],
         truncation="only_second",
         max_length=max_length,
-        stride=int(STRIDE * max_length),
+        stride=min(int(STRIDE * max_length), context_length - 1),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
         return_token_type_ids=encoder.return_token_type_ids,
@@ -46,11 +62,50 @@ def encode_windows(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
             for offset, sequence in zip(encoded[OFFSETS][window], encoded.sequence_ids(window), strict=True)
         ]
         context_offsets.append(offsets)
-        start, end = _answer_tokens({"text": []} if answers is None else answers[row], offsets)
+        answer = None if answers is None else read_answer(answers[row], batch[context][row])
+        start, end = _answer_tokens(answer or {"text": []}, offsets)
         starts.append(start)
         ends.append(end)
     inputs = {**encoded, OFFSETS: context_offsets, EXAMPLE_INDEX: [batch[EXAMPLE_INDEX][row] for row in rows]}
     return inputs if answers is None else {**inputs, "start_positions": starts, "end_positions": ends}
+
+
+def _max_question_tokens(encoder: RowEncoder) -> int:
+    """Return how many tokens of a question are read: half of the window, the other half is for the context."""
+    return (encoder.data.max_length - encoder.tokenizer.num_special_tokens_to_add(pair=True)) // 2
+
+
+def _first_tokens(text: str, count: int, encoder: RowEncoder) -> str:
+    """Return the part of a text that its first `count` tokens stand for."""
+    if len(text) <= count:
+        return text
+    offsets = encoder.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[OFFSETS]
+    return text if len(offsets) <= count else text[: offsets[count - 1][1]]
+
+
+def check_question_rows(split: Dataset, name: str, encoder: RowEncoder) -> None:
+    """Raise UserError if a row lacks its texts, or if its answer does not stand in its context."""
+    check_row_texts(split, name, encoder)
+    question, context = encoder.columns.texts
+    count = _max_question_tokens(encoder)
+    if count < 2:
+        raise UserError(f"max_length={encoder.data.max_length} is too short for a question and a context: give more")
+    long = sum(_first_tokens(text.lstrip(), count, encoder) != text.lstrip() for text in split[question])
+    if long:
+        logger.warning(
+            f"{long} questions are longer than half of max_length: only their first {count} tokens are read"
+        )
+    column = encoder.columns.label
+    if column not in split.column_names:
+        return
+    for index, (value, text) in enumerate(zip(split[column], split[context], strict=True)):
+        if not text.strip():
+            raise UserError(f"{describe_row(split, index, name)} has an empty context in column {context!r}")
+        if read_answer(value, text) is None:
+            raise UserError(
+                f"{describe_row(split, index, name)} has the answer {value!r} in column {column!r}, which does not "
+                f"stand in its context in column {context!r}: an answer is a text of the context, or nothing"
+            )
 
 
 def _answer_tokens(answer: Any, offsets: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -73,7 +128,8 @@ def question_answering_compute_metrics(
     If some questions have no answer, the prediction is empty where position 0 scores higher than the best span.
     """
     contexts = list(rows[encoder.columns.texts[1]])
-    answers = [value["text"] for value in rows[str(encoder.columns.label)]]
+    values = zip(rows[str(encoder.columns.label)], contexts, strict=True)
+    answers = [(read_answer(value, context) or {"text": []})["text"] for value, context in values]
     row_of_window, offsets = list(encoded[EXAMPLE_INDEX]), list(encoded[OFFSETS])
     has_unanswerable = any(not texts for texts in answers)
 
@@ -120,7 +176,8 @@ def best_span(starts: np.ndarray, ends: np.ndarray, offsets: Sequence[Sequence[i
 
 
 def _has_answer_columns(splits: DatasetDict, data: DataConfig) -> bool:
-    return {"question", "context", "answers"} <= set(splits["train"].column_names)
+    columns = set(splits["train"].column_names)
+    return {"question", "context"} <= columns and bool(columns & {"answers", "answer"})
 
 
 QUESTION_ANSWERING = Task(
@@ -132,5 +189,7 @@ QUESTION_ANSWERING = Task(
     matches=_has_answer_columns,
     text_columns=(("question", "context"),),
     label_columns=("answers", "answer"),
+    check_rows=check_question_rows,
+    needs_offsets=True,
     has_classes=False,
 )

@@ -10,6 +10,8 @@ from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedConfi
 
 from hf_efficient.data.columns import Columns
 from hf_efficient.data.config import DataConfig
+from hf_efficient.data.rows import describe_row
+from hf_efficient.data.texts import check_texts
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.metrics import summary_metrics, translation_metrics
 from hf_efficient.tasks.task import IGNORE_INDEX, Batch, ComputeMetrics, RowEncoder, Task
@@ -32,6 +34,21 @@ def encode_seq2seq(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
         labels = encoder.tokenizer(text_target=targets, truncation=True, max_length=data.max_target_length)
         encoded["labels"] = labels["input_ids"]
     return encoded
+
+
+def check_generation_rows(split: Dataset, name: str, encoder: RowEncoder) -> None:
+    """Raise UserError if a row lacks the source or the target text."""
+    if encoder.columns.texts != (TRANSLATION_COLUMN,):
+        columns = (*encoder.columns.texts, str(encoder.columns.label))
+        check_texts(split, name, [column for column in columns if column in split.column_names])
+        return
+    for index, pair in enumerate(split[TRANSLATION_COLUMN]):
+        for language in (encoder.data.source_lang, encoder.data.target_lang):
+            if not isinstance((pair or {}).get(language), str):
+                raise UserError(
+                    f"{describe_row(split, index, name)} has no text for {language!r} in column "
+                    f"{TRANSLATION_COLUMN!r}: add it, or remove the row"
+                )
 
 
 def translation_compute_metrics(
@@ -63,7 +80,9 @@ def _find_language_columns(splits: DatasetDict, data: DataConfig) -> Columns:
     """Return the columns of the two languages. Raises UserError if one is not given or does not exist."""
     columns = splits["train"].column_names
     has_pairs = TRANSLATION_COLUMN in columns
-    languages = list(splits["train"][0][TRANSLATION_COLUMN]) if has_pairs else columns
+    languages = columns
+    if has_pairs:
+        languages = list(dict.fromkeys(key for pair in splits["train"][TRANSLATION_COLUMN] for key in pair or {}))
     for flag in ("source_lang", "target_lang"):
         if getattr(data, flag) not in languages:
             raise UserError(
@@ -88,6 +107,7 @@ TRANSLATION = Task(
     matches=_has_languages,
     find_columns=_find_language_columns,
     collator=DataCollatorForSeq2Seq,
+    check_rows=check_generation_rows,
     has_classes=False,
     generates=True,
 )
@@ -99,6 +119,7 @@ SUMMARIZATION = Task(
     summarization_compute_metrics,
     text_columns=DOCUMENT_COLUMNS,
     label_columns=SUMMARY_COLUMNS,
+    check_rows=check_generation_rows,
     collator=DataCollatorForSeq2Seq,
     has_classes=False,
     generates=True,

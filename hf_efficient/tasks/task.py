@@ -12,6 +12,8 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedConf
 
 from hf_efficient.data.columns import Columns, find_columns
 from hf_efficient.data.config import SOURCE_FIELDS, DataConfig
+from hf_efficient.data.labels import Classes, ReadLabels, find_classes
+from hf_efficient.data.texts import check_texts
 
 Batch: TypeAlias = Mapping[str, list[Any]]
 ComputeMetrics: TypeAlias = Callable[[EvalPrediction], dict[str, float]]
@@ -41,6 +43,7 @@ class RowEncoder:
     | field | meaning |
     | --- | --- |
     | label_to_id | the model's id of each label value; None if the values are ids already |
+    | is_multi_hot | the labels of a row are a vector of 0 and 1; `label_to_id` has the id of each entry |
     | return_token_type_ids | as for the tokenizer; None: if the tokenizer's model reads them |
     | num_labels | number of classes of the model |
     """
@@ -51,6 +54,7 @@ class RowEncoder:
     label_to_id: Mapping[Any, int] | None = None
     return_token_type_ids: bool | None = None
     num_labels: int = 0
+    is_multi_hot: bool = False
 
     def tokenize(self, *texts: Any, **options: Any) -> dict[str, Any]:
         """Return the token ids of texts, or of pairs of texts, truncated to `max_length`."""
@@ -64,6 +68,11 @@ class RowEncoder:
     def label_id(self, value: Any) -> Any:
         """Return the model's id of a label value."""
         return value if self.label_to_id is None else self.label_to_id[value]
+
+
+def check_row_texts(split: Dataset, name: str, encoder: RowEncoder) -> None:
+    """Raise UserError if a text column has a cell that is not a text; `name` is the name of the split."""
+    check_texts(split, name, encoder.columns.texts)
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,10 @@ class Task:
     | collator | builds the data collator from a tokenizer |
     | problem_type | `config.problem_type` of a classifier |
     | reduce_logits | from (logits, labels) to smaller predictions, if all logits would not fit in memory |
+    | check_rows | raises UserError if a row of a split, which has a name, cannot be encoded |
+    | read_labels | returns the labels of a row, if it can have several |
+    | names_classes | classes must have names, which the metric reads, such as O and B-PER |
+    | needs_offsets | the tokenizer must tell which characters or words its tokens stand for |
     | has_labels | the dataset has a column of labels; if not, labels are made from the text |
     | has_classes | labels are named classes of the model |
     | generates | predictions are generated text |
@@ -100,6 +113,10 @@ class Task:
     collator: Callable[[PreTrainedTokenizerBase], Any] = DataCollatorWithPadding
     problem_type: str | None = None
     reduce_logits: Callable[[Any, Any], Any] | None = None
+    check_rows: Callable[[Dataset, str, RowEncoder], None] = check_row_texts
+    read_labels: ReadLabels | None = None
+    names_classes: bool = False
+    needs_offsets: bool = False
     has_labels: bool = True
     has_classes: bool = True
     generates: bool = False
@@ -124,8 +141,21 @@ class Task:
         label_columns = self.label_columns if self.has_labels else None
         return find_columns(splits, data, self.text_columns, label_columns, needs_labels)
 
+    def find_classes(self, splits: DatasetDict, columns: Columns) -> Classes | None:
+        """Return the classes of the labels; None if the task or the data has none. Raises UserError for bad labels."""
+        if columns.label is None or not self.has_classes:
+            return None
+        return find_classes(
+            splits, columns.label, self.read_labels, may_be_vectors=self.problem_type == "multi_label_classification"
+        )
+
     def tokenize(self, splits: DatasetDict, encoder: RowEncoder) -> DatasetDict:
-        """Return the splits as token ids without padding, with labels if there are any."""
+        """Return the splits as token ids without padding, with labels if there are any.
+
+        Raises UserError if a row cannot be encoded; the message names it.
+        """
+        for name, split in splits.items():
+            self.check_rows(split, name, encoder)
         # The cache of `datasets`, and that of the teacher's outputs, must not depend on where the rows come from.
         no_source: dict[str, Any] = dict.fromkeys(SOURCE_FIELDS)
         encoder = replace(encoder, data=replace(encoder.data, **no_source))

@@ -9,6 +9,10 @@ from datasets import Dataset, DatasetDict
 from transformers import DataCollatorForTokenClassification, PreTrainedConfig
 
 from hf_efficient.data.config import DataConfig
+from hf_efficient.data.label_values import split_words
+from hf_efficient.data.labels import IGNORED_TAG
+from hf_efficient.data.rows import describe_row
+from hf_efficient.errors import UserError
 from hf_efficient.measurement.metrics import token_classification_metrics
 from hf_efficient.tasks.task import IGNORE_INDEX, Batch, ComputeMetrics, RowEncoder, Task, get_logits
 
@@ -19,7 +23,7 @@ TAG_COLUMNS = ("ner_tags", "tags", "pos_tags", "labels", "label")
 def encode_words(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
     """Return the tokens of lists of words; the first token of a word has the word's label, the others -100."""
     encoded = encoder.tokenizer(
-        batch[encoder.columns.texts[0]],
+        [split_words(value) for value in batch[encoder.columns.texts[0]]],
         is_split_into_words=True,
         truncation=True,
         max_length=encoder.data.max_length,
@@ -29,15 +33,37 @@ def encode_words(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
     if tags_of_rows is None:
         return dict(encoded)
     labels = []
-    for index, tags in enumerate(tags_of_rows):
+    for index, tags in enumerate(map(split_words, tags_of_rows)):
         previous_word = None
         row_labels = []
         for word in encoded.word_ids(index):
             is_first_token = word is not None and word != previous_word
-            row_labels.append(encoder.label_id(tags[word]) if is_first_token else IGNORE_INDEX)
+            has_label = is_first_token and tags[word] != IGNORED_TAG
+            row_labels.append(encoder.label_id(tags[word]) if has_label else IGNORE_INDEX)
             previous_word = word
         labels.append(row_labels)
     return {**encoded, "labels": labels}
+
+
+def check_tagged_rows(split: Dataset, name: str, encoder: RowEncoder) -> None:
+    """Raise UserError if a row is not a list of words, with as many tags."""
+    (column,), tag_column = encoder.columns.texts, encoder.columns.label
+    for index, value in enumerate(split[column]):
+        words = split_words(value)
+        bad = next((word for word in words if not isinstance(word, str)), None)
+        if value is None or bad is not None:
+            raise UserError(
+                f"{describe_row(split, index, name)} has {bad!r} in column {column!r}, where a list of words is needed"
+            )
+    if tag_column not in split.column_names:
+        return
+    for index, (value, tags) in enumerate(zip(split[column], split[tag_column], strict=True)):
+        num_words, num_tags = len(split_words(value)), len(split_words(tags))
+        if num_words != num_tags or (isinstance(value, list) and not isinstance(split_words(tags), list)):
+            raise UserError(
+                f"{describe_row(split, index, name)} has {num_words} words in column {column!r} and {num_tags} tags "
+                f"in column {tag_column!r}: give one tag for each word"
+            )
 
 
 def token_classification_compute_metrics(
@@ -53,7 +79,10 @@ def token_classification_compute_metrics(
 def _has_lists_of_words(splits: DatasetDict, data: DataConfig) -> bool:
     columns = splits["train"].column_names
     column = data.text_column or next((name for (name,) in WORD_COLUMNS if name in columns), None)
-    return column in columns and isinstance(splits["train"][0][column], list)
+    if column not in columns:
+        return False
+    has_tags = any(name in columns for name in TAG_COLUMNS[:3])
+    return isinstance(splits["train"][0][column], list) or (data.text_column is None and has_tags)
 
 
 TOKEN_CLASSIFICATION = Task(
@@ -66,4 +95,8 @@ TOKEN_CLASSIFICATION = Task(
     text_columns=WORD_COLUMNS,
     label_columns=TAG_COLUMNS,
     collator=DataCollatorForTokenClassification,
+    check_rows=check_tagged_rows,
+    read_labels=split_words,
+    needs_offsets=True,
+    names_classes=True,
 )

@@ -75,7 +75,7 @@ def output_is_a_file(job_dir):
 
 
 BAD_INPUT = {
-    "unlabelled row": (no_label, {}, "rows without a label"),
+    "unlabelled row": (no_label, {}, "has no label"),
     "labels of another task": (
         other_labels,
         {},

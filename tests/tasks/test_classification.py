@@ -2,15 +2,16 @@ import numpy as np
 import pytest
 from transformers import BertConfig, EvalPrediction
 
-from hf_efficient.data.labels import label_ids, label_names
+from hf_efficient.data.columns import Columns
 from hf_efficient.tasks import TASKS
 
 
 def test_lists_of_labels_become_one_hot_vectors(make_splits, encode):
     splits = make_splits([{"text": "the cat", "labels": ["b", "c"]}, {"text": "the dog", "labels": []}])
-    assert label_names(splits, "labels") == ["b", "c"]
+    classes = TASKS["multi-label-classification"].find_classes(splits, Columns(("text",), "labels"))
+    assert classes.names == ("b", "c")
     config = BertConfig(id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2})
-    label_to_id = label_ids(splits, "labels", config)
+    label_to_id = classes.ids(["a", "b", "c"])
     tokenized, _ = encode("multi-label-classification", splits, config=config, label_to_id=label_to_id)
     assert tokenized["train"]["labels"][:] == [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
 

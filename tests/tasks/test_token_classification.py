@@ -2,7 +2,7 @@ import numpy as np
 from datasets import ClassLabel, Features, List, Value
 from transformers import BertConfig, EvalPrediction
 
-from hf_efficient.data.labels import label_ids, label_names
+from hf_efficient.data.columns import Columns
 from hf_efficient.tasks import TASKS
 
 TAGS = ["O", "B-person", "I-person", "B-place"]
@@ -12,10 +12,9 @@ def test_only_the_first_token_of_a_word_has_a_label(make_splits, encode, tokeniz
     features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=TAGS))})
     splits = make_splits([{"tokens": ["anna", "wolfgang", "ran", "berlin"], "ner_tags": [1, 2, 0, 3]}], features)
     config = BertConfig(id2label=dict(enumerate(TAGS)), label2id={name: index for index, name in enumerate(TAGS)})
-    assert label_names(splits, "ner_tags") == TAGS
-    tokenized, _ = encode(
-        "token-classification", splits, config=config, label_to_id=label_ids(splits, "ner_tags", config)
-    )
+    classes = TASKS["token-classification"].find_classes(splits, Columns(("tokens",), "ner_tags"))
+    assert list(classes.names) == TAGS
+    tokenized, _ = encode("token-classification", splits, config=config, label_to_id=classes.ids(TAGS))
     row = tokenized["train"][0]
     tokens = tokenizer.convert_ids_to_tokens(row["input_ids"])
     assert sum(token.startswith("##") for token in tokens) >= 1

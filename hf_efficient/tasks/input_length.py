@@ -1,0 +1,73 @@
+"""How many tokens a model reads, and how many texts are longer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from hf_efficient.data.config import DataConfig
+
+if TYPE_CHECKING:
+    from hf_efficient.tasks.task import RowEncoder, Task
+
+logger = logging.get_logger(__name__)
+
+NO_LIMIT = 1_000_000  # tokenizers without a maximum say 1e30
+
+
+def bound_max_length(data: DataConfig, tokenizer: Any, configs: Iterable[PreTrainedConfig]) -> DataConfig:
+    """Return `data` with a `max_length` that the tokenizer and all models allow."""
+    limits = [tokenizer.model_max_length, *(max_positions(config) for config in configs)]
+    limit = min((int(value) for value in limits if value is not None and value < NO_LIMIT), default=NO_LIMIT)
+    if data.max_length <= limit:
+        return data
+    logger.warning(
+        f"max_length={data.max_length}, but the model reads only {limit} tokens: longer texts are cut there"
+    )
+    return dataclasses.replace(data, max_length=limit)
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the number of tokens that a model has positions for; None if they are not limited.
+
+    RoBERTa and similar models count positions from the one after the padding id.
+    """
+    rows: int | None = getattr(config, "max_position_embeddings", None)
+    if rows is not None and config.model_type.endswith(("roberta", "camembert")):
+        rows -= (config.pad_token_id or 0) + 1
+    return rows
+
+
+def longest_text(rows: Dataset, encoded: Dataset, task: Task, encoder: RowEncoder) -> tuple[int, int]:
+    """Return the tokens of the longest text, and how many rows have a text that is longer than `max_length`.
+
+    | argument | meaning |
+    | --- | --- |
+    | rows | the rows of the data |
+    | encoded | the same rows as token ids, truncated to `max_length` |
+    """
+    if len(encoded) != len(rows):  # windows, which hold all of a text
+        return max(map(_token_count, encoded["input_ids"])), 0
+    limit = encoder.data.max_length
+    lengths = [_token_count(ids) for ids in encoded["input_ids"]]
+    full = [index for index, length in enumerate(lengths) if length >= limit]
+    if not full:
+        return max(lengths), 0
+    unlimited = dataclasses.replace(encoder, data=dataclasses.replace(encoder.data, max_length=NO_LIMIT))
+    true_lengths = [
+        _token_count(ids)
+        for start in range(0, len(full), 1000)
+        for ids in task.encode(rows.select(full[start : start + 1000])[:], unlimited)["input_ids"]
+    ]
+    return int(np.max(true_lengths)), sum(length > limit for length in true_lengths)
+
+
+def _token_count(ids: Any) -> int:
+    """Return the tokens of a row, of its longest text if it has several."""
+    return max(map(len, ids), default=0) if ids and isinstance(ids[0], list) else len(ids)
