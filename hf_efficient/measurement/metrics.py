@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import string
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +16,21 @@ import evaluate
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score
+
+# Codes of languages that sacreBLEU splits differently, and the tokenizer and the package of each.
+_LANGUAGE_CODES = {
+    "zh": ("zh", "zho", "cmn", "yue", "chinese"),
+    "ja": ("ja", "jpn", "japanese"),
+    "ko": ("ko", "kor", "korean"),
+    "th": ("th", "tha", "thai", "lo", "lao", "km", "khm", "khmer", "my", "mya", "burmese"),
+}
+_BLEU_TOKENIZERS = {
+    "zh": ("zh", None),
+    "ja": ("ja-mecab", "MeCab"),
+    "ko": ("ko-mecab", "mecab_ko"),
+    "th": ("char", None),
+}
+_SPACELESS_SCRIPTS = ("THAI", "LAO", "KHMER", "MYANMAR")
 
 
 class _LocalMetric(evaluate.Metric):
@@ -111,6 +129,7 @@ def token_classification_metrics(logits: np.ndarray, labels: np.ndarray, names: 
     """
     from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 
+    names = _iob_names(names)
     rows = list(zip(logits.argmax(-1), labels, strict=True))
     predictions = [[names[tag] for tag in predicted[tags != -100]] for predicted, tags in rows]
     references = [[names[tag] for tag in tags[tags != -100]] for _, tags in rows]
@@ -123,6 +142,13 @@ def token_classification_metrics(logits: np.ndarray, labels: np.ndarray, names: 
             "accuracy": accuracy_score(references, predictions),
         }
     return {name: float(value) for name, value in scores.items()}
+
+
+def _iob_names(names: Sequence[str]) -> list[str]:
+    """Return the names as seqeval reads them: "O" in upper case, and "I-" before names without a prefix of a span."""
+    plain = ["O" if name.strip().upper() == "O" else name for name in names]
+    has_prefixes = all(name == "O" or re.match(r"[BIESLU]-", name) for name in plain)
+    return plain if has_prefixes else [name if name == "O" else f"I-{name}" for name in plain]
 
 
 def question_answering_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -154,21 +180,92 @@ def _word_f1(prediction: Sequence[str], reference: Sequence[str]) -> float:
     return 2 * common / (len(prediction) + len(reference))
 
 
-def translation_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return sacreBLEU and chrF (0 to 100) of translations with one reference each."""
+def bleu_tokenizer(language: str | None, references: Sequence[str] = ()) -> str:
+    """Return the tokenizer of sacreBLEU for a language such as zh, zh-CN or zho_Hans, or for the script of texts.
+
+    Japanese and Korean are split into characters where the package that finds their words is not installed.
+    """
+    code = re.split(r"[-_.]", (language or "").casefold())[0]
+    found = next((key for key, codes in _LANGUAGE_CODES.items() if code in codes), None) or _main_script(references)
+    tokenizer, package = _BLEU_TOKENIZERS.get(str(found), ("13a", None))
+    return tokenizer if package is None or importlib.util.find_spec(package) else "char"
+
+
+def bleu_signature(language: str | None, references: Sequence[str] = ()) -> str:
+    """Return the signature of sacreBLEU, which says how texts are compared; the scores of others have one too."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    bleu = BLEU(tokenize=bleu_tokenizer(language, references))
+    bleu.corpus_score(["a"], [["a"]])
+    return str(bleu.get_signature())
+
+
+def _main_script(texts: Sequence[str]) -> str | None:
+    """Return the language whose script most letters of the texts have, if words have no spaces between them there."""
+    counts = Counter(_script(character) for text in texts for character in text if character.isalpha())
+    if not counts:
+        return None
+    if counts["kana"] and counts["kana"] + counts["han"] > sum(counts.values()) / 2:
+        return "ja"
+    main = counts.most_common(1)[0][0]
+    return {"han": "zh", "hangul": "ko", "spaceless": "th"}.get(main)
+
+
+def _script(character: str) -> str:
+    name = unicodedata.name(character, "").split(" ")[0]
+    if name == "CJK":
+        return "han"
+    if name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"):
+        return "kana"
+    if name == "HANGUL":
+        return "hangul"
+    return "spaceless" if name in _SPACELESS_SCRIPTS else "spaced"
+
+
+class RougeWords:
+    """Words of any script, for rouge_score; those of English are the same as in its own tokenizer."""
+
+    def __init__(self, stemmer: Any) -> None:
+        self._stemmer = stemmer
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words of `text` in lower case, English ones stemmed."""
+        words = []
+        word = ""
+        for character in unicodedata.normalize("NFKC", text).lower() + " ":
+            is_part = unicodedata.category(character)[0] in "LMN"
+            is_word = character.isalpha() and _script(character) in ("han", "kana", "spaceless")
+            if is_part and not is_word:
+                word += character
+                continue
+            words += [word] if word else []
+            words += [character] if is_word else []
+            word = ""
+        return [self._stemmer.stem(word) if word.isascii() and len(word) > 3 else word for word in words]
+
+
+def translation_metrics(
+    predictions: Sequence[str], references: Sequence[str], language: str | None = None
+) -> dict[str, float]:
+    """Return sacreBLEU and chrF (0 to 100) of translations into `language` with one reference each."""
     import sacrebleu
 
+    tokenizer = bleu_tokenizer(language, references)
     return {
-        "sacrebleu": float(sacrebleu.corpus_bleu(predictions, [references]).score),
+        "sacrebleu": float(sacrebleu.corpus_bleu(predictions, [references], tokenize=tokenizer).score),
         "chrf": float(sacrebleu.corpus_chrf(predictions, [references]).score),
     }
 
 
 def summary_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return ROUGE-1, ROUGE-2 and ROUGE-L (0 to 100) of summaries with one reference each; words are stemmed."""
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L (0 to 100) of summaries with one reference each.
+
+    English words are stemmed; of scripts without spaces between words each character counts as a word.
+    """
+    from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped]
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(names, use_stemmer=True)
+    scorer = RougeScorer(names, tokenizer=RougeWords(PorterStemmer()))
     scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
     return {name: 100 * float(np.mean([score[name].fmeasure for score in scores])) for name in names}

@@ -55,7 +55,8 @@ def translation_compute_metrics(
     rows: Dataset, encoded: Dataset, encoder: RowEncoder, config: PreTrainedConfig
 ) -> ComputeMetrics:
     """Return the function that computes sacreBLEU and chrF of generated texts."""
-    return lambda prediction: translation_metrics(*decode_predictions(prediction, encoder.tokenizer))
+    language = encoder.data.target_lang
+    return lambda prediction: translation_metrics(*decode_predictions(prediction, encoder.tokenizer), language)
 
 
 def summarization_compute_metrics(
