@@ -32,6 +32,8 @@ TEXT_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "labels", "target", "score")
 IGNORE_INDEX = -100  # the label of tokens that the loss and the metrics ignore
+# In front of the names of encoded columns within `map`, which else gives them the types of raw columns of these names.
+ENCODED = "encoded "
 # Columns of tokenized rows that no model reads: the index of the raw row, and the characters of each token.
 EXAMPLE_INDEX, OFFSETS = "example", "offset_mapping"
 
@@ -161,11 +163,13 @@ class Task:
         encoder = replace(encoder, data=replace(encoder.data, **no_source))
 
         def encode_batch(batch: Batch, indices: list[int]) -> dict[str, Any]:
-            return self.encode({**batch, EXAMPLE_INDEX: indices}, encoder)
+            encoded = self.encode({**batch, EXAMPLE_INDEX: indices}, encoder)
+            return {f"{ENCODED}{column}": values for column, values in encoded.items()}
 
         def encode_split(split: Dataset, name: str) -> Dataset:
             options = {"batched": True, "with_indices": True, "remove_columns": split.column_names}
-            return split.map(encode_batch, desc=f"tokenizing {name}", **options)
+            encoded = split.map(encode_batch, desc=f"tokenizing {name}", **options)
+            return encoded.rename_columns({column: column.removeprefix(ENCODED) for column in encoded.column_names})
 
         return DatasetDict({name: encode_split(split, name) for name, split in splits.items()})
 

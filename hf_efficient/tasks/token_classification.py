@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from transformers import DataCollatorForTokenClassification, PreTrainedConfig
 
 from hf_efficient.data.config import DataConfig
-from hf_efficient.data.label_values import split_words
+from hf_efficient.data.label_values import parse_list, split_words
 from hf_efficient.data.labels import IGNORED_TAG
 from hf_efficient.data.rows import describe_row
 from hf_efficient.errors import UserError
@@ -50,14 +50,20 @@ def check_tagged_rows(split: Dataset, name: str, encoder: RowEncoder) -> None:
     (column,), tag_column = encoder.columns.texts, encoder.columns.label
     for index, value in enumerate(split[column]):
         words = split_words(value)
-        bad = next((word for word in words if not isinstance(word, str)), None)
-        if value is None or bad is not None:
+        bad = [word for word in words if not isinstance(word, str)]
+        if bad:
             raise UserError(
-                f"{describe_row(split, index, name)} has {bad!r} in column {column!r}, where a list of words is needed"
+                f"{describe_row(split, index, name)} has {bad[0]!r} in column {column!r}, where a list of words is "
+                "needed"
             )
     if tag_column not in split.column_names:
         return
     for index, (value, tags) in enumerate(zip(split[column], split[tag_column], strict=True)):
+        if isinstance(value, list) and parse_list(tags) is None:
+            raise UserError(
+                f"{describe_row(split, index, name)} has {tags!r} in column {tag_column!r}, and {column!r} is a list: "
+                f"{tag_column!r} is one text, where a list with one tag for each word is needed"
+            )
         num_words, num_tags = len(split_words(value)), len(split_words(tags))
         if num_words != num_tags or (isinstance(value, list) and not isinstance(split_words(tags), list)):
             raise UserError(
