@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .blocks import AttentionBlock, Block, FeedForwardBlock
+from .config_checks import MAX_NEURONS
 from .family import Family, stock_fields
 from .structure import LayerStructure, Structure
 
@@ -20,6 +21,11 @@ class EncoderFamily(Family):
     """
 
     width_field: ClassVar[str] = "intermediate_size"
+
+    @property
+    def size_limits(self) -> dict[str, int]:
+        """The largest values of those fields of a config that say how much there is to build."""
+        return {**super().size_limits, self.width_field: MAX_NEURONS}
 
     def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
         """Return the stack under the name "encoder"."""

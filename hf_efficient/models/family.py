@@ -14,6 +14,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .blocks import Block
 from .codebook import install_codebooks
+from .config_checks import (
+    MAX_HEADS,
+    MAX_LAYERS,
+    check_codebooks,
+    check_int8,
+    check_layer_sources,
+    check_sizes,
+    check_structure,
+)
 from .int8 import install_int8
 from .structure import Structure
 
@@ -65,6 +74,11 @@ class Family(ABC):
         """Return the config of the pruned class that holds `structure`."""
 
     @property
+    def size_limits(self) -> dict[str, int]:
+        """The largest values of those fields of a config that say how much there is to build."""
+        return {"num_hidden_layers": MAX_LAYERS, "num_attention_heads": MAX_HEADS}
+
+    @property
     def auto_map(self) -> dict[str, str]:
         """The class that each Auto class loads from the code next to the weights, as `config.json` names it."""
         classes: dict[str, type] = {"AutoConfig": self.pruned_config_class}
@@ -72,10 +86,18 @@ class Family(ABC):
         return {auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in classes.items()}
 
     def structure(self, config: PreTrainedConfig) -> Structure:
-        """Return the structure of the network, pruned or not, that `config` describes."""
+        """Return the structure of the network, pruned or not, that `config` describes.
+
+        Raises ValueError if there is no such network.
+        """
+        check_sizes(config, self.size_limits)
+        full = self.full_structure(config)
         if isinstance(config, self.pruned_config_class):
-            return Structure.from_dict(config.structure)
-        full, layer_sources = self.full_structure(config), getattr(config, "layer_sources", {})
+            check_structure(config.structure, full)
+            stacks = {stack: config.structure[stack] for stack in full.stacks if stack in config.structure}
+            return Structure.from_dict(stacks)
+        layer_sources = getattr(config, "layer_sources", {})
+        check_layer_sources(layer_sources, full)
         return Structure(
             {
                 stack: tuple(
@@ -126,8 +148,13 @@ class Family(ABC):
         return self.pruned_classes[stock] if isinstance(config, self.pruned_config_class) else stock
 
     def shape(self, model: PreTrainedModel, structure: Structure) -> None:
-        """Narrow a newly built `model`, which has as many layers as `structure`, to its widths, in place."""
+        """Narrow a newly built `model`, which has as many layers as `structure`, to its widths, in place.
+
+        Raises ValueError if `structure` lacks a stack of `model`.
+        """
         for stack, layers in self.stacks(model).items():
+            if stack not in structure.stacks:
+                raise ValueError(f"the config of the model is damaged: its structure has no {stack}")
             for index, (layer, kept) in enumerate(zip(layers, structure.stacks[stack], strict=True)):
                 for block in self.layer_blocks(f"{stack}.{index}", layer):
                     short_name = block.name.rpartition(".")[2]
@@ -178,13 +205,20 @@ class PrunedConfig:
 
 
 class PrunedModel(PreTrainedModel):
-    """Mixin in front of a stock model class: builds it with structure, codebooks and 8-bit modules of its config."""
+    """Mixin in front of a stock model class: builds it with structure, codebooks and 8-bit modules of its config.
+
+    Raises ValueError if the config describes no such model.
+    """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        structure = config.family.structure(config)
         super().__init__(config, *args, **kwargs)
-        config.family.shape(self, config.family.structure(config))
-        install_codebooks(self.base_model, config.codebooks or {})
-        if config.int8:
+        config.family.shape(self, structure)
+        if config.codebooks is not None:
+            check_codebooks(self.base_model, config.codebooks)
+            install_codebooks(self.base_model, config.codebooks)
+        if config.int8 is not None:
+            check_int8(self.base_model, config.int8)
             install_int8(self.base_model, config.int8)
 
 

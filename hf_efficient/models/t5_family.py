@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .blocks import AttentionBlock, Block, FeedForwardBlock
+from .config_checks import MAX_LAYERS, MAX_NEURONS
 from .family import Family, stock_fields
 from .structure import LayerStructure, Structure
 from .t5_attention import BIAS_TABLE, SUBSET_ATTENTION, EmptyAttention
@@ -47,6 +48,11 @@ class T5FeedForwardBlock(FeedForwardBlock):
 
 class T5LikeFamily(Family):
     """An encoder and, except in encoder-only classes, a decoder whose layers also have cross attention."""
+
+    @property
+    def size_limits(self) -> dict[str, int]:
+        """The largest values of those fields of a config that say how much there is to build."""
+        return {**super().size_limits, "num_decoder_layers": MAX_LAYERS, "d_ff": MAX_NEURONS}
 
     def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:
         """Return the layers of the encoder, and of the decoder if there is one."""

@@ -28,7 +28,7 @@ QUANTIZED = {
 CODEBOOKS = [f"{head}-codebook" for head in ("BertForSequenceClassification", "T5ForSequenceClassification")]
 # All families, and all folders that are saved again where the package is not installed.
 SAVED_AGAIN = [*CLASSIFIERS, GENERATION, *CODEBOOKS, *QUANTIZED]
-INT8_CODE = {"in_place_gelu.py", "int8.py", "int8_kernels.py"}
+INT8_CODE = {"config_checks.py", "in_place_gelu.py", "int8.py", "int8_kernels.py"}
 # Runs where `hf_efficient` cannot be imported. `expected.pt` holds for each folder the Auto class, whether to save
 # again, inputs, outputs, weights and generated tokens.
 CONSUMER = """
