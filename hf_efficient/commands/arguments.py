@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from hf_efficient.commands.config import ModelConfig
 from hf_efficient.commands.flag_parser import FlagParser, describe_default, parse_options
+from hf_efficient.commands.recipe import read_recipe
 from hf_efficient.commands.training_flags import (
     HUB_HELP,
     TRAINING_ARGUMENTS,
@@ -135,7 +133,7 @@ def parse_flags(
     Raises UserError if a flag is unknown, a value is refused, or a file or a model directory does not exist.
     """
     parser = _build_parser(command, description, example, set(groups), in_full="--help-all" in argv)
-    namespace = parser.parse_all([*_read_config_file(argv), *argv, *fixed])
+    namespace = parser.parse_all([*_read_config_file(argv, parser.keys()), *argv, *fixed])
     if namespace.help_all:
         sys.stdout.write(f"{parser.format_help()}\nAll of TrainingArguments:\n{TRAINING_ARGUMENTS['help']()}\n")
         parser.exit()
@@ -183,30 +181,14 @@ def check_model_name(flag: str, name: str) -> None:
             ) from None
 
 
-def _read_config_file(argv: Sequence[str]) -> list[str]:
+def _read_config_file(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
     """Return the keys of the file that `--config` names as flags."""
     parser = FlagParser("")
     parser.add_argument("--config")
     path = parser.parse_known_args(argv)[0].config
     if path is None:
         return []
-    if not Path(path).is_file():
-        raise UserError(f"config={path!r} does not exist")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config={path!r} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"config={path!r} must hold keys and values, such as `target_speedup: 2`")
-    return [argument for key, value in values.items() for argument in _to_flag(str(key), value)]
-
-
-def _to_flag(key: str, value: Any) -> list[str]:
-    if value is None or value == []:
-        return []
-    if isinstance(value, dict):
-        return [f"--{key}={json.dumps(value)}"]
-    return [f"--{key}", *map(str, value)] if isinstance(value, list) else [f"--{key}={value}"]
+    return read_recipe(path, keys)
 
 
 def _build_parser(command: str, description: str, example: str, shown: set[str], in_full: bool) -> FlagParser:

@@ -11,6 +11,10 @@ from typing import Any, NoReturn, Union, get_args, get_origin
 
 from hf_efficient.errors import UserError
 
+# Flags that a configuration file cannot hold.
+NO_KEYS = {"config", "help", "help_all"}
+# How truth values are written.
+TRUE, FALSE = ("yes", "true", "t", "y", "on", "1"), ("no", "false", "f", "n", "off", "0")
 HELP_COLUMN, HELP_WIDTH = 33, 120
 
 
@@ -40,6 +44,15 @@ class FlagParser(argparse.ArgumentParser):
             formatter.end_section()
         formatter.add_text(self.epilog)
         return formatter.format_help()
+
+    def keys(self) -> list[str]:
+        """Return the names of the flags that take a value, as a configuration file has them, also with dashes."""
+        taking_values = ((name[2:], action) for name, action in self._option_string_actions.items() if action.dest)
+        return [
+            name
+            for name, action in taking_values
+            if name.replace("-", "_") == action.dest and action.dest not in NO_KEYS and action.nargs != 0
+        ]
 
     def error(self, message: str) -> NoReturn:
         """Raise a `UserError` with the message."""
@@ -86,9 +99,9 @@ def parse_options(hint: Any) -> dict[str, Any]:
 
 
 def _parse_bool(text: str) -> bool:
-    if text.lower() in ("yes", "true", "t", "y", "1"):
+    if text.lower() in TRUE:
         return True
-    if text.lower() in ("no", "false", "f", "n", "0"):
+    if text.lower() in FALSE:
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import NoReturn, get_type_hints
 
 import torch
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments
-from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from hf_efficient.errors import UserError
+from hf_efficient.trainer.argument_checks import check_report_to
 
-# `report_to` also takes these.
-_REPORT_TO = ("all", "none")
+_HINTS = get_type_hints(Seq2SeqTrainingArguments)
+_TRUTH_FIELDS = {name for name, hint in _HINTS.items() if hint in (bool, bool | None)}
+_KEYWORD_FIELDS = {name for name in _HINTS if name.endswith("_kwargs")}
+_OBJECT_OR_FILE_FIELDS = {"accelerator_config", "fsdp_config", "deepspeed", "liger_kernel_config"}
+_OBJECT = """give one, such as '{"num_cycles": 2}'"""
 
 
 class _Parser(HfArgumentParser):
@@ -27,7 +31,7 @@ def build_training_arguments(flags: Mapping[str, Sequence[str]]) -> Seq2SeqTrain
 
     Raises UserError if a value is refused, or if the package that it needs is not installed.
     """
-    arguments = [argument for given in flags.values() for argument in given]
+    arguments = [argument for name, given in flags.items() for argument in _readable(name, given)]
     if "use_cpu" not in flags and not torch.accelerator.is_available():
         arguments.append("--use_cpu=True")
     try:
@@ -36,17 +40,31 @@ def build_training_arguments(flags: Mapping[str, Sequence[str]]) -> Seq2SeqTrain
         )
     except UserError:
         raise
-    except (ValueError, ImportError, OSError) as error:
-        # Its checks of values, of the packages that they need, and of the files that they name.
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        # Its checks of values, of the packages that they need, and of the files and keyword arguments that they name.
         raise UserError(str(error)) from error
-    available = get_available_reporting_integrations()
-    for integration in args.report_to:
-        if integration not in (*available, *_REPORT_TO):
-            raise UserError(
-                f"report_to={integration!r} is unknown or its package is not installed: give none, or one of "
-                f"{', '.join(available) or 'the packages that Transformers supports, after installing it'}"
-            )
+    check_report_to(args)
     return args
+
+
+def _readable(name: str, given: Sequence[str]) -> Sequence[str]:
+    """Return the arguments of a flag as the parser of Transformers reads them: `on` and `off` are truth values.
+
+    Raises UserError if keyword arguments are no JSON object.
+    """
+    flag, _, value = given[0].partition("=")
+    if len(given) > 1 or not value:
+        return given
+    if name in _TRUTH_FIELDS and value.lower() in ("on", "off"):
+        return [f"{flag}={value.lower() == 'on'}"]
+    if name in _KEYWORD_FIELDS or (name in _OBJECT_OR_FILE_FIELDS and value.startswith("{")):
+        try:
+            is_object = isinstance(json.loads(value), dict)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{name}={value!r} is not JSON: {error}; {_OBJECT}") from error
+        if not is_object:
+            raise UserError(f"{name}={value!r} is no JSON object: {_OBJECT}")
+    return given
 
 
 def format_training_help() -> str:

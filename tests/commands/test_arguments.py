@@ -166,25 +166,6 @@ def test_flags_win_over_the_configuration_file(tmp_path):
     assert (args.bf16, args.lr_scheduler_kwargs, args.max_steps) == (False, {"num_cycles": 2}, -1)
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        (b"- a\n- b\n", "must hold keys and values, such as `target_speedup: 2`"),
-        (b"", "must hold keys and values"),
-        (b"a: [1\n", "is not a YAML file"),
-        (b"a: \xff\n", "is not a YAML file"),
-        (b"target_speed: 2\n", "unknown flag --target_speed: did you mean --target_speedup, "),
-    ],
-    ids=["list", "empty", "broken", "binary", "unknown key"],
-)
-def test_configuration_file_that_cannot_be_used_is_refused(tmp_path, text, sentence):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_bytes(text)
-    with pytest.raises(UserError) as refusal:
-        parse("--config", str(recipe))
-    assert sentence in str(refusal.value)
-
-
 # ---- the help ------------------------------------------------------------------------------------------------------
 
 

@@ -136,9 +136,7 @@ def test_a_column_has_one_type_in_all_files(tmp_path, train, validation, expecte
 
 def test_columns_without_a_common_type_are_refused(tmp_path):
     train, validation = write_rows(tmp_path / "a.json", [{"x": ["a"]}]), write_rows(tmp_path / "b.csv", [{"x": "a"}])
-    with pytest.raises(
-        UserError, match=r"validation_file='b.csv': the column 'x' holds single values, and in tr"
-    ):
+    with pytest.raises(UserError, match=r"validation_file='b.csv': the column 'x' holds single values, and in tr"):
         load_splits(DataConfig(train_file=train, validation_file=validation), seed=0)
 
 
