@@ -10,7 +10,7 @@ class UnsupportedModelError(UserError, TypeError):
 
 
 class NonFiniteLossError(UserError, ArithmeticError):
-    """The training loss is NaN or infinite."""
+    """The loss, the gradients or the weights of a training are NaN or infinite."""
 
 
 class PushError(UserError, OSError):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
+
+from hf_efficient.errors import UserError
 
 logger = logging.get_logger(__name__)
 
@@ -55,8 +60,12 @@ def save_atomically(
             part.save_pretrained(temporary)
     if save_state is not None:
         save_state(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
+    replaced = folder.with_name(folder.name + ".replaced.partial")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
     temporary.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def has_resumable_run(folder: Path) -> bool:
@@ -64,23 +73,61 @@ def has_resumable_run(folder: Path) -> bool:
     return last_complete_checkpoint(folder) is not None or any(folder.glob("_round-*/config.json"))
 
 
+def find_damaged_file(folder: Path) -> Path | None:
+    """Return a file of weights, of the optimizer or of settings in `folder` that is cut short or overwritten, or None.
+
+    The sizes that a file of weights states are compared with its own; the values themselves are not read.
+    """
+    for path in sorted(folder.iterdir()):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
+                return path
+        except (OSError, ValueError, SafetensorError):
+            return path
+    return None
+
+
+def is_complete(folder: Path, last_file: str) -> bool:
+    """Whether `folder` has `last_file`, which is written last, and no damaged file; otherwise there is a warning."""
+    damaged = find_damaged_file(folder) if (folder / last_file).exists() else folder / last_file
+    if damaged is not None:
+        logger.warning(f"{folder} is skipped: {damaged.name} is missing or damaged")
+    return damaged is None
+
+
 def last_complete_checkpoint(folder: Path) -> str | None:
-    """Return the last checkpoint in `folder` that was written completely, or None.
+    """Return the last checkpoint in `folder` that is complete, or None.
 
     `Trainer` writes the state of the training last: a process that was killed before leaves a checkpoint without it.
     """
-    complete: dict[int, Path] = {}
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-            complete[int(path.name.rpartition("-")[2])] = path
-        except (OSError, ValueError):
-            logger.warning(f"{path} is incomplete and is skipped")
-    return str(complete[max(complete)]) if complete else None
+    steps = {path: numbered(path, PREFIX_CHECKPOINT_DIR) for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    newest_first = sorted((path for path in steps if steps[path] is not None), key=lambda path: -int(steps[path] or 0))
+    return next((str(path) for path in newest_first if is_complete(path, TRAINER_STATE_NAME)), None)
+
+
+def numbered(path: Path, prefix: str) -> int | None:
+    """Return N if the name of `path` is `prefix`-N, and None otherwise."""
+    match = re.fullmatch(rf"{prefix}-(\d+)", path.name)
+    return int(match[1]) if match else None
 
 
 def resolve_checkpoint(resume: str | bool | None, folder: Path) -> str | None:
-    """Return the checkpoint to resume from: the given one, the last complete one in `folder` for True, or None."""
-    if isinstance(resume, str):
-        return resume
-    return last_complete_checkpoint(folder) if resume else None
+    """Return the checkpoint to resume from: the given one, the last complete one in `folder` for True, or None.
+
+    Raises UserError if the given one does not exist or is damaged.
+    """
+    if not isinstance(resume, str):
+        return last_complete_checkpoint(folder) if resume else None
+    if not Path(resume).is_dir():
+        raise UserError(f"resume_from_checkpoint={resume!r} is no folder: give a checkpoint, or True for the last one")
+    if damaged := find_damaged_file(Path(resume)):
+        raise UserError(
+            f"{damaged} is damaged, so the training cannot be resumed from it: give an earlier checkpoint, or True for "
+            "the last complete one"
+        )
+    return resume

@@ -36,6 +36,17 @@ from hf_efficient.variants.half_precision import half_precision_forms
 logger = logging.get_logger(__name__)
 
 TIMING_KEYS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+# Of encoders, decoders and both.
+INNER_OUTPUTS = (
+    "hidden_states",
+    "attentions",
+    "encoder_last_hidden_state",
+    "encoder_hidden_states",
+    "encoder_attentions",
+    "decoder_hidden_states",
+    "decoder_attentions",
+    "cross_attentions",
+)
 REPORTED_ARGUMENTS = (
     "learning_rate",
     "num_train_epochs",
@@ -73,7 +84,8 @@ def evaluated_by(trainer: Trainer, model: Any, compute_metrics: Any) -> Iterator
     args, accelerator = trainer.args, trainer.accelerator
     previous_models = trainer.model, trainer.model_wrapped
     previous_metrics, previous_amp = trainer.compute_metrics, accelerator.native_amp
-    previous_args = args.bf16_full_eval, args.fp16_full_eval
+    previous_args = args.bf16_full_eval, args.fp16_full_eval, args.prediction_loss_only
+    args.prediction_loss_only = False  # a report needs the metrics
     args.bf16_full_eval = args.fp16_full_eval = False  # they would convert the model permanently
     trainer.model = trainer.model_wrapped = model
     accelerator.native_amp = False
@@ -83,7 +95,12 @@ def evaluated_by(trainer: Trainer, model: Any, compute_metrics: Any) -> Iterator
     finally:
         trainer.model, trainer.model_wrapped = previous_models
         trainer.compute_metrics, accelerator.native_amp = previous_metrics, previous_amp
-        args.bf16_full_eval, args.fp16_full_eval = previous_args
+        args.bf16_full_eval, args.fp16_full_eval, args.prediction_loss_only = previous_args
+
+
+def outputs_not_kept(model: Any) -> list[str]:
+    """Return the outputs of `model` that no metric reads; kept for all the data, they would fill the memory."""
+    return [*getattr(model.config, "keys_to_ignore_at_inference", ["past_key_values"]), *INNER_OUTPUTS]
 
 
 class ModelEvaluator:
@@ -186,9 +203,7 @@ class ModelEvaluator:
         }
         metrics = {role: self.evaluate(role, compiled.get(role, model)) for role, model in variants.items()}
         first = next(iter(metrics.values()))
-        metric = trainer.args.metric_for_best_model or next(
-            (name for name in first if not name.endswith("loss")), None
-        )
+        metric = next((name for name in first if not name.endswith("loss")), None)
         is_plain_export = not variants.keys() - exported.keys() - {"teacher"}
         rows = compare(
             variants,

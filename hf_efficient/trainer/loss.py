@@ -14,7 +14,7 @@ from hf_efficient.distillation.distiller import Distiller
 from hf_efficient.distillation.head_outputs import get_head_outputs
 from hf_efficient.distillation.losses import LossTerm
 from hf_efficient.distillation.teacher_cache import drop_teacher_columns
-from hf_efficient.errors import NonFiniteLossError, UserError
+from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import is_label, select_inputs
 
 TASK_UNIT = "hard"  # what the loss of the task is a mean of: examples or labelled tokens
@@ -151,13 +151,3 @@ class AccumulatedLoss(TrainerCallback):
 def select_model_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> Batch:
     """Return what `model` accepts of a batch, without the outputs of a teacher that the batch may hold."""
     return select_inputs(model, drop_teacher_columns(batch))
-
-
-def check_finite(loss: torch.Tensor, step: int, args: TrainingArguments) -> None:
-    """Raise NonFiniteLossError if the loss is NaN or infinite, which `Trainer` may hide from the log."""
-    if not torch.isfinite(loss):
-        raise NonFiniteLossError(
-            f"the loss is {loss.item()} at step {step}: the weights are not updated and the last checkpoint in "
-            f"{args.output_dir} is kept. Try a smaller learning rate (now {args.learning_rate:g}), or train without "
-            "mixed precision"
-        )

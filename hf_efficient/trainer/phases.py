@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import transformers
 from accelerate import Accelerator
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
+from hf_efficient.errors import UserError
 from hf_efficient.functions import build_target_search, prune
 from hf_efficient.models import class_for, family_of
 from hf_efficient.pruning.callbacks import GateClosingCallback, GradualSparsityCallback
@@ -19,8 +22,17 @@ from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.schedule import Phase, plan_phases
 from hf_efficient.pruning.selection import Scores, remove_units
 from hf_efficient.pruning.sparsity import KeepZerosCallback, remove_connections, zero_fraction
-from hf_efficient.trainer.checkpoints import CheckpointState, last_complete_checkpoint, save_atomically
+from hf_efficient.trainer.checkpoints import (
+    CheckpointState,
+    is_complete,
+    last_complete_checkpoint,
+    numbered,
+    save_atomically,
+)
 from hf_efficient.trainer.scoring import Batches, PruningScorer
+
+
+PHASE_NAME = re.compile(r"(_round|_cut)-\d+(\.replaced)?(\.partial)?|_costs-\d+\.json(\.partial)?")
 
 
 def has_training_steps(args: TrainingArguments) -> bool:
@@ -39,7 +51,7 @@ class PruningPhases:
     | get_model | returns the model that is trained now |
     | install_model | replaces it, with optimizer and scheduler |
     | draw_batches | returns the batches to score the model on |
-    | add_callback, remove_callback | of the trainer |
+    | add_callback, remove_callback, pop_callback | of the trainer |
     """
 
     gate_callback: GateClosingCallback | None = None
@@ -56,10 +68,12 @@ class PruningPhases:
         draw_batches: Callable[[], Batches],
         add_callback: Callable[[TrainerCallback], None],
         remove_callback: Callable[[TrainerCallback], None],
+        pop_callback: Callable[[type[TrainerCallback]], Any],
     ) -> None:
         self.config, self.args, self.accelerator, self.scorer = config, args, accelerator, scorer
         self.get_model, self.install_model, self.draw_batches = get_model, install_model, draw_batches
         self.add_callback, self.remove_callback = add_callback, remove_callback
+        self.pop_callback = pop_callback
         self.teacher: PreTrainedModel | None = None
 
     def run(
@@ -82,8 +96,9 @@ class PruningPhases:
         folder = Path(self.args.output_dir)
         epochs, steps = self.args.num_train_epochs, self.args.max_steps
         resumed_phase = last_complete_phase(folder) if resume else None
-        if not resume and self.args.should_save:
+        if not resume and self.args.should_save and folder.exists():
             clear_phases(folder)
+        self._check_resumed_phase(resumed_phase)
         try:
             for phase in plan_phases(self.config):
                 phase_dir = folder / f"_round-{phase.number}"
@@ -102,7 +117,7 @@ class PruningPhases:
                 self.args.max_steps = max(1, round(steps * phase.epoch_fraction)) if steps > 0 else steps
                 # Earlier phases have drawn random numbers too, unless an interruption left them out.
                 transformers.set_seed(self.args.seed + phase.number)
-                with self.phase_callbacks(phase):
+                with self.phase_callbacks(phase), self.select_models(phase):
                     description = self.describe(phase)
                     stages.append(f"{description}: {self.describe_structure()}" if phase.number else description)
                     if not has_training_steps(self.args):
@@ -112,6 +127,16 @@ class PruningPhases:
         finally:
             self.args.output_dir, self.args.num_train_epochs, self.args.max_steps = str(folder), epochs, steps
         return output
+
+    def _check_resumed_phase(self, number: int | None) -> None:
+        """Raise UserError if the phase that is to be resumed is not one of those that the config plans."""
+        planned = [phase.number for phase in plan_phases(self.config)]
+        if number is not None and number not in planned:
+            raise UserError(
+                f"the run in output_dir was interrupted in round {number}, and the settings given now have the rounds "
+                f"{', '.join(map(str, planned))}: resume with the settings of that run, or start again in another "
+                "directory"
+            )
 
     def prepare_phase(self, phase: Phase, folder: Path, state: CheckpointState) -> None:
         """Save into `folder` the model that the phase starts from.
@@ -126,7 +151,9 @@ class PruningPhases:
         cost_file = folder.with_name(f"_costs-{phase.number}.json")
         rewinds = bool(phase.number) and config.rewind == "weights"
         batches = self.draw_batches() if phase.number else []
-        is_pruned = self.scorer.broadcast_from_main((pruned_dir / "config.json").exists())  # before an interruption
+        is_pruned = self.scorer.broadcast_from_main(
+            pruned_dir.is_dir() and is_complete(pruned_dir, "config.json")
+        )  # before an interruption
         needs_scores = phase.number and config.removes_units and not is_pruned
         scores = self.scores_for_pruning(request, batches) if needs_scores else None
         self.gate_callback = None
@@ -166,6 +193,32 @@ class PruningPhases:
                 self.remove_callback(callback)
             if self.gate_callback is not None:
                 self.gate_callback.close()
+
+    @contextmanager
+    def select_models(self, phase: Phase) -> Iterator[None]:
+        """Let a phase select models by their metric as if it were a run of its own, and not while gates close.
+
+        A checkpoint with open gates, or a stop before they are closed, would undo the removal.
+        """
+        loads_best = self.args.load_best_model_at_end
+        stopping: list[EarlyStoppingCallback] = []
+        while callback := self.pop_callback(EarlyStoppingCallback):
+            callback.early_stopping_patience_counter = 0
+            stopping.append(callback)
+        if phase.closes_gates:
+            self.args.load_best_model_at_end = False
+        else:
+            self._add_all(stopping)
+        try:
+            yield
+        finally:
+            self.args.load_best_model_at_end = loads_best
+            if phase.closes_gates:
+                self._add_all(stopping)
+
+    def _add_all(self, callbacks: Sequence[TrainerCallback]) -> None:
+        for callback in callbacks:
+            self.add_callback(callback)
 
     def _build_callbacks(self, phase: Phase) -> list[TrainerCallback]:
         callbacks: list[TrainerCallback] = []
@@ -257,13 +310,17 @@ class PruningPhases:
 
 def last_complete_phase(folder: Path) -> int | None:
     """Return the number of the last phase whose folder is complete, or None."""
-    numbers = [int(path.parent.name.rpartition("-")[2]) for path in folder.glob("_round-*/config.json")]
-    return max(numbers, default=None)
+    numbers = {path: numbered(path, "_round") for path in folder.glob("_round-*")}
+    complete = [number for path, number in numbers.items() if number is not None and is_complete(path, "config.json")]
+    return max(complete, default=None)
 
 
 def clear_phases(folder: Path, ignore_errors: bool = False) -> None:
     """Remove the folders and files of the phases of a run; `ignore_errors` keeps folders that cannot be removed."""
-    for path in (*folder.glob("_round-*"), *folder.glob("_cut-*")):
-        shutil.rmtree(path, ignore_errors)
-    for path in folder.glob("_costs-*"):
-        path.unlink()
+    for path in list(folder.iterdir()):
+        if not PHASE_NAME.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors)
+        else:
+            path.unlink()

@@ -21,6 +21,7 @@ from hf_efficient.measurement.energy import EnergyCounter
 from hf_efficient.measurement.report import STUDENT_FOLDER, training_resources
 from hf_efficient.models import is_quantized
 from hf_efficient.trainer.checkpoints import has_resumable_run, resolve_checkpoint, save_atomically
+from hf_efficient.trainer.finite import check_given_weights
 from hf_efficient.trainer.phases import has_training_steps
 
 
@@ -40,6 +41,9 @@ class CompressionRun:
         trainer = self.trainer
         if is_quantized(trainer.model):
             raise UserError("the model is quantized and cannot be trained: build a trainer with the float model")
+        for role, models in (("model", [trainer.model]), ("teacher", trainer.teachers)):
+            for model in models:
+                check_given_weights(model, role)
         self._is_resumed = bool(resume) and has_resumable_run(Path(self.args.output_dir))
         trainer.stages[:] = self._initial_stages()
         if self._compresses and not trainer.teachers:
@@ -114,8 +118,11 @@ class CompressionRun:
 
     def train_once(self, checkpoint: str | None) -> TrainOutput:
         """Train the installed model by the parent's `train`, sharded if FSDP is requested."""
-        with self.trainer.fsdp_session.train(self.trainer):
-            return self._train(checkpoint)
+        trainer = self.trainer
+        with trainer.fsdp_session.train(trainer):
+            output = self._train(checkpoint)
+        trainer.finite_checks.check_weights(trainer.model.named_parameters(), output.global_step)
+        return output
 
     # ---- after training ---------------------------------------------------------------------------------------------
 

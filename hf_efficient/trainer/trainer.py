@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
+from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import check_same_task
 from hf_efficient.distillation.head_outputs import get_head_outputs
 from hf_efficient.exporters.config import ExportConfig
-from hf_efficient.hub.publisher import HubPublisher, initialize_repo
+from hf_efficient.hub.publisher import HubPublisher
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig
+from hf_efficient.trainer.argument_checks import check_report_to
 from hf_efficient.trainer.checkpoints import CheckpointState, without_secrets
 from hf_efficient.trainer.distillation import DistillationTraining, ProjectionGradients, TeacherLike, load_teachers
-from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel
+from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel, outputs_not_kept
+from hf_efficient.trainer.finite import FiniteChecks
 from hf_efficient.trainer.fsdp import FSDPSession, uses_fsdp
-from hf_efficient.trainer.loss import AccumulatedLoss, Batch, check_finite, select_model_inputs
+from hf_efficient.trainer.loss import AccumulatedLoss, Batch, select_model_inputs
 from hf_efficient.trainer.ordered_evaluation import OrderedEvaluation
 from hf_efficient.trainer.phases import PruningPhases
+from hf_efficient.trainer.publishing import PublishingMixin
 from hf_efficient.trainer.quantization import QuantizationTraining
 from hf_efficient.trainer.run import CompressionRun
 from hf_efficient.trainer.sampling import seed_by_epoch
@@ -36,7 +37,7 @@ from hf_efficient.trainer.techniques import Techniques
 from hf_efficient.trainer.validation import check_arguments
 
 
-class CompressionMixin(Trainer):
+class CompressionMixin(PublishingMixin):
     """What both trainers share; see `EfficientTrainer`."""
 
     model: Any
@@ -54,6 +55,7 @@ class CompressionMixin(Trainer):
         untrimmed: UntrimmedModel | None = None,
         **kwargs: Any,
     ) -> None:
+        check_report_to(args[1] if len(args) > 1 else kwargs.get("args"))
         super().__init__(*args, **kwargs)
         self.techniques = Techniques(
             distillation,
@@ -90,9 +92,11 @@ class CompressionMixin(Trainer):
             draw_batches=self.draw_scoring_batches,
             add_callback=self.add_callback,
             remove_callback=self.remove_callback,
+            pop_callback=self.pop_callback,
         )
         self.quantization_training = QuantizationTraining(techniques.quantization, self.draw_calibration_batches)
         self.fsdp_session = FSDPSession()
+        self.finite_checks = FiniteChecks(args, accelerator)
         self.ordered_evaluation = OrderedEvaluation(self)
         self.evaluator = ModelEvaluator(self, techniques, self.untrimmed)
         self.publisher = HubPublisher(self.model.config._name_or_path)
@@ -130,7 +134,7 @@ class CompressionMixin(Trainer):
         Without techniques it is the `train` of the parent. A quantization alone, without `aware`, trains nothing.
         `resume_from_checkpoint=True` resumes what `output_dir` holds, and starts if it holds nothing.
 
-        Raises NonFiniteLossError if the loss is NaN or infinite; the last checkpoint stays as it is.
+        Raises NonFiniteLossError if the loss, the gradients or the weights are NaN or infinite; they are not saved.
         """
         parent_train = super().train
         return CompressionRun(self, lambda path: parent_train(path, *args, **kwargs)).execute(resume_from_checkpoint)
@@ -191,7 +195,13 @@ class CompressionMixin(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """Also count what the losses of the accumulation window are divided by."""
+        """Also count what the losses of the accumulation window are divided by; read nothing after the last step.
+
+        A training that is resumed after its last step would make another one.
+        """
+        if 0 < self.state.max_steps <= self.state.global_step:
+            self.control.should_training_stop = True
+            return [], None
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.accumulated_loss.count_window(self.model, batches, device)
         return batches, num_items
@@ -213,14 +223,28 @@ class CompressionMixin(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Also stop at a loss that is NaN or infinite."""
+        """Also stop at a loss or at gradients that are NaN or infinite."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        check_finite(loss, self.state.global_step, self.args)
+        self.finite_checks.check_loss(loss, self.state.global_step)
         return loss
 
-    def prediction_step(self, model: torch.nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
-        """Pass only the inputs that the model accepts."""
-        return super().prediction_step(model, select_model_inputs(self.model, inputs), *args, **kwargs)
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.finite_checks.watch_norm(norm, self.state.global_step + 1)
+        return norm
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Pass only the inputs that the model accepts, and keep no hidden states or attention of all the data."""
+        ignored = outputs_not_kept(self.model) if ignore_keys is None else ignore_keys
+        batch = select_model_inputs(self.model, inputs)
+        return super().prediction_step(model, batch, prediction_loss_only, ignored, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Also train the projections of the distiller, by an optimizer that was given too."""
@@ -233,10 +257,12 @@ class CompressionMixin(Trainer):
         self.accumulated_loss.add_logs(logs, self.state.global_step)
         super().log(logs, start_time)
 
-    # ---- checkpoints and the Hub ------------------------------------------------------------------------------------
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
+        weights = self.model.named_parameters() if state_dict is None else state_dict.items()
+        self.finite_checks.check_weights(weights, self.state.global_step)
         with without_secrets(self.args, folder):
             super()._save(output_dir, state_dict)
         for part in self.checkpoint_states if folder.name.startswith(PREFIX_CHECKPOINT_DIR) else ():
@@ -246,60 +272,6 @@ class CompressionMixin(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         for part in self.checkpoint_states:
             part.load_state(Path(resume_from_checkpoint))
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the report, its picture and the card made from it; the parent's card if nothing was measured."""
-        if self.report is None:
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            self.publisher.write_card(self.report, self.args.output_dir)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository; raise PushError, before anything is trained, if the Hub refuses."""
-        private = self.args.hub_private_repo if private is None else private
-        parent_init = super().init_hf_repo
-
-        def create_repo() -> str | None:
-            parent_init(token, private)
-            return str(self.hub_model_id) if self.is_world_process_zero() else None
-
-        initialize_repo(
-            create_repo, self.args.output_dir, self.args.hub_model_id, private, token or self.args.hub_token
-        )
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """Save the model, write the card and push both, with the code that loading needs; no tokens, no pickles."""
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token, revision = token or self.args.hub_token, revision or self.args.hub_revision
-        private = self.args.hub_private_repo if private is None else private
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        repo_id = str(self.hub_model_id)
-        self.create_model_card(**{"model_name": repo_id.rpartition("/")[2], **kwargs})
-        return self.publisher.push(self.args.output_dir, repo_id, token, revision, private, commit_message, blocking)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        args = self.args
-        if self.is_world_process_zero() and args.hub_strategy != HubStrategy.END:
-            self.push_in_progress = self.publisher.push_checkpoint(
-                checkpoint_folder,
-                str(self.hub_model_id),
-                self.state.global_step,
-                args.hub_token,
-                args.hub_revision,
-                args.hub_always_push,
-            )
 
 
 class EfficientTrainer(CompressionMixin):

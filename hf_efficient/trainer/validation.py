@@ -16,6 +16,7 @@ from hf_efficient.measurement.environment import has_fast_bfloat16, processor_na
 from hf_efficient.models import is_quantized
 from hf_efficient.pruning.criteria import WEIGHT_BASED_CRITERIA
 from hf_efficient.quantization.validation import check_quantization
+from hf_efficient.trainer.argument_checks import check_label_smoothing
 from hf_efficient.trainer.fsdp import check_fsdp_config, uses_fsdp
 from hf_efficient.trainer.phases import has_training_steps
 from hf_efficient.trainer.techniques import Techniques
@@ -30,6 +31,7 @@ def check_arguments(trainer: Trainer, techniques: Techniques, teachers: Sequence
     technique does not support the architecture of the model.
     """
     warn_of_slow_precision(trainer.args)
+    check_label_smoothing(trainer.args, trainer.model)
     check_fsdp_config(trainer.accelerator, trainer.model)
     if techniques.pruning.removes_anything:
         _check_pruning(trainer, techniques)
@@ -73,7 +75,7 @@ def _check_pruning(trainer: Trainer, techniques: Techniques) -> None:
             "ramp reads single weights during training (weights=..., and the criteria "
             f"{', '.join(WEIGHT_BASED_CRITERIA)}), and FSDP shards them: use rounds, or criterion='fisher'"
         )
-    if trainer.optimizer is not None:
+    if trainer.optimizer is not None or trainer.lr_scheduler is not None:
         raise UserError(
             "an optimizer of the parameters before pruning cannot train those after it: leave `optimizers` out and "
             "give `optimizer_cls_and_kwargs`"

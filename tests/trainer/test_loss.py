@@ -5,11 +5,10 @@ import torch
 from accelerate import Accelerator
 from trainers import arguments, classifier, collate, pad, rows, t5, written
 
-from hf_efficient import NonFiniteLossError
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import Distiller
 from hf_efficient.distillation.teacher import Teacher
-from hf_efficient.trainer.loss import AccumulatedLoss, check_finite, select_model_inputs
+from hf_efficient.trainer.loss import AccumulatedLoss, select_model_inputs
 
 CPU = torch.device("cpu")
 
@@ -82,11 +81,3 @@ def test_logged_terms_are_means_over_the_steps_since_the_last_log(tmp_path):
 def test_cached_teacher_outputs_do_not_reach_the_model():
     batch = {**collate(list(rows(2))), "teacher_logits": torch.zeros(2, 3)}
     assert set(select_model_inputs(classifier(), batch)) == {"input_ids", "attention_mask", "labels"}
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_loss_that_is_not_finite_is_an_error_that_names_the_step(tmp_path, value):
-    args = arguments(tmp_path)
-    check_finite(torch.tensor(1.0), 3, args)
-    with pytest.raises(NonFiniteLossError, match=f"the loss is {value} at step 3"):
-        check_finite(torch.tensor(value), 3, args)
