@@ -127,7 +127,7 @@ def resolve_checkpoint(resume: str | bool | None, folder: Path) -> str | None:
         raise UserError(f"resume_from_checkpoint={resume!r} is no folder: give a checkpoint, or True for the last one")
     if damaged := find_damaged_file(Path(resume)):
         raise UserError(
-            f"{damaged} is damaged, so the training cannot be resumed from it: give an earlier checkpoint, or True for "
-            "the last complete one"
+            f"{damaged} is damaged, so the training cannot be resumed from it: give an earlier checkpoint, or True "
+            "for the last complete one"
         )
     return resume
