@@ -12,11 +12,12 @@ MAX_SHOWN_VALUES = 5
 
 
 def describe_row(split: Dataset, index: int, name: str) -> str:
-    """Return "row 3 of the training data, train.csv ('the first text of that row')"."""
+    """Return "row 3 of the training data, train.csv ('the first text of that row')", counted as in the file."""
     texts = (value for value in split[index].values() if isinstance(value, str) and value.strip())
     excerpt = next((f" ({shorten(text)!r})" for text in texts), "")
     file = f", {split.info.dataset_name}" if split.info.dataset_name else ""
-    return f"row {index + 1} of the {SPLIT_TITLES.get(name, name)} data{file}{excerpt}"
+    row = index if split._indices is None else split._indices.column(0)[index].as_py()
+    return f"row {row + 1} of the {SPLIT_TITLES.get(name, name)} data{file}{excerpt}"
 
 
 def shorten(text: str) -> str:
