@@ -23,7 +23,7 @@ from hf_efficient.commands.pretrained import (
 )
 from hf_efficient.data.columns import Columns
 from hf_efficient.data.label_checks import check_classes
-from hf_efficient.data.label_names import model_label_names
+from hf_efficient.data.label_names import model_label_names, set_label_names
 from hf_efficient.distillation.students import student_from_config, student_from_layers
 from hf_efficient.distillation.teacher import load_teacher
 from hf_efficient.errors import UserError
@@ -112,6 +112,7 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
     elif task.problem_type == "multi_label_classification":
         model_config.problem_type = task.problem_type
     names = model_label_names(model_config)
+    set_label_names(model_config, names)
     label_to_id = None if classes is None else find_class_ids(task, classes, names)
     if classes is not None:
         check_classes(classes, has_head=is_fine_tuned or teacher_config is not None)
@@ -133,8 +134,8 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
     for teacher_name in teacher_names:
         with explain_loading_errors(teacher_name):
             teachers.append(load_teacher(teacher_name, task.auto_class, needs_logits, trust_remote_code, attention))
-        _check_same_tokenizer(teacher_name, tokenizer, trust_remote_code)
-        _remove_unused_tokens(teachers[-1], model, tokenizer)
+        if _has_same_tokenizer(teacher_name, tokenizer, trust_remote_code):
+            _remove_unused_tokens(teachers[-1], model, tokenizer)
     return_token_type_ids = any(map(accepts_token_type_ids, teachers)) or None
     data = bound_max_length(data, tokenizer, [each.config for each in (model, *teachers)]) if has_data else data
     is_multi_hot = classes is not None and classes.is_multi_hot
@@ -149,15 +150,15 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
     return PreparedJob(task, encoder, splits, tokenized_splits, model, is_fine_tuned, tuple(teachers))
 
 
-def _check_same_tokenizer(teacher_name: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> None:
-    """Raise UserError if the teacher was trained with another tokenizer than the student's."""
+def _has_same_tokenizer(teacher_name: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> bool:
+    """Return whether the teacher has the same tokenizer, or none: False. Raises UserError if it has another."""
     try:
         teacher_tokenizer = AutoTokenizer.from_pretrained(teacher_name, trust_remote_code=trust_remote_code)
     except OSError:
         teacher_tokenizer = None
     if teacher_tokenizer is None or not has_vocabulary(teacher_tokenizer):
         logger.warning(f"teacher {teacher_name!r} has no tokenizer: the student's is used for both")
-        return
+        return False
     teacher_vocabulary, vocabulary = teacher_tokenizer.get_vocab(), tokenizer.get_vocab()
     if teacher_vocabulary != vocabulary:
         differing = (token for token, index in vocabulary.items() if teacher_vocabulary.get(token) != index)
@@ -166,6 +167,7 @@ def _check_same_tokenizer(teacher_name: str, tokenizer: PreTrainedTokenizerBase,
             f"{len(vocabulary)} tokens, the first difference is {next(differing, 'an additional token')!r}): teacher "
             "and student must share one tokenizer"
         )
+    return True
 
 
 def _remove_unused_tokens(

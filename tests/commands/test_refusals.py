@@ -45,7 +45,8 @@ def other_teacher(job_dir):
 
 
 def other_vocabulary(job_dir):
-    save_model(job_dir / "teacher", BertForSequenceClassification(tiny_config(vocab_size=300)))
+    model = BertForSequenceClassification(tiny_config(vocab_size=300))
+    save_model(job_dir / "teacher", model, texts=("some other words",))
 
 
 def teacher_without_weights(job_dir):
@@ -79,9 +80,9 @@ BAD_INPUT = {
     "labels of another task": (
         other_labels,
         {},
-        "'no', 'yes', which the model does not have; its labels are negative, positive",
+        "'no', 'yes', which the model does not have",
     ),
-    "label out of range": (too_many_labels, {}, "holds the labels 7, the model has only 0 to 1"),
+    "label out of range": (too_many_labels, {}, "holds the labels 7, which the model does not have"),
     "no row": (no_rows, {}, "train_file='train.csv': it has a header and no rows"),
     "empty file": (empty_file, {}, "'train.csv' is empty"),
     "unknown columns": (
@@ -111,7 +112,7 @@ BAD_INPUT = {
     "unknown family": (unknown_family, {}, "model_type 'gpt2' cannot be pruned: supported are bert, roberta, "),
     "unknown attention": (None, {"attn_implementation": "telepathy"}, "telepathy"),
     "other label map": (other_teacher, {}, "give both the same label map"),
-    "other vocabulary": (other_vocabulary, {}, "vocabulary of 300 tokens and the student one of 200"),
+    "other vocabulary": (other_vocabulary, {}, "teacher and student must share one tokenizer"),
     "unreachable target": (None, {"target_flops": 1e6}, "cannot be reached: the smallest shape"),
     "ratio below one": (None, {"target_flops": 0.5}, "requests a larger model"),
     "fraction above one": (None, {"target_flops": None, "heads": 1.2}, "heads='1.2' is not a fraction"),

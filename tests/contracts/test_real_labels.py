@@ -389,6 +389,15 @@ def test_a_job_says_what_it_understood_and_saves_the_names(tmp_path, caplog, kin
     assert f"{names[0]} " in line
 
 
+def test_a_teacher_with_a_padded_table_shares_the_tokenizer(tmp_path):
+    for name, size in (("model", 200), ("teacher", 256)):
+        set_seed(0)
+        save_model(tmp_path / name, BertForSequenceClassification(tiny_config(vocab_size=size)))
+    file = write(tmp_path / "train", "text,label\n" + "the good film,positive\nthe bad film,negative\n" * 8)
+    data = {"train_file": file, "validation_file": file, "teacher_name_or_path": tmp_path / "teacher"}
+    assert main(["compress", *flags(tmp_path, **data, max_steps=1)]) == 0
+
+
 def test_a_head_without_architectures_is_kept(tmp_path):
     set_seed(0)
     names = {0: "positive", 1: "negative"}
