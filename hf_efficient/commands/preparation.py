@@ -68,6 +68,13 @@ class PreparedJob:
             self.raw_splits["evaluation"], self.tokenized_splits["evaluation"], self.encoder, self.model.config
         )
 
+    @property
+    def metric_settings(self) -> dict[str, str]:
+        """What the metrics depend on, for the report."""
+        if len(self.raw_splits) == 0 or self.task.metric_settings is None:
+            return {}
+        return self.task.metric_settings(self.raw_splits["evaluation"], self.encoder)
+
     def trainer_kwargs(self) -> dict[str, Any]:
         """Return the arguments that every trainer of the job gets."""
         datasets = {name: model_columns(split) for name, split in self.tokenized_splits.items()}

@@ -13,7 +13,7 @@ from hf_efficient.data.config import DataConfig
 from hf_efficient.data.rows import describe_row
 from hf_efficient.data.texts import check_texts
 from hf_efficient.errors import UserError
-from hf_efficient.measurement.metrics import summary_metrics, translation_metrics
+from hf_efficient.measurement.metrics import bleu_signature, summary_metrics, translation_metrics
 from hf_efficient.tasks.task import IGNORE_INDEX, Batch, ComputeMetrics, RowEncoder, Task
 
 # A column of dicts with a text for each language.
@@ -57,6 +57,13 @@ def translation_compute_metrics(
     """Return the function that computes sacreBLEU and chrF of generated texts."""
     language = encoder.data.target_lang
     return lambda prediction: translation_metrics(*decode_predictions(prediction, encoder.tokenizer), language)
+
+
+def translation_settings(rows: Dataset, encoder: RowEncoder) -> dict[str, str]:
+    """Return the signature of sacreBLEU."""
+    language, column = encoder.data.target_lang, str(encoder.columns.label)
+    targets = [pair[language] for pair in rows[column]] if column == TRANSLATION_COLUMN else list(rows[column])
+    return {"sacrebleu": bleu_signature(language, targets)}
 
 
 def summarization_compute_metrics(
@@ -106,6 +113,7 @@ TRANSLATION = Task(
     encode_seq2seq,
     translation_compute_metrics,
     matches=_has_languages,
+    metric_settings=translation_settings,
     find_columns=_find_language_columns,
     collator=DataCollatorForSeq2Seq,
     check_rows=check_generation_rows,

@@ -94,6 +94,7 @@ class Task:
     | collator | builds the data collator from a tokenizer |
     | problem_type | `config.problem_type` of a classifier |
     | reduce_logits | from (logits, labels) to smaller predictions, if all logits would not fit in memory |
+    | metric_settings | from raw rows and encoder to what the metrics depend on, for the report |
     | check_rows | raises UserError if a row of a split, which has a name, cannot be encoded |
     | read_labels | returns the labels of a row, if it can have several |
     | names_classes | classes must have names, which the metric reads, such as O and B-PER |
@@ -115,6 +116,7 @@ class Task:
     collator: Callable[[PreTrainedTokenizerBase], Any] = DataCollatorWithPadding
     problem_type: str | None = None
     reduce_logits: Callable[[Any, Any], Any] | None = None
+    metric_settings: Callable[[Dataset, RowEncoder], dict[str, str]] | None = None
     check_rows: Callable[[Dataset, str, RowEncoder], None] = check_row_texts
     read_labels: ReadLabels | None = None
     names_classes: bool = False

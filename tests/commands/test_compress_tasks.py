@@ -129,6 +129,7 @@ def test_base_model_becomes_a_small_model_for_the_task(tmp_path, task):
     model = auto_class.from_pretrained(out, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(out)
     if task == "translation":
+        assert "|tok:13a|" in report.configs["metrics"]["sacrebleu"]
         texts = tokenizer("wolf wolf wolf wolf", return_tensors="pt", return_token_type_ids=False)
         ids = model.generate(**texts, max_new_tokens=12)
         assert ids.shape[1] > 1
