@@ -150,7 +150,7 @@ def compress(config: JobConfig, progress: TrainerCallback | None = None) -> Comp
             clear_output_dir(output_dir, keep="_teacher" if has_own_teacher else "")
         trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.report = _complete_report(trainer.report, config, task, stages, has_data=len(splits) > 0)
+    trainer.report = _complete_report(trainer.report, config, prepared, stages)
     if args.push_to_hub:
         trainer.push_to_hub(commit_message="Add compressed model")
     else:
@@ -257,9 +257,10 @@ def _fine_tune_teacher(
 
 
 def _complete_report(
-    report: CompressionReport, config: JobConfig, task: Task, stages: tuple[str, ...], has_data: bool
+    report: CompressionReport, config: JobConfig, prepared: PreparedJob, stages: tuple[str, ...]
 ) -> CompressionReport:
     """Return the trainer's report with the task, the dataset and the stages before the trainer's."""
+    task, has_data = prepared.task, len(prepared.raw_splits) > 0
     return dataclasses.replace(
         report,
         task=task.pipeline,
@@ -267,5 +268,5 @@ def _complete_report(
         metric=task.metric,
         models=with_ratios(report.models, task.metric),
         stages=(*stages, *report.stages),
-        configs={**report.configs, "data": config.data.public_values()},
+        configs={**report.configs, "data": config.data.public_values(), "metrics": prepared.metric_settings},
     )
