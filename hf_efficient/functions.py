@@ -13,6 +13,7 @@ from transformers.utils import logging
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import export
 from hf_efficient.measurement.comparison import measure, model_inputs
+from hf_efficient.measurement.finite import check_finite_weights
 from hf_efficient.measurement.runtimes import build_runner, check_runtime
 from hf_efficient.measurement.target_costs import TARGET_COSTS, median_latencies_ms
 from hf_efficient.models.batches import Batch
@@ -71,13 +72,14 @@ def quantize(
     errors compensate each other on these batches; codebooks weigh the errors of weights by squared gradients, the
     diagonal of the Fisher information.
 
-    Raises UserError if the model is quantized already, no module of it would be quantized, calibration batches are
-    missing for int8_static or given to torchao, or torchao is requested and not installed; UnsupportedModelError if
-    the family of the model is unknown, except with torchao.
+    Raises UserError if the model is quantized already, weights are NaN or infinite, no module of it would be
+    quantized, calibration batches are missing for int8_static or given to torchao, or torchao is requested and not
+    installed; UnsupportedModelError if the family of the model is unknown, except with torchao.
     """
     if config is None:
         config = QuantizationConfig("int8_dynamic" if calibration is None else "int8_static")
     check_quantization(model, config)
+    check_finite_weights(model, "the model")
     if config.needs_calibration and calibration is None and statistics is None:
         raise UserError(
             "scheme='int8_static' computes ranges of activations from data: give `calibration`, batches of training "
@@ -196,10 +198,12 @@ def prune(
     repeated until the target is met. With batches, the outputs of the blocks are then reconstructed (`recovery`).
     Single connections are removed last.
 
-    Raises UserError if `config` requests nothing or its target cannot be reached; the message says which can.
+    Raises UserError if `config` requests nothing, weights are NaN or infinite, or its target cannot be reached; the
+    message says which can.
     Raises UnsupportedModelError if the architecture is not supported.
     """
     check_pruning(model, config)
+    check_finite_weights(model, "the model")
     loss = task_or_sampled_loss(reference) if loss is None else loss
     batches = take_examples(dataloader, config.scoring_samples, model.device)
     student = model

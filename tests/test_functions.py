@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForNextSentencePrediction, GPT2Config, GPT2Model
 
-from hf_efficient import PruningConfig, functions, prune
+from hf_efficient import PruningConfig, QuantizationConfig, functions, prune
 from hf_efficient.errors import UnsupportedModelError, UserError
 from hf_efficient.functions import build_target_search, check_pruning, select_units
 from hf_efficient.measurement import target_costs
@@ -267,3 +267,13 @@ def test_unknown_head_or_architecture_is_refused_as_unsupported(model_class, con
     model = model_class(config(num_hidden_layers=1, hidden_size=12, vocab_size=10, num_attention_heads=3))
     with pytest.raises(UnsupportedModelError, match=message):
         check_pruning(model, PruningConfig(heads=0.5))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("function", ["prune", "quantize"])
+def test_weights_that_are_no_numbers_are_refused_by_name(make_model, function, value):
+    model = make_model()
+    model.bert.encoder.layer[1].output.dense.weight.data[0, 0] = value
+    config = {"prune": PruningConfig(heads=0.5, criterion="magnitude"), "quantize": QuantizationConfig("int8_dynamic")}
+    with pytest.raises(UserError, match=r"NaN or infinite, in bert\.encoder\.layer\.1\.output\.dense\.weight"):
+        getattr(functions, function)(model, config[function])

@@ -22,6 +22,7 @@ from hf_efficient.exporters.inputs import EXPORT_CALIBRATION_SAMPLES
 from hf_efficient.measurement.agreement import agreement
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.environment import describe_environment
+from hf_efficient.measurement.finite import check_finite_weights
 from hf_efficient.measurement.latency import measure_throughput
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.models.batches import example_count
@@ -72,6 +73,7 @@ def compare_models(
         for name, config in zip(names, configs, strict=True):
             title = Path(name).name if Path(name).exists() else name
             model = load_model(task.auto_class, name, trust_remote_code=trust_remote_code).eval()
+            check_finite_weights(model, title)
             if variants:
                 check_not_quantized(model, title)
             if not inputs:

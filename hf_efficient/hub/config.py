@@ -14,10 +14,14 @@ ONNX_REPOSITORY_SUFFIX = "-ONNX"
 _REPO_NAME = re.compile(r"(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b")
 
 
+def is_repo_name(name: str) -> bool:
+    """Whether a repository on the Hub can have this name."""
+    return bool(_REPO_NAME.fullmatch(name)) and "--" not in name and ".." not in name and not name.endswith(".git")
+
+
 def check_repo_name(repo_id: str, field: str, suffix: str = "") -> None:
     """Raise UserError if `repo_id` with `suffix`, the value of `field`, is not a valid repository name."""
-    name = repo_id + suffix
-    if not _REPO_NAME.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
+    if not is_repo_name(repo_id + suffix):
         raise UserError(
             f"{field}={repo_id!r} is not a repository name: give user/name, of letters, digits, -, _ and ."
         )

@@ -22,20 +22,25 @@ logger = logging.get_logger(__name__)
 
 RepoFiles = dict[str, "Path | bytes"]
 
-# Pickles, files that only resuming needs, and logs with the name of the machine; so are `_*` and hidden files.
+# What a model repository holds. Anything else stays here: pickles, files of resuming, logs, credentials, notes.
+ALLOWED_SUFFIXES = (
+    *(".safetensors", ".onnx", ".onnx_data", ".data", ".xml"),
+    *(".json", ".txt", ".jinja", ".model", ".vocab", ".spm", ".bpe", ".md", ".py", ".png"),
+)
+# `*` stands for anything; so are `_*`, hidden files and links.
 EXCLUDED_PATTERNS = (
     "checkpoint-*",
-    "*.partial",
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.pkl",
-    "*.pickle",
+    "*.partial*",
     "trainer_state.json",
+    "*credential*",
+    "*secret*",
+    "*token.*",
+    "*password*",
+    "*private*",
+    "*service*account*",
+    "client_*.json",
     GATES_NAME,
     PROJECTIONS_NAME,
-    "events.out.tfevents.*",
 )
 TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 PIPELINE_TAGS = {
@@ -57,25 +62,32 @@ def collect_files(folder: Path) -> RepoFiles:
     """
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is not a folder: give a folder that `hf-efficient compress` wrote")
-    contents: RepoFiles = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and _is_allowed(path.relative_to(folder), path)
-    }
+    contents: RepoFiles = {}
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(folder)
+        if not file.is_file() or _is_own(path):
+            continue
+        if file.is_symlink() or not file.resolve().is_relative_to(folder.resolve()):
+            logger.warning(f"{file} is not pushed: it is a link, or in a folder that is one")
+        elif _is_allowed(path, file):
+            contents[path.as_posix()] = file
+        else:
+            logger.info(f"{file} is not pushed: it is no file of a model")
     _check_loadable(folder, contents)
     card_metadata(contents)  # the Hub refuses a card whose metadata cannot be read
     return contents
 
 
+def _is_own(path: Path) -> bool:
+    """Whether the file at `path` within its folder is hidden or of a run, which never is pushed."""
+    is_hidden = any(part.startswith(("_", ".")) for part in path.parts)
+    return is_hidden or any(fnmatch(part.lower(), pattern) for part in path.parts for pattern in EXCLUDED_PATTERNS)
+
+
 def _is_allowed(path: Path, file: Path) -> bool:
-    """Whether `file`, at `path` within its folder, may be pushed."""
+    """Whether `file`, at `path` within its folder, is a file of a model."""
     is_openvino_weights = path.suffix == ".bin" and file.with_suffix(".xml").exists()
-    excluded_parts = [
-        part
-        for part in path.parts
-        if part.startswith(("_", ".")) or any(fnmatch(part, pattern) for pattern in EXCLUDED_PATTERNS)
-    ]
-    return not excluded_parts or (is_openvino_weights and excluded_parts == [path.name])
+    return path.name == "LICENSE" or path.suffix.lower() in ALLOWED_SUFFIXES or is_openvino_weights
 
 
 def _check_loadable(folder: Path, contents: RepoFiles) -> None:
@@ -115,10 +127,14 @@ def _remote_code_files(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def read_json(content: Path | bytes | None) -> dict[str, Any]:
-    """Return the JSON object in `content`; an empty one if there is none."""
+    """Return the JSON object in `content`; an empty one if there is none. Raises UserError if it is not JSON."""
     if content is None:
         return {}
-    value = json.loads(content if isinstance(content, bytes) else content.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(content if isinstance(content, bytes) else content.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        where = "a file" if isinstance(content, bytes) else str(content)
+        raise UserError(f"{where} is not valid JSON ({error}): save the model again with save_pretrained") from error
     return value if isinstance(value, dict) else {}
 
 

@@ -13,13 +13,17 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from hf_efficient.hub.citations import list_citations
+from hf_efficient.hub.config import is_repo_name
+from hf_efficient.hub.escaping import escape_markdown, escape_names
 from hf_efficient.hub.files import REPOSITORY_NAME_COMMENT
+from hf_efficient.hub.tokenizer_files import complete_tokenizer_files
 from hf_efficient.hub.usage import (
     EXPORT_RUNTIMES,
     auto_class_name,
     generates_text,
     loading_code,
     needs_remote_code,
+    quoted,
 )
 from hf_efficient.measurement.formatting import format_number, format_percent, format_seconds, format_watt_hours
 from hf_efficient.measurement.recommendation import student_forms
@@ -36,7 +40,11 @@ TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 def write_report_and_card(
     report: CompressionReport, folder: str | os.PathLike[str], base_model: str | None = None
 ) -> None:
-    """Write `compression_report.json`, its plot and the card `README.md` into `folder`."""
+    """Write `compression_report.json`, its plot and the card `README.md` into `folder`.
+
+    The tokenizer's files there are completed for other libraries.
+    """
+    complete_tokenizer_files(Path(folder))
     report.plot(folder)
     path = Path(folder) / "README.md"
     temporary = path.with_suffix(".md.partial")
@@ -54,8 +62,9 @@ def build_model_card(
     """
     config = AutoConfig.from_pretrained(folder)
     folder = Path(folder)
-    public_base = base_model if base_model and not Path(base_model).exists() and base_model.count("/") <= 1 else None
-    final, title = report.final, folder.resolve().name
+    is_repository = bool(base_model) and not Path(str(base_model)).exists() and is_repo_name(str(base_model))
+    public_base = base_model if is_repository else None
+    final, title, shown = report.final, folder.resolve().name, escape_names(report)
     results = [
         EvalResult(
             task_type=report.task or "other",
@@ -87,24 +96,24 @@ def build_model_card(
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        title=title,
-        summary=summaries.get(final.role) or _summary(report),
-        table=report.markdown(),
-        conditions=report.conditions(),
-        evaluation=_evaluation_note(report),
+        title=escape_markdown(title),
+        summary=summaries.get(final.role) or _summary(shown),
+        table=shown.markdown(),
+        conditions=shown.conditions(),
+        evaluation=_evaluation_note(shown),
         picture=PICTURE_NAME if (folder / PICTURE_NAME).exists() else None,
-        stages=[*(report.stages or ["fine-tuned, not compressed"]), *_training_cost_lines(report)],
+        stages=[*(shown.stages or ["fine-tuned, not compressed"]), *_training_cost_lines(report)],
         requirements=" ".join(_requirements(config)),
         snippet=_usage_snippet(config, report, folder),
         loading_note=_loading_note(config, report),
         exports=[
             (EXPORT_RUNTIMES[model.role], model.role) for model in report.models if model.role in EXPORT_RUNTIMES
         ],
-        recommendation=_recommendation_note(report),
+        recommendation=_recommendation_note(shown),
         loading_code="\n".join(_recommended_code(report, folder)),
         generates_text=generates_text(config),
         example=_example_text(config),
-        limitations=_limitations(report),
+        limitations=_limitations(shown),
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
         citations=list_citations(report.configs),
     )
@@ -112,7 +121,7 @@ def build_model_card(
 
 def _base_model_metadata(base_model: str | None) -> dict[str, Any]:
     """Return license and languages from the card of `base_model`, a folder or a repository; nothing if it has none."""
-    if not base_model:
+    if not base_model or not (Path(base_model).exists() or is_repo_name(base_model)):
         return {}
     folder = Path(base_model)
     if folder.exists() and not (folder / "README.md").exists():
@@ -179,7 +188,7 @@ def _usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: 
     lines += [
         f"from transformers import {auto}, AutoTokenizer",
         "",
-        f'name = "{folder.resolve().name}"{REPOSITORY_NAME_COMMENT}',
+        f"name = {quoted(folder.resolve().name)}{REPOSITORY_NAME_COMMENT}",
         f"tokenizer = AutoTokenizer.from_pretrained(name{remote})",
         f"model = {auto}.from_pretrained(name{remote}).eval()",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -12,6 +13,11 @@ from hf_efficient.models import FAMILIES
 # The name of each export's runtime, and the packages that it needs besides transformers and torch.
 EXPORT_RUNTIMES = {"onnx": ("ONNX Runtime", "onnx onnxruntime"), "openvino": ("OpenVINO", "openvino")}
 HALF_TYPES = ("bfloat16", "float16")
+
+
+def quoted(text: str) -> str:
+    """Return `text` as a Python string in double quotes: a name with a quote in it is no code."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def needs_remote_code(config: PreTrainedConfig) -> bool:
@@ -48,10 +54,10 @@ def loading_code(report: CompressionReport, folder: Path, name: str | None = Non
         return []
     if role in EXPORT_RUNTIMES:
         if generates_text(AutoConfig.from_pretrained(folder)):
-            return ["from hf_efficient import load_exported", f'model = load_exported("{name}/{role}")']
+            return ["from hf_efficient import load_exported", f"model = load_exported({quoted(f'{name}/{role}')})"]
         return [
             "from transformers.exporters import ExportedModel",
-            f'model = ExportedModel.from_pretrained("{name}", subfolder="{role}")',
+            f'model = ExportedModel.from_pretrained({quoted(name)}, subfolder="{role}")',
         ]
     is_float = role not in ("quantized", "compiled")
     if is_float and (folder / STUDENT_FOLDER).is_dir() and report.final.role == "quantized":
@@ -61,7 +67,7 @@ def loading_code(report: CompressionReport, folder: Path, name: str | None = Non
     options = ", trust_remote_code=True" if needs_remote_code(config) else ""
     imports = ["import torch"] if role in ("compiled", *HALF_TYPES) else []
     options += f", dtype=torch.{role}" if role in HALF_TYPES else ""
-    model = f'{auto}.from_pretrained("{name}"{options})'
+    model = f"{auto}.from_pretrained({quoted(name)}{options})"
     if role == "compiled":
         model = f"torch.compile({model}, dynamic=True)  # the first call compiles"
     return [*imports, f"from transformers import {auto}", f"model = {model}"]

@@ -5,8 +5,16 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
+from hf_efficient.errors import UserError
 from hf_efficient.hub import onnx_repository
-from hf_efficient.hub.files import file_size_bytes, find_stale_files, minimal_card, pipeline_tag, read_json
+from hf_efficient.hub.files import (
+    collect_files,
+    file_size_bytes,
+    find_stale_files,
+    minimal_card,
+    pipeline_tag,
+    read_json,
+)
 from hf_efficient.hub.onnx_repository import transformers_js_files
 
 
@@ -90,3 +98,56 @@ def test_export_that_transformers_js_cannot_read_is_a_warning(exported_contents,
 def test_exports_of_several_components_are_not_for_transformers_js(exported_contents):
     exported_contents["onnx/export.json"] = b'{"components": {"encoder": {}, "prefill": {}, "decode": {}}}'
     assert transformers_js_files(exported_contents) == {}
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    """A folder with the two files that a model needs."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("{}")
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"x")
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data.PKL",
+        "weights.Bin",
+        "model.joblib",
+        "arrays.npz",
+        "arrays.npy",
+        "credentials.json",
+        "Credentials.JSON",
+        "client_secret.json",
+        "token.json",
+        "hf_token.txt",
+        "id_rsa",
+        "key.pem",
+        "service-account.json",
+        "train.csv",
+        "run.sh",
+        "archive.zip",
+        "notes/passwords.txt",
+    ],
+)
+def test_only_files_of_a_model_are_pushed(model_dir, name):
+    (model_dir / name).parent.mkdir(exist_ok=True)
+    (model_dir / name).write_bytes(b"x")
+    assert collect_files(model_dir).keys() == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_links_are_not_followed(model_dir, tmp_path, is_folder):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "vocab.txt").write_text("private")
+    target = tmp_path / "elsewhere" if is_folder else tmp_path / "elsewhere" / "vocab.txt"
+    (model_dir / ("more" if is_folder else "vocab.txt")).symlink_to(target)
+    assert collect_files(model_dir).keys() == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("text", ["{", "", '{"auto_map": ', "\x00", "[" * 100_000])
+def test_damaged_config_of_a_folder_is_a_user_error(model_dir, text):
+    (model_dir / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config.json is not valid JSON"):
+        collect_files(model_dir)

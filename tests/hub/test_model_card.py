@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_efficient import CompressionReport, DistillationConfig
+from hf_efficient.hub.escaping import escape_markdown
 from hf_efficient.hub.model_card import write_report_and_card
 from hf_efficient.measurement.report import TrainingResources
 from hf_efficient.measurement.report_rows import GenerationLatency, Latency, ModelRow, with_ratios
@@ -207,3 +208,13 @@ def test_card_cites_the_papers_of_generated_targets(folder, report):
 )
 def test_stage_names_the_targets_of_training(targets, description):
     assert DistillationConfig(targets=targets).describe() == f"{description}, the teacher's soft labels (T=2)"
+
+
+def test_names_have_no_meaning_in_html_and_markdown():
+    text = escape_markdown("<script>alert(1)</script> [link](http://x) | `code` **bold**\n# Title & more")
+    assert "<" not in text
+    assert "\n" not in text
+    assert text == (
+        "&lt;script&gt;alert(1)&lt;/script&gt; \\[link\\](http://x) \\| \\`code\\` \\*\\*bold\\*\\* "
+        "\\# Title &amp; more"
+    )

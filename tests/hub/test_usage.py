@@ -1,10 +1,12 @@
 """The code on a card loads the form that the report recommends."""
 
+import ast
+
 import pytest
 import torch
 
 from hf_efficient import CompressionReport, QuantizationConfig, quantize
-from hf_efficient.hub.usage import loading_code
+from hf_efficient.hub.usage import loading_code, quoted
 from hf_efficient.measurement.report_rows import Latency, ModelRow
 
 AUTO = "AutoModelForSequenceClassification"
@@ -84,3 +86,8 @@ def test_model_before_quantization_is_not_in_the_folder(folder):
     assert CompressionReport(models=rows).recommended == "teacher"
     assert loading_code(CompressionReport(models=rows), folder) == []
     assert loading_code(CompressionReport(), folder) == []
+
+
+@pytest.mark.parametrize("name", ['a"); import os; os.system("x', "back\\slash", "it's", "line\nbreak"])
+def test_name_of_a_folder_is_a_text_in_the_code(name):
+    assert ast.literal_eval(quoted(name)) == name

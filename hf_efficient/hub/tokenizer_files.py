@@ -1,0 +1,51 @@
+"""Files of a saved tokenizer as other libraries, and Transformers 4, read them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_efficient.hub.files import read_json
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Families whose positions begin after the padding token's.
+PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert")
+DEFAULT_LENGTH = 512  # of models without a table of positions
+
+
+def complete_tokenizer_files(folder: Path) -> None:
+    """Limit the `model_max_length` of the tokenizer in `folder` to what the model reads, and list its special tokens.
+
+    Servers cut off texts at `model_max_length`, which Transformers writes as 1e30 where it is not known. Transformers
+    5 no longer writes `special_tokens_map.json`, which some libraries need.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    tokenizer, config = read_json(path), read_json(folder / "config.json")
+    length, limit = tokenizer.get("model_max_length"), max_text_tokens(config)
+    if not isinstance(length, (int, float)) or not 0 < length <= limit:
+        _write(path, {**tokenizer, "model_max_length": limit})
+    tokens = {name: _content(tokenizer[name]) for name in SPECIAL_TOKENS if tokenizer.get(name)}
+    if tokens:
+        _write(folder / "special_tokens_map.json", tokens)
+
+
+def max_text_tokens(config: dict[str, Any]) -> int:
+    """Return how many tokens the model of a `config.json` reads at most."""
+    positions = config.get("max_position_embeddings") or config.get("n_positions") or DEFAULT_LENGTH
+    model_type = str(config.get("model_type")).removeprefix("pruned_")
+    if model_type in PADDED_POSITIONS:
+        positions -= 1 + (config.get("pad_token_id") or 0)
+    return max(1, int(positions))
+
+
+def _content(token: Any) -> str:
+    return str(token.get("content") if isinstance(token, dict) else token)
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".json.partial")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
