@@ -21,8 +21,9 @@ from hf_efficient.measurement.recommendation import (
     relative_speed,
     student_forms,
 )
+from hf_efficient.measurement.records import read_value
 from hf_efficient.measurement.report_plot import plot_report
-from hf_efficient.measurement.report_rows import GenerationLatency, Latency, ModelRow, Ratios
+from hf_efficient.measurement.report_rows import ModelRow
 from hf_efficient.measurement.report_table import build_cells, describe_conditions, has_sparse_models
 
 if TYPE_CHECKING:
@@ -127,22 +128,20 @@ class CompressionReport:
 
     @classmethod
     def from_json(cls, text: str) -> CompressionReport:
-        """Return the report that `to_json` wrote. Raises UserError if it has another schema version."""
-        data = json.loads(text)
+        """Return the report that `to_json` wrote. Raises UserError if it is damaged, or has another schema version."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"the report is not valid JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise UserError("the report is not a JSON object: it is not a file that this package wrote")
         version = data.pop("schema_version", None)
         if version != SCHEMA_VERSION:
             raise UserError(f"the report has schema version {version}, this package reads version {SCHEMA_VERSION}")
         for name in DERIVED_KEYS:
             data.pop(name, None)
-        models = []
-        for row in data.pop("models"):
-            row |= {"ratios": Ratios(**row["ratios"])}
-            for name, record in (("latency_ms", Latency), ("generation_ms", GenerationLatency)):
-                if row.get(name):
-                    row[name] = record(**row[name])
-            models.append(ModelRow(**row))
-        training = data.pop("training", None)
-        return cls(**data, models=tuple(models), training=TrainingResources(**training) if training else None)
+        report: CompressionReport = read_value(cls, data, "the report")
+        return report
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `compression_report.json` into `folder` in one atomic step, and return its path."""
@@ -154,8 +153,12 @@ class CompressionReport:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> CompressionReport:
-        """Read `compression_report.json` from `folder`."""
-        return cls.from_json((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))
+        """Read `compression_report.json` from `folder`. Raises UserError if it cannot be read."""
+        path = Path(folder) / REPORT_NAME
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (UserError, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read: {error}. Measure the model again with `hf-efficient`") from error
 
     def conditions(self) -> str:
         """Return sentences on how and where latency was measured, and notes that the numbers need."""
