@@ -14,7 +14,7 @@ PACKAGE = Path(hf_efficient.__file__).parent
 # A room imports rooms of earlier lines only, never one of its own line.
 LEVELS = (
     ("errors",),
-    ("registry",),
+    ("registry", "field_checks"),
     ("models",),
     ("data", "pruning", "distillation", "quantization", "measurement"),
     ("tasks", "exporters", "hub"),

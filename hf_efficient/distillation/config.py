@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_efficient.distillation.layer_maps import LAYER_MAPS, parse_layer_map
 from hf_efficient.errors import UserError
+from hf_efficient.field_checks import check_field_types
 from hf_efficient.registry import Registry
 
 HIDDEN_DISTANCES: Registry[Any] = Registry(
@@ -16,6 +17,8 @@ HIDDEN_DISTANCES: Registry[Any] = Registry(
         "cosine": "hf_efficient.distillation.losses:cosine_distance",
     }
 )
+# Beyond these, the differences between softened probabilities are smaller than float32 rounds, or logits overflow.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 TARGET_SOURCES = ("gold", "teacher", "both")
 RELATIONS = ("queries", "keys", "values")
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -116,12 +119,16 @@ class DistillationConfig:
     )
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if self.targets not in TARGET_SOURCES:
             raise UserError(f"targets={self.targets!r} is unknown: give one of {', '.join(TARGET_SOURCES)}")
         for name in ("temperature", "temperature_end"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name}={value} must be above 0; usual values lie between 1 and 10")
+            if value is not None and not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+                raise UserError(
+                    f"{name}={value} is out of range: give {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}; usual values "
+                    "lie between 1 and 10"
+                )
         for name in (*WEIGHTS, "hard_label_weight_end", "logits_weight_end"):
             value = getattr(self, name)
             if value is not None and not value >= 0:

@@ -84,6 +84,13 @@ def format_metric(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) <= 1 else format_number(value, digits=4)
 
 
+def format_retained(fraction: float | None, difference: float | None) -> str:
+    """Return how much of a metric is kept as "98.7%", or "-0.4200" where it is no share of the teacher's."""
+    if fraction is None and difference is not None:
+        return f"{difference:+.4f}" if abs(difference) <= 1 else f"{difference:+.2f}"
+    return format_percent(fraction)
+
+
 def _format_in_unit(value: float | None, units: Units, in_full: bool = False) -> str:
     """Return `value` in the largest of `units` of which it is at least 1, as it reads when rounded.
 

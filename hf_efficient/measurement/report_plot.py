@@ -14,10 +14,10 @@ from hf_efficient.measurement.formatting import (
     format_bytes,
     format_duration_ms,
     format_metric,
-    format_percent,
     format_ratio,
+    format_retained,
 )
-from hf_efficient.measurement.report_rows import LOWER_IS_BETTER, ModelRow
+from hf_efficient.measurement.report_rows import LOWER_IS_BETTER, ModelRow, Ratios
 from hf_efficient.measurement.structure_plot import StructurePlot
 
 # Colours of Okabe and Ito, which readers with colour blindness can tell apart.
@@ -133,7 +133,7 @@ def _panels(models: Sequence[ModelRow], metric: str | None) -> list[Panel]:
                 "lower is better" if metric in LOWER_IS_BETTER else "higher is better",
                 lambda model: model.metrics.get(metric),
                 format_metric,
-                lambda model: _describe_retained(model.ratios.metric_retained),
+                lambda model: _describe_retained(model.ratios),
             )
         )
     panels.append(
@@ -179,9 +179,12 @@ def _with_unit(
     return f"{title} ({units.pop()})" if len(units) == 1 else title
 
 
-def _describe_retained(fraction: float | None) -> str:
-    """Return "98.7% kept"; an empty text for metrics that are negative or NaN, whose fraction has no meaning."""
-    return f"{format_percent(fraction)} kept" if fraction is not None and fraction > 0 else ""
+def _describe_retained(ratios: Ratios) -> str:
+    """Return "98.7% kept", or "-0.42" where the metric is no share of the teacher's; empty for NaN and the teacher."""
+    text = format_retained(ratios.metric_retained, ratios.metric_difference)
+    if ratios.metric_retained is None:
+        return text if ratios.metric_difference and math.isfinite(ratios.metric_difference) else ""
+    return f"{text} kept" if ratios.metric_retained > 0 else ""
 
 
 def _compare(ratio: float | None, better: str, worse: str, same: str) -> str:

@@ -45,7 +45,8 @@ class Ratios:
     | speedup | latency of the teacher / latency of the model |
     | size | bytes on disk of the teacher / those of the model |
     | flops | operations of the teacher / those of the model |
-    | metric_retained | metric of the model / metric of the teacher |
+    | metric_retained | metric of the model / metric of the teacher; None where one is negative or lower is better |
+    | metric_difference | metric of the model - metric of the teacher; the sign is that of the metric |
     | generation | time of the teacher to generate a text / that of the model |
     """
 
@@ -54,6 +55,7 @@ class Ratios:
     flops: float | None = None
     metric_retained: float | None = None
     generation: float | None = None
+    metric_difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,15 @@ def with_ratios(models: Sequence[ModelRow], metric: str | None) -> tuple[ModelRo
 
 
 def _compare(teacher: ModelRow, model: ModelRow, metric: str) -> Ratios:
+    value, expected = model.metrics.get(metric), teacher.metrics.get(metric)
+    has_both = value is not None and expected is not None
+    has_share = has_both and value >= 0 and expected > 0 and metric not in LOWER_IS_BETTER
     return Ratios(
         speedup=_ratio(teacher.median_latency_ms, model.median_latency_ms),
         size=_ratio(teacher.bytes_on_disk, model.bytes_on_disk),
         flops=_ratio(teacher.flops, model.flops),
-        metric_retained=_ratio(model.metrics.get(metric), teacher.metrics.get(metric)),
+        metric_retained=_ratio(value, expected) if has_share else None,
+        metric_difference=value - expected if has_both else None,
         generation=_ratio(teacher.generation_duration_ms, model.generation_duration_ms),
     )
 

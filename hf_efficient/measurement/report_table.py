@@ -16,6 +16,7 @@ from hf_efficient.measurement.formatting import (
     format_number,
     format_percent,
     format_ratio,
+    format_retained,
 )
 from hf_efficient.measurement.recommendation import describe_use, student_forms
 from hf_efficient.measurement.report_rows import ModelRow
@@ -64,7 +65,10 @@ def build_cells(
     has_agreement = any(model.agreement is not None for model in models)
     measurements: list[tuple[str, Cell]] = [
         *((name, lambda m, name=name: format_metric(m.metrics.get(name))) for name in metrics),
-        (f"{metric or 'metric'} kept", lambda m: format_percent(m.ratios.metric_retained)),
+        (
+            f"{metric or 'metric'} kept",
+            lambda m: format_retained(m.ratios.metric_retained, m.ratios.metric_difference),
+        ),
         *(agreement if has_agreement else ()),
         ("latency", lambda m: format_duration_ms(m.median_latency_ms)),
         ("90th percentile", lambda m: format_duration_ms(m.latency_ms.p90 if m.latency_ms else None)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_efficient.errors import UserError
+from hf_efficient.field_checks import check_field_types
 from hf_efficient.pruning.criteria import CONNECTION_CRITERIA, CRITERIA
 from hf_efficient.pruning.fractions import ALL_STACKS, format_fractions, parse_fractions
 
@@ -20,6 +21,7 @@ COUNTS = (
     "latency_sequence_length",
     "latency_new_tokens",
 )
+MAX_ROUNDS = 100
 SCOPES = ("global", "layer")
 REWINDS = ("weights", "learning_rate")
 # Scopes in which single connections are compared, by criterion; "global" for all others.
@@ -145,6 +147,7 @@ class PruningConfig:
     )
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         for name in TARGETS:
             value = getattr(self, name)
             if value is not None and not value >= 1:
@@ -160,6 +163,10 @@ class PruningConfig:
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.rounds > MAX_ROUNDS:
+            raise UserError(
+                f"rounds={self.rounds} would prune and train more than {MAX_ROUNDS} times: give at most {MAX_ROUNDS}"
+            )
         if self.n_m is not None:
             parse_n_m(self.n_m)
         self._check_choices()

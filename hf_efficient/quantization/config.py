@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from hf_efficient.errors import UserError
+from hf_efficient.field_checks import check_field_types
 
 INT8_SCHEMES = ("int8_static", "int8_dynamic", "int8_weight_only")
 TORCHAO_SCHEMES = ("int8_dynamic", "int8_weight_only")
@@ -69,6 +70,7 @@ class QuantizationConfig:
     )
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if self.scheme is not None and self.scheme not in SCHEMES:
             raise UserError(f"scheme={self.scheme!r} is unknown: give one of {', '.join(SCHEMES)}")
         for name in ("bits", "embedding_bits"):

@@ -20,9 +20,11 @@ from hf_efficient.functions import describe_quantization, quantize
 from hf_efficient.measurement.energy import EnergyCounter
 from hf_efficient.measurement.report import STUDENT_FOLDER, training_resources
 from hf_efficient.models import is_quantized
+from hf_efficient.trainer.argument_checks import check_run
 from hf_efficient.trainer.checkpoints import has_resumable_run, resolve_checkpoint, save_atomically
 from hf_efficient.trainer.finite import check_given_weights
 from hf_efficient.trainer.phases import has_training_steps
+from hf_efficient.trainer.trial import try_evaluation_and_saving
 
 
 class CompressionRun:
@@ -48,6 +50,10 @@ class CompressionRun:
         trainer.stages[:] = self._initial_stages()
         if self._compresses and not trainer.teachers:
             trainer.teachers = [self._default_teacher()]
+        will_train = self.techniques.trains and has_training_steps(self.args)
+        check_run(trainer, will_train)
+        if will_train:
+            try_evaluation_and_saving(trainer)
         self.set_up_distillation()
         start_seconds = time.perf_counter()
         try:
@@ -66,6 +72,7 @@ class CompressionRun:
         exported = self.export_variants()
         if self.techniques.quantizes:
             models["quantized"] = self.quantize_model()
+        trainer.save_model(_internal_call=True)  # a failure to measure loses nothing
         # The resources used before an interruption are not known, so a resumed run reports none.
         is_complete = output is not None and not self._is_resumed
         resources = training_resources(seconds, counter.energy) if is_complete else None

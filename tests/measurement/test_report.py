@@ -36,14 +36,16 @@ def test_json_has_the_documented_keys(report):
     assert row["latency_ms"] == {
         "p50": 32.0, "p90": 40.0, "batch_size": 1, "sequence_length": 128, "threads": 2, "runtime": "torch float32"
     }  # fmt: skip
-    others = {"metric_retained": pytest.approx(0.9), "generation": None}
+    others = {"metric_retained": pytest.approx(0.9), "generation": None, "metric_difference": pytest.approx(-0.09)}
     assert row["ratios"] == {"speedup": 2.5, "size": 5.5, "flops": 4.0, **others}
 
 
 def test_what_was_not_measured_is_null(report):
     row = json.loads(report.to_json())["models"][2]
     assert [row[key] for key in ("latency_ms", "flops", "bytes_on_disk", "peak_memory_bytes")] == [None] * 4
-    assert row["ratios"] == dict.fromkeys(("speedup", "size", "flops", "metric_retained", "generation"))
+    assert row["ratios"] == dict.fromkeys(
+        ("speedup", "size", "flops", "metric_retained", "generation", "metric_difference")
+    )
     loaded = CompressionReport.from_json(report.to_json()).row("onnx")
     assert (loaded.latency_ms, loaded.parameters, loaded.ratios.speedup) == (None, None, None)
 

@@ -7,8 +7,14 @@ from hf_efficient.measurement.report_rows import GenerationLatency, Ratios, with
 
 def test_ratios_are_relative_to_the_teacher(teacher_row, student_row, unmeasured_row):
     teacher, student, exported = with_ratios([teacher_row, student_row, unmeasured_row], "accuracy")
-    assert teacher.ratios == Ratios(1, 1, 1, 1)
-    assert student.ratios == Ratios(speedup=2.5, size=5.5, flops=4.0, metric_retained=pytest.approx(0.9))
+    assert teacher.ratios == Ratios(1, 1, 1, 1, metric_difference=0)
+    assert student.ratios == Ratios(
+        speedup=2.5,
+        size=5.5,
+        flops=4.0,
+        metric_retained=pytest.approx(0.9),
+        metric_difference=student.metrics["accuracy"] - teacher.metrics["accuracy"],
+    )
     assert exported.ratios == Ratios()
 
 
@@ -16,6 +22,19 @@ def test_ratios_need_a_teacher_and_the_metric_of_both_models(teacher_row, studen
     assert with_ratios([student_row], "accuracy")[0].ratios == Ratios()
     assert with_ratios([teacher_row, student_row], "f1")[1].ratios.metric_retained is None
     assert with_ratios([teacher_row, student_row], None)[1].ratios.metric_retained is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [("pearson", (-0.12, -0.21)), ("pearson", (0.12, -0.3)), ("pearson", (0.0, 0.1)), ("perplexity", (10.0, 17.0))],
+)
+def test_metric_that_is_no_share_of_the_teachers_is_given_as_a_difference(teacher_row, student_row, metric, values):
+    rows = [
+        replace(row, metrics={metric: value}) for row, value in zip((teacher_row, student_row), values, strict=True)
+    ]
+    ratios = with_ratios(rows, metric)[1].ratios
+    assert ratios.metric_retained is None
+    assert ratios.metric_difference == pytest.approx(values[1] - values[0])
 
 
 def test_ratios_change_nothing_else(teacher_row, student_row):

@@ -23,11 +23,11 @@ BY_STACK = "encoder=0.25,decoder=0.5"
             "target_flops=0 requests a larger model: give a ratio of at least 1, such as 2 to halve",
         ),
         ({"target_size": -2.0}, "target_size=-2.0 requests a larger model"),
-        ({"target_size": float("nan")}, "target_size=nan requests a larger model"),
+        ({"target_size": float("nan")}, "target_size=nan is not possible: give a finite number"),
         ({"heads": 1.2}, "heads=1.2 is not a fraction: give a number in [0, 1)"),
         ({"neurons": 1}, "neurons=1 is not a fraction"),
         ({"layers": -0.1}, "layers=-0.1 is not a fraction"),
-        ({"blocks": float("nan")}, "blocks=nan is not a fraction"),
+        ({"blocks": float("nan")}, "blocks=nan is not possible: give a finite number or a text"),
         (
             {"heads": "half"},
             "heads='half' is not a fraction: give a number in [0, 1), or one for each stack, such as "
@@ -285,3 +285,18 @@ def test_invalid_pattern_is_refused(text):
 def test_config_imports_no_heavy_package():
     code = "import sys, hf_efficient.pruning.config; print(*{'torch', 'transformers', 'numpy'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 0.5, "rounds": 1.5}, "rounds=1.5 is not possible: give a whole number"),
+        ({"layers": 0.5, "portable": "x"}, "portable='x' is not possible: give True or False"),
+        ({"target_flops": float("inf")}, "target_flops=inf is not possible: give a finite number"),
+        ({"heads": 0.5, "rounds": 1_000_000}, "rounds=1000000 would prune and train more than 100 times"),
+    ],
+    ids=str,
+)
+def test_values_of_another_type_and_without_bounds_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PruningConfig(**changes)

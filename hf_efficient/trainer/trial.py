@@ -1,0 +1,82 @@
+"""A trial, before the first step, of what a run does after its last one."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers.trainer_utils import has_length
+
+from hf_efficient.trainer.argument_checks import check_selection_metric
+from hf_efficient.trainer.evaluation import evaluated_by
+
+BATCHES = 2
+
+
+def try_evaluation_and_saving(trainer: Trainer) -> None:
+    """Evaluate two batches of each evaluation dataset, and save and load the model in a temporary folder.
+
+    An error of the metric, of the data or of the model's files stops the run before anything is trained.
+
+    Raises UserError if the metric that models are selected by is not computed.
+    """
+    with torch.random.fork_rng():  # data loaders draw random numbers, and the training must not depend on it
+        check_selection_metric(trainer.args, _evaluate_two_batches(trainer))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.args.should_save and isinstance(model, PreTrainedModel):
+        with tempfile.TemporaryDirectory() as folder:
+            for part in (model, trainer.processing_class):
+                if hasattr(part, "save_pretrained"):
+                    part.save_pretrained(folder)
+            type(model).from_pretrained(folder, dtype=model.dtype)
+
+
+def _evaluate_two_batches(trainer: Trainer) -> dict[str, float]:
+    """Return the metrics of two batches of each evaluation dataset, with the names that an evaluation gives them."""
+    data = trainer.eval_dataset
+    named = {f"eval_{name}": dataset for name, dataset in data.items()} if isinstance(data, dict) else {"eval": data}
+    metrics: dict[str, float] = {}
+    for prefix, dataset in named.items():
+        rows = _first_rows(dataset, BATCHES * trainer.args.eval_batch_size)
+        if rows:
+            count = len(dataset) if has_length(dataset) else len(rows)
+            with evaluated_by(trainer, trainer.model, _metrics_of_repeated_rows(trainer, count)):
+                metrics |= trainer.predict(rows, metric_key_prefix=prefix).metrics
+    return metrics
+
+
+def _first_rows(dataset: Any, count: int) -> list[Any]:
+    """Return the first rows; none of a dataset that can perhaps be read only once."""
+    if isinstance(dataset, datasets.IterableDataset):
+        return list(itertools.islice(dataset, count))
+    if dataset is None or not has_length(dataset):
+        return []
+    return [dataset[index] for index in range(min(count, len(dataset)))]
+
+
+def _metrics_of_repeated_rows(trainer: Trainer, count: int) -> Any:
+    """Return `compute_metrics` of the results repeated up to `count` rows: it may expect those of all the data."""
+    compute_metrics, args = trainer.compute_metrics, trainer.args
+    if compute_metrics is None or args.batch_eval_metrics or not args.eval_do_concat_batches:
+        return compute_metrics
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        results = (prediction.predictions, prediction.label_ids, prediction.inputs)
+        return compute_metrics(EvalPrediction(*(_repeat(values, count) for values in results), prediction.losses))
+
+    return compute
+
+
+def _repeat(values: Any, count: int) -> Any:
+    if isinstance(values, tuple | list):
+        return type(values)(_repeat(value, count) for value in values)
+    if isinstance(values, dict):
+        return {name: _repeat(value, count) for name, value in values.items()}
+    if values is None or not np.size(values):
+        return values
+    return np.resize(values, (count, *np.shape(values)[1:]))
