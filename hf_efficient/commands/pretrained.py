@@ -53,6 +53,14 @@ def has_vocabulary(tokenizer: Any) -> bool:
 
 
 def load_model(auto_class: Any, name: str, **options: Any) -> Any:
-    """Return a model, loaded by `auto_class`. Raises UserError if it cannot be loaded."""
-    with explain_loading_errors(name):
-        return auto_class.from_pretrained(name, **options)
+    """Return a model, loaded by `auto_class`. Raises UserError if it cannot be loaded, or its weights do not fit."""
+    try:
+        with explain_loading_errors(name):
+            return auto_class.from_pretrained(name, **options)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UserError(
+            f"the weights of {name!r} have other shapes than its config.json and the labels of the data ask for: use "
+            "data with as many classes as the model has, or a config.json that belongs to the weights"
+        ) from error

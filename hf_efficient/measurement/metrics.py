@@ -225,8 +225,8 @@ def _script(character: str) -> str:
 class RougeWords:
     """Words of any script, for rouge_score; those of English are the same as in its own tokenizer."""
 
-    def __init__(self, stemmer: Any) -> None:
-        self._stemmer = stemmer
+    def __init__(self, english: Any) -> None:
+        self._english = english
 
     def tokenize(self, text: str) -> list[str]:
         """Return the words of `text` in lower case, English ones stemmed."""
@@ -241,7 +241,7 @@ class RougeWords:
             words += [word] if word else []
             words += [character] if is_word else []
             word = ""
-        return [self._stemmer.stem(word) if word.isascii() and len(word) > 3 else word for word in words]
+        return [part for word in words for part in (self._english.tokenize(word) if word.isascii() else [word])]
 
 
 def translation_metrics(
@@ -262,10 +262,10 @@ def summary_metrics(predictions: Sequence[str], references: Sequence[str]) -> di
 
     English words are stemmed; of scripts without spaces between words each character counts as a word.
     """
-    from nltk.stem.porter import PorterStemmer  # type: ignore[import-untyped]
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
     names = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(names, tokenizer=RougeWords(PorterStemmer()))
+    scorer = RougeScorer(names, tokenizer=RougeWords(DefaultTokenizer(use_stemmer=True)))
     scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
     return {name: 100 * float(np.mean([score[name].fmeasure for score in scores])) for name in names}

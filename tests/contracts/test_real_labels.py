@@ -389,6 +389,19 @@ def test_a_job_says_what_it_understood_and_saves_the_names(tmp_path, caplog, kin
     assert f"{names[0]} " in line
 
 
+def test_more_classes_than_a_head_without_config_has_are_refused(tmp_path, capsys):
+    folder = save_model(tmp_path / "model", BertForSequenceClassification(tiny_config()))
+    values = json.loads((folder / "config.json").read_text())
+    for name in ("architectures", "id2label", "label2id"):
+        values.pop(name, None)
+    (folder / "config.json").write_text(json.dumps(values))
+    file = write(tmp_path / "train", "text,label\n" + "a,x\nb,y\nc,z\n" * 4)
+    assert main(["compress", *flags(tmp_path, train_file=file, validation_file=file, max_steps=1)]) == 2
+    assert "have other shapes than its config.json and the labels of the data" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
 def test_a_teacher_with_a_padded_table_shares_the_tokenizer(tmp_path):
     for name, size in (("model", 200), ("teacher", 256)):
         set_seed(0)
