@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .blocks import AttentionBlock, Block, FeedForwardBlock
 from .config_checks import MAX_NEURONS
@@ -71,7 +71,7 @@ class EncoderFamily(Family):
             }
         )
 
-    def stock_config(self, config: Any, structure: Structure) -> PreTrainedConfig | None:
+    def stock_config(self, config: Any, structure: Structure) -> PretrainedConfig | None:
         """Return a stock config if all layers keep every head and the same number of neurons; otherwise None."""
         layers = structure.stacks["encoder"]
         heads = {layer.heads["attention"] for layer in layers}
@@ -83,7 +83,7 @@ class EncoderFamily(Family):
         setattr(stock, self.width_field, widths.pop() if widths else getattr(config, self.width_field))
         return stock
 
-    def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
+    def pruned_config(self, config: PretrainedConfig, structure: Structure) -> PretrainedConfig:
         """Return the config of the pruned class that holds `structure`."""
         pruned: Any = self.pruned_config_class(**stock_fields(config), structure=structure.to_dict())
         pruned.num_hidden_layers = len(structure.stacks["encoder"])

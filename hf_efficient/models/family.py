@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .blocks import Block
 from .codebook import install_codebooks
@@ -46,8 +46,8 @@ class Family(ABC):
     """
 
     model_type: str
-    config_class: type[PreTrainedConfig]
-    pruned_config_class: type[PreTrainedConfig]
+    config_class: type[PretrainedConfig]
+    pruned_config_class: type[PretrainedConfig]
     pruned_classes: ClassVar[Mapping[type[PreTrainedModel], type[PreTrainedModel]]]
 
     def __init__(self) -> None:
@@ -62,15 +62,15 @@ class Family(ABC):
         """Return the blocks of the layer called `name` ("encoder.3")."""
 
     @abstractmethod
-    def full_structure(self, config: PreTrainedConfig) -> Structure:
+    def full_structure(self, config: PretrainedConfig) -> Structure:
         """Return the structure of the stock network that `config` describes."""
 
     @abstractmethod
-    def stock_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig | None:
+    def stock_config(self, config: PretrainedConfig, structure: Structure) -> PretrainedConfig | None:
         """Return the stock config that can hold `structure`, or None if no stock class can."""
 
     @abstractmethod
-    def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
+    def pruned_config(self, config: PretrainedConfig, structure: Structure) -> PretrainedConfig:
         """Return the config of the pruned class that holds `structure`."""
 
     @property
@@ -85,7 +85,7 @@ class Family(ABC):
         classes |= {str(pruned._auto_class): pruned for pruned in self.pruned_classes.values()}
         return {auto: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for auto, cls in classes.items()}
 
-    def structure(self, config: PreTrainedConfig) -> Structure:
+    def structure(self, config: PretrainedConfig) -> Structure:
         """Return the structure of the network, pruned or not, that `config` describes.
 
         Raises ValueError if there is no such network.
@@ -122,7 +122,7 @@ class Family(ABC):
             block.name: block for name, layer in self.layers(model).items() for block in self.layer_blocks(name, layer)
         }
 
-    def config_for(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
+    def config_for(self, config: PretrainedConfig, structure: Structure) -> PretrainedConfig:
         """Return the config that holds `structure`: a stock config where possible, a pruned config otherwise.
 
         A stock config gets one more field, `layer_sources`, if its layers are not the first ones of the unpruned
@@ -136,7 +136,7 @@ class Family(ABC):
             stock.layer_sources = layer_sources
         return stock
 
-    def class_for(self, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
+    def class_for(self, model_class: type[PreTrainedModel], config: PretrainedConfig) -> type[PreTrainedModel]:
         """Return the class with the task head of `model_class` that is built from `config`.
 
         Raises TypeError if the family has no such task head.
@@ -168,7 +168,7 @@ class Family(ABC):
         model: PreTrainedModel,
         layers: Collection[str],
         units: Mapping[str, Sequence[int]],
-        config: PreTrainedConfig,
+        config: PretrainedConfig,
     ) -> dict[str, torch.Tensor]:
         """Return the state dict of a model, built from `config`, that keeps a part of `model`.
 
@@ -222,7 +222,7 @@ class PrunedModel(PreTrainedModel):
             install_int8(self.base_model, config.int8)
 
 
-def stock_fields(config: PreTrainedConfig) -> dict[str, Any]:
+def stock_fields(config: PretrainedConfig) -> dict[str, Any]:
     """Return the fields of `config` that the stock config of its family takes."""
     return {key: value for key, value in config.to_dict().items() if key not in _FIELDS_OF_PRUNED_CONFIG}
 

@@ -14,8 +14,16 @@ from transformers import (
     BertModel,
 )
 
+# Transformers 4 copies from a local folder only the files that this one imports itself.
+from .blocks import Block as Block
+from .codebook import install_codebooks as install_codebooks
+from .config_checks import check_structure as check_structure
 from .encoder import EncoderFamily
 from .family import PrunedConfig, PrunedModel
+from .in_place_gelu import InPlaceGelu as InPlaceGelu
+from .int8 import install_int8 as install_int8
+from .int8_kernels import build_kernel as build_kernel
+from .structure import Structure as Structure
 
 
 class PrunedBertConfig(PrunedConfig, BertConfig):

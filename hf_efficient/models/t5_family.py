@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from .blocks import AttentionBlock, Block, FeedForwardBlock
 from .config_checks import MAX_LAYERS, MAX_NEURONS
@@ -105,7 +105,7 @@ class T5LikeFamily(Family):
             )
         return Structure(stacks)
 
-    def stock_config(self, config: Any, structure: Structure) -> PreTrainedConfig | None:
+    def stock_config(self, config: Any, structure: Structure) -> PretrainedConfig | None:
         """Return the stock config that can hold `structure`, or None if no stock class can.
 
         A stock class needs the same number of heads in all attention blocks, one width in all feed-forward blocks,
@@ -124,12 +124,12 @@ class T5LikeFamily(Family):
         fields["d_ff"] = widths.pop() if widths else config.d_ff
         return self.config_class(**fields)
 
-    def pruned_config(self, config: PreTrainedConfig, structure: Structure) -> PreTrainedConfig:
+    def pruned_config(self, config: PretrainedConfig, structure: Structure) -> PretrainedConfig:
         """Return the config of the pruned class that holds `structure`."""
         return self.pruned_config_class(**self._fields(config, structure), structure=structure.to_dict())
 
     @staticmethod
-    def _fields(config: PreTrainedConfig, structure: Structure) -> dict[str, Any]:
+    def _fields(config: PretrainedConfig, structure: Structure) -> dict[str, Any]:
         """Return the fields of `config` with as many layers as `structure` has."""
         fields = stock_fields(config)
         depths = {stack: len(layers) for stack, layers in structure.stacks.items()}
