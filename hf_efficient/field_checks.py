@@ -31,5 +31,5 @@ def check_field_types(config: Any) -> None:
 def _is_of(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         expected = Integral if kind is int else Real
-        return isinstance(value, expected) and not isinstance(value, bool) and math.isfinite(value)
+        return not isinstance(value, bool) and isinstance(value, expected) and math.isfinite(value)
     return isinstance(value, kind)

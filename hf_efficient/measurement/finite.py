@@ -1,6 +1,8 @@
-"""Whether the weights of a model are numbers."""
+"""Whether weights are numbers."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -8,17 +10,24 @@ from torch import nn
 from hf_efficient.errors import UserError
 
 
-def check_finite_weights(model: nn.Module, name: str) -> None:
-    """Raise UserError, with the names of the tensors, if weights of the model called `name` are NaN or infinite."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    damaged = [
-        tensor_name
-        for tensor_name, tensor in tensors.items()
-        if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all())
-    ]
-    if damaged:
-        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+def find_non_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Return the name of the first of `weights` that has an entry that is NaN or infinite, or None."""
+    names, are_finite = [], []
+    for name, weight in weights:
+        if weight.is_floating_point() and weight.device.type != "meta":
+            names.append(name)
+            are_finite.append(torch.isfinite(weight.detach()).all())
+    by_device = {flag.device for flag in are_finite}
+    if len(by_device) == 1 and bool(torch.stack(are_finite).all()):  # one synchronization
+        return None
+    return next((name for name, flag in zip(names, are_finite, strict=True) if not flag), None)
+
+
+def check_finite_weights(model: nn.Module, title: str) -> None:
+    """Raise UserError, with the name of a tensor, if the model called `title` has weights that are NaN or infinite."""
+    name = find_non_finite([*model.named_parameters(), *model.named_buffers()])
+    if name is not None:
         raise UserError(
-            f"{name} has weights that are NaN or infinite, in {', '.join(damaged[:3])}{more}: its training failed or "
-            "its file is damaged; give another checkpoint of it"
+            f"{title} has weights that are NaN or infinite, in {name}: its training failed, or its file is damaged; "
+            "give another one"
         )

@@ -115,14 +115,17 @@ def with_ratios(models: Sequence[ModelRow], metric: str | None) -> tuple[ModelRo
 
 def _compare(teacher: ModelRow, model: ModelRow, metric: str) -> Ratios:
     value, expected = model.metrics.get(metric), teacher.metrics.get(metric)
-    has_both = value is not None and expected is not None
-    has_share = has_both and value >= 0 and expected > 0 and metric not in LOWER_IS_BETTER
+    retained = difference = None
+    if value is not None and expected is not None:
+        difference = value - expected
+        if value >= 0 and expected > 0 and metric not in LOWER_IS_BETTER:
+            retained = _ratio(value, expected)
     return Ratios(
         speedup=_ratio(teacher.median_latency_ms, model.median_latency_ms),
         size=_ratio(teacher.bytes_on_disk, model.bytes_on_disk),
         flops=_ratio(teacher.flops, model.flops),
-        metric_retained=_ratio(value, expected) if has_share else None,
-        metric_difference=value - expected if has_both else None,
+        metric_retained=retained,
+        metric_difference=difference,
         generation=_ratio(teacher.generation_duration_ms, model.generation_duration_ms),
     )
 

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainingArguments
 
-from hf_efficient.errors import NonFiniteLossError, UserError
+from hf_efficient.errors import NonFiniteLossError
+from hf_efficient.measurement.finite import find_non_finite
 
 
 class FiniteChecks:
@@ -60,26 +61,3 @@ class FiniteChecks:
 
     def _advice(self) -> str:
         return f"Try a smaller learning rate (now {self.args.learning_rate:g}), or train without mixed precision"
-
-
-def find_non_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    """Return the name of the first of `weights` that has an entry that is NaN or infinite, or None."""
-    names, are_finite = [], []
-    for name, weight in weights:
-        if weight.is_floating_point() and weight.device.type != "meta":
-            names.append(name)
-            are_finite.append(torch.isfinite(weight.detach()).all())
-    by_device = {flag.device for flag in are_finite}
-    if len(by_device) == 1 and bool(torch.stack(are_finite).all()):  # one synchronization
-        return None
-    return next((name for name, flag in zip(names, are_finite, strict=True) if not flag), None)
-
-
-def check_given_weights(model: Any, role: str) -> None:
-    """Raise UserError if `model`, which a user gives as `role`, has weights that are NaN or infinite."""
-    name = find_non_finite(model.named_parameters())
-    if name is not None:
-        raise UserError(
-            f"the {role} has weights that are NaN or infinite, in {name}: its training failed, or its file is "
-            "damaged; give another one"
-        )

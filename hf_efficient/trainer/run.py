@@ -18,11 +18,11 @@ from hf_efficient.exporters.inputs import take_calibration_batches
 from hf_efficient.exporters.runtime_models import RuntimeModel, load_exported
 from hf_efficient.functions import describe_quantization, quantize
 from hf_efficient.measurement.energy import EnergyCounter
+from hf_efficient.measurement.finite import check_finite_weights
 from hf_efficient.measurement.report import STUDENT_FOLDER, training_resources
 from hf_efficient.models import is_quantized
 from hf_efficient.trainer.argument_checks import check_run
 from hf_efficient.trainer.checkpoints import has_resumable_run, resolve_checkpoint, save_atomically
-from hf_efficient.trainer.finite import check_given_weights
 from hf_efficient.trainer.phases import has_training_steps
 from hf_efficient.trainer.trial import try_evaluation_and_saving
 
@@ -45,7 +45,7 @@ class CompressionRun:
             raise UserError("the model is quantized and cannot be trained: build a trainer with the float model")
         for role, models in (("model", [trainer.model]), ("teacher", trainer.teachers)):
             for model in models:
-                check_given_weights(model, role)
+                check_finite_weights(model, f"the {role}")
         self._is_resumed = bool(resume) and has_resumable_run(Path(self.args.output_dir))
         trainer.stages[:] = self._initial_stages()
         if self._compresses and not trainer.teachers:

@@ -8,7 +8,8 @@ from transformers import BertForSequenceClassification, TrainerCallback
 
 from hf_efficient import NonFiniteLossError, PruningConfig, QuantizationConfig
 from hf_efficient.errors import UserError
-from hf_efficient.trainer.finite import FiniteChecks, check_given_weights, find_non_finite
+from hf_efficient.measurement.finite import check_finite_weights, find_non_finite
+from hf_efficient.trainer.finite import FiniteChecks
 
 NAN = float("nan")
 
@@ -47,7 +48,7 @@ def test_only_the_first_weight_that_is_not_finite_is_named():
     model.classifier.bias.data[0] = float("inf")
     assert find_non_finite(model.named_parameters()) == "classifier.bias"
     with pytest.raises(UserError, match=r"the teacher has weights that are NaN or infinite, in classifier.bias"):
-        check_given_weights(model, "teacher")
+        check_finite_weights(model, "the teacher")
 
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
