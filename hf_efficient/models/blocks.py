@@ -148,6 +148,16 @@ class AttentionBlock(Block):
 
     returns_attention = True
 
+    def narrow(self, keep: Sequence[int]) -> None:
+        """Remove all heads except those at the positions `keep`, in place."""
+        super().narrow(keep)
+        module = getattr(self.owner, self.compute)
+        # Transformers 4 reads the number of heads from the module, not from the shape of its weights.
+        sizes = {"num_attention_heads": len(keep), "n_heads": len(keep), "all_head_size": len(keep) * self.unit_size}
+        for name, value in sizes.items():
+            if hasattr(module, name):
+                setattr(module, name, value)
+
 
 class FeedForwardBlock(Block):
     """A block whose units are the neurons between its two Linears."""
