@@ -135,7 +135,16 @@ def test_evaluation_keeps_no_hidden_states(tmp_path):
         ({"eval_strategy": "epoch"}, {"eval_dataset": None}, "you didn't pass an `eval_dataset`"),
         ({"batch_eval_metrics": True}, {}, "compute_result"),
     ],
-    ids=str,
+    ids=[
+        "unknown report",
+        "unknown metric",
+        "smoothing of a regression",
+        "early stopping without a metric",
+        "no training data",
+        "empty training data",
+        "no evaluation data",
+        "metrics of batches",
+    ],
 )
 @pytest.mark.parametrize("technique", ["fine-tuning", "distillation"])
 def test_what_cannot_work_is_refused_before_training(tmp_path, monkeypatch, technique, settings, changes, message):
