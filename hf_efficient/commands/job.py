@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,16 @@ from transformers.utils import logging
 
 from hf_efficient.commands.arguments import JobFlags
 from hf_efficient.commands.config import JobConfig
-from hf_efficient.commands.output_dir import check_output_dir, clear_output_dir, create_output_dir, remove_run_state
+from hf_efficient.commands.output_dir import (
+    check_output_dir,
+    check_same_run,
+    create_output_dir,
+    explain_write_errors,
+    is_finished,
+    run_in,
+)
 from hf_efficient.commands.preparation import PreparedJob, create_student, prepare_job, trim_job_vocabulary
+from hf_efficient.commands.run_manifest import settings_of_job
 from hf_efficient.commands.training_arguments import build_training_arguments
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
@@ -33,11 +41,11 @@ from hf_efficient.exporters.export import check_export
 from hf_efficient.functions import check_pruning
 from hf_efficient.hub.publisher import push_output_dir
 from hf_efficient.hub.usage import loading_code
-from hf_efficient.measurement.report import REPORT_NAME, CompressionReport
+from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.report_rows import with_ratios
 from hf_efficient.quantization.validation import check_quantization
 from hf_efficient.tasks.task import Task
-from hf_efficient.trainer.checkpoints import save_atomically
+from hf_efficient.trainer.checkpoints import is_complete, save_atomically
 from hf_efficient.trainer.evaluation import UntrimmedModel
 from hf_efficient.trainer.trainer import EfficientSeq2SeqTrainer, EfficientTrainer
 
@@ -94,7 +102,7 @@ def compress(config: JobConfig, progress: TrainerCallback | None = None) -> Comp
     args, output_dir = config.training, Path(config.training.output_dir)
     resume = str(args.resume_from_checkpoint).lower()
     args.resume_from_checkpoint = RESUME_VALUES.get(resume, args.resume_from_checkpoint)
-    if args.resume_from_checkpoint and (output_dir / REPORT_NAME).exists():
+    if args.resume_from_checkpoint and is_finished(output_dir):
         return _finished_report(output_dir, args)
     check_output_dir(config, output_dir)
 
@@ -108,13 +116,24 @@ def compress(config: JobConfig, progress: TrainerCallback | None = None) -> Comp
     _check_techniques(config, prepared)
     trainer_class = _select_trainer_class(task, args, config)
     create_output_dir(output_dir)
+    settings, is_resumed = settings_of_job(config, splits), bool(args.resume_from_checkpoint)
+    if is_resumed:
+        check_same_run(output_dir, settings)
+    owner = run_in(output_dir, settings, is_resumed) if args.process_index == 0 else nullcontext()
+    with explain_write_errors(output_dir), owner:
+        return _run_job(config, prepared, trainer_class, has_data=len(splits) > 0, progress=progress)
 
+
+def _run_job(
+    config: JobConfig, prepared: PreparedJob, trainer_class: Any, has_data: bool, progress: TrainerCallback | None
+) -> CompressionReport:
+    """Train, measure and save what is prepared, and return the report."""
+    args, task = config.training, prepared.task
     stages: tuple[str, ...] = ()
     if _needs_fine_tuning(config, prepared):
         logger.warning(f"{config.model.model_name_or_path} has no head for {task.name}: it is fine-tuned first")
         model, stages = _fine_tune_teacher(trainer_class, prepared, args)
         prepared = dataclasses.replace(prepared, model=model)
-    has_own_teacher = bool(stages)
     untrimmed = None
     if config.pruning.vocabulary:
         trimmed, token_ids = trim_job_vocabulary(prepared)
@@ -145,10 +164,6 @@ def compress(config: JobConfig, progress: TrainerCallback | None = None) -> Comp
     if progress is not None:
         trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         trainer.add_callback(progress)
-    if config.model.overwrite_output_dir and not args.resume_from_checkpoint:
-        if args.should_save:
-            clear_output_dir(output_dir, keep="_teacher" if has_own_teacher else "")
-        trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.report = _complete_report(trainer.report, config, prepared, stages)
     if args.push_to_hub:
@@ -157,8 +172,6 @@ def compress(config: JobConfig, progress: TrainerCallback | None = None) -> Comp
         trainer.save_model()
         trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()
-    if args.should_save:
-        remove_run_state(output_dir)
     report: CompressionReport = trainer.report
     return report
 
@@ -236,18 +249,13 @@ def _fine_tune_teacher(
     """Return the model, fine-tuned as its own teacher and saved in `_teacher`, and a description for the report."""
     output_dir = Path(args.output_dir)
     directory = output_dir / "_teacher"
-    if args.resume_from_checkpoint and (directory / "config.json").exists():
+    if args.resume_from_checkpoint and directory.is_dir() and is_complete(directory, "config.json"):
         attention = prepared.model.config._attn_implementation
         model = prepared.task.auto_class.from_pretrained(directory, attn_implementation=attention)
         return model, ("fine-tuned on the same data first",)
     teacher_args = copy.copy(args)
     teacher_args.output_dir, teacher_args.push_to_hub = str(output_dir / "_tuning"), False
-    if not args.resume_from_checkpoint and args.should_save:
-        # If this run is interrupted, the results of the run that it replaces must not pass for its own.
-        (output_dir / REPORT_NAME).unlink(missing_ok=True)
-        for leftover in (directory, output_dir / "_tuning"):
-            shutil.rmtree(leftover, ignore_errors=True)
-    kwargs: Mapping[str, Any] = {**prepared.trainer_kwargs(), "eval_dataset": None}
+    kwargs: Mapping[str, Any] = prepared.trainer_kwargs()
     trainer = _create_trainer(trainer_class, model=prepared.model, args=teacher_args, **kwargs)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if args.should_save:

@@ -31,7 +31,6 @@ from hf_efficient.trainer.checkpoints import (
 )
 from hf_efficient.trainer.scoring import Batches, PruningScorer
 
-
 PHASE_NAME = re.compile(r"(_round|_cut)-\d+(\.replaced)?(\.partial)?|_costs-\d+\.json(\.partial)?")
 
 
@@ -151,9 +150,8 @@ class PruningPhases:
         cost_file = folder.with_name(f"_costs-{phase.number}.json")
         rewinds = bool(phase.number) and config.rewind == "weights"
         batches = self.draw_batches() if phase.number else []
-        is_pruned = self.scorer.broadcast_from_main(
-            pruned_dir.is_dir() and is_complete(pruned_dir, "config.json")
-        )  # before an interruption
+        was_pruned = pruned_dir.is_dir() and is_complete(pruned_dir, "config.json")  # before an interruption
+        is_pruned = self.scorer.broadcast_from_main(was_pruned)
         needs_scores = phase.number and config.removes_units and not is_pruned
         scores = self.scores_for_pruning(request, batches) if needs_scores else None
         self.gate_callback = None

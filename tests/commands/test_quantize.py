@@ -80,12 +80,17 @@ def test_model_without_a_head_is_refused(job_dir, capsys):
     assert "has no head for text-classification" in capsys.readouterr().err
 
 
-def test_overwriting_removes_the_exports_of_the_first_model(own_quantized_dir):
-    (own_quantized_dir / "out" / "onnx").mkdir()
-    (own_quantized_dir / "out" / "onnx" / "model.onnx").write_text("of the first model")
+def test_overwriting_keeps_files_that_the_first_run_did_not_write(own_quantized_dir):
+    out = own_quantized_dir / "out"
+    kept = [
+        out / name for name in ("onnx/model.onnx", "_notes/a.txt", "_private.txt", "checkpoint-best/b", "x.partial")
+    ]
+    for path in kept:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("of the user")
     command = ["quantize", *flags_without_data(own_quantized_dir, scheme="codebook"), "--overwrite_output_dir"]
     assert main(command) == 0
-    assert not (own_quantized_dir / "out" / "onnx").exists()
+    assert [path.read_text() for path in kept] == ["of the user"] * len(kept)
 
 
 def test_interrupted_overwriting_is_not_taken_for_a_finished_run(own_quantized_dir, monkeypatch):

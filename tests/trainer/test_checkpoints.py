@@ -1,8 +1,11 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from trainers import arguments, classifier
 
+from hf_efficient.errors import UserError
 from hf_efficient.trainer.checkpoints import (
     has_resumable_run,
     last_complete_checkpoint,
@@ -10,6 +13,7 @@ from hf_efficient.trainer.checkpoints import (
     save_atomically,
     without_secrets,
 )
+from hf_efficient.trainer.phases import clear_phases, last_complete_phase
 
 
 def write_checkpoint(folder, step, state='{"epoch": 1}'):
@@ -27,7 +31,7 @@ def test_last_complete_checkpoint_is_the_one_with_the_highest_step(tmp_path, sta
     write_checkpoint(tmp_path, 11, state)
     assert last_complete_checkpoint(tmp_path) == expected
     assert resolve_checkpoint(True, tmp_path) == expected
-    assert resolve_checkpoint("elsewhere", tmp_path) == "elsewhere"
+    assert resolve_checkpoint(expected, tmp_path.parent) == expected
     assert resolve_checkpoint(None, tmp_path) is None
 
 
@@ -63,3 +67,52 @@ def test_token_is_absent_while_saving_and_the_pickle_afterwards(tmp_path):
         (tmp_path / "training_args.bin").write_text("a pickle")
     assert args.hub_token == "hf_canary"
     assert list(tmp_path.iterdir()) == []
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+DAMAGES = {
+    "cut short": cut_short,
+    "empty": lambda path: path.write_bytes(b""),
+    "random": lambda path: path.write_bytes(bytes(range(256)) * 4),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_resuming_falls_back_to_the_checkpoint_before_a_damaged_one(tmp_path, name, damage):
+    for step in (1, 2):
+        folder = tmp_path / f"checkpoint-{step}"
+        write_checkpoint(tmp_path, step)
+        save_file({"weight": torch.ones(9)}, folder / "model.safetensors")
+        torch.save({"state": torch.ones(9)}, folder / "optimizer.pt")
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    damage(tmp_path / "checkpoint-2" / name)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    with pytest.raises(UserError, match=f"checkpoint-2.{name} is damaged"):
+        resolve_checkpoint(str(tmp_path / "checkpoint-2"), tmp_path)
+
+
+def test_checkpoint_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is no folder"):
+        resolve_checkpoint(str(tmp_path / "elsewhere"), tmp_path)
+
+
+@pytest.mark.parametrize("existing", [None, "_round-1.partial", "_round-x", "_round-2"])
+def test_phases_ignore_what_a_killed_run_left_incomplete(tmp_path, existing):
+    assert last_complete_phase(tmp_path) is None
+    for name in filter(None, ("_round-0", existing)):
+        classifier().save_pretrained(tmp_path / name)
+    assert last_complete_phase(tmp_path) == (2 if existing == "_round-2" else 0)
+    clear_phases(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == (["_round-x"] if existing == "_round-x" else [])
+
+
+def test_phase_with_damaged_weights_is_pruned_again(tmp_path):
+    for number in (0, 1):
+        classifier().save_pretrained(tmp_path / f"_round-{number}")
+    cut_short(tmp_path / "_round-1" / "model.safetensors")
+    assert last_complete_phase(tmp_path) == 0
