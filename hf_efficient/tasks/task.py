@@ -24,13 +24,15 @@ TEXT_COLUMNS = (
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
+    ("sentence_A", "sentence_B"),  # SICK
+    ("#1 String", "#2 String"),  # Microsoft's paraphrase corpus
     ("text", "text_pair"),
     ("sentence",),
     ("text",),
     ("content",),
     ("review",),
 )
-LABEL_COLUMNS = ("label", "labels", "target", "score")
+LABEL_COLUMNS = ("label", "labels", "target", "score", "Quality")
 IGNORE_INDEX = -100  # the label of tokens that the loss and the metrics ignore
 # In front of the names of encoded columns within `map`, which else gives them the types of raw columns of these names.
 ENCODED = "encoded "
