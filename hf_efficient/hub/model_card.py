@@ -45,12 +45,12 @@ def write_report_and_card(
     The tokenizer's files there are completed for other libraries.
     """
     complete_tokenizer_files(Path(folder))
-    report.plot(folder)
+    report.save(folder)  # first, so that what fails below loses no measurement
     path = Path(folder) / "README.md"
     temporary = path.with_suffix(".md.partial")
     build_model_card(report, folder, base_model).save(temporary)
     temporary.replace(path)
-    report.save(folder)  # last, since a folder with a report counts as finished
+    report.plot(folder)
 
 
 def build_model_card(

@@ -36,5 +36,5 @@ class Canvas:
 
     def write(self, left: float, top: float, text: str, **style: Any) -> None:
         """Write `text` with its upper edge at `top`; `style` is passed to matplotlib."""
-        style = {"color": TEXT, "linespacing": 1.2, "va": "top", **style}
+        style = {"color": TEXT, "linespacing": 1.2, "va": "top", "parse_math": False, **style}
         self.figure.text(left / self.width, 1 - top / self.height, text, **style)

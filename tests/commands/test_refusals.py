@@ -120,7 +120,7 @@ BAD_INPUT = {
     "unknown criterion": (None, {"criterion": "luck"}, "criterion='luck' is unknown: give one of fisher, "),
     "unknown scheme": (None, {"scheme": "int3"}, "scheme='int3' is unknown"),
     "unknown task": (None, {"task": "poetry"}, "task='poetry' is not supported"),
-    "zero temperature": (None, {"temperature": 0}, "temperature=0.0 must be above 0"),
+    "zero temperature": (None, {"temperature": 0}, "temperature=0.0 is out of range: give 0.01 to 100"),
     "missing configuration file": (None, {"config": "missing.yaml"}, "config='missing.yaml' does not exist"),
     "missing checkpoint": (
         None,

@@ -218,3 +218,18 @@ def test_names_have_no_meaning_in_html_and_markdown():
         "&lt;script&gt;alert(1)&lt;/script&gt; \\[link\\](http://x) \\| \\`code\\` \\*\\*bold\\*\\* "
         "\\# Title &amp; more"
     )
+
+
+def test_report_is_written_before_what_could_fail(folder, report, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(type(report), "plot", fail)
+    with pytest.raises(RuntimeError, match="no fonts"):
+        write_report_and_card(report, folder)
+    assert type(report).load(folder).models == report.models
+    assert (folder / "README.md").exists()
+
+
+def test_names_are_drawn_as_they_are(folder, report):
+    assert replace(report, dataset="$x^$ [/red]").plot(folder).exists()
