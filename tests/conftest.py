@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_efficient.exporters.signal_stack import use_ordinary_signal_stack
 from hf_efficient.models import family_of, int8_kernels
 from hf_efficient.models.blocks import AttentionBlock
 from hf_efficient.pruning.selection import Selection
@@ -27,6 +28,12 @@ from hf_efficient.pruning.selection import Selection
 def separate_dataset_cache(tmp_path_factory, monkeypatch):
     """Give each test its own cache of datasets, so that none depends on what another test has cached."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(autouse=True)
+def signal_stack():
+    """Undo what OpenVINO models that other tests deleted have left: a signal would end the process."""
+    use_ordinary_signal_stack()
 
 
 TINY = {

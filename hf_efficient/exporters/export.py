@@ -28,6 +28,7 @@ from hf_efficient.exporters.inputs import (
     take_calibration_batches,
 )
 from hf_efficient.exporters.runtime_models import load_exported, quantization_title
+from hf_efficient.exporters.signal_stack import ordinary_signal_stack
 from hf_efficient.measurement.runtimes import check_runtime, suppress_output
 from hf_efficient.models import class_for, family_of, is_quantized
 from hf_efficient.models.family import stock_fields
@@ -76,6 +77,7 @@ class ExportResult:
         return text
 
 
+@ordinary_signal_stack()
 def export(
     model: PreTrainedModel,
     directory: str | os.PathLike[str],

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, GenerationMixin
 
 from hf_efficient.errors import UserError
+from hf_efficient.exporters.signal_stack import ordinary_signal_stack
 from hf_efficient.measurement.cost import folder_bytes
 from hf_efficient.measurement.runtimes import RUNTIME_TITLES, check_runtime, suppress_output
 from hf_efficient.models.inputs import TOKEN_TYPES, is_label
@@ -156,6 +157,7 @@ class RuntimeSeq2SeqModel(RuntimeModel, GenerationMixin):
         return outputs
 
 
+@ordinary_signal_stack()
 def load_exported(
     directory: str | os.PathLike[str], quantization: str | None = None, full_precision: bool = False
 ) -> RuntimeModel:
