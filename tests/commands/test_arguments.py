@@ -106,7 +106,7 @@ def test_the_cpu_is_used_without_an_accelerator(given, expected):
         (["--rounds", "1", "other"], "unexpected argument 'other': it follows no flag"),
         (["--rounds", "many"], "argument --rounds: invalid int value: 'many'"),
         (["--compile", "maybe"], "argument --compile: 'maybe' is neither True nor False"),
-        (["--temperature", "-1"], "temperature=-1.0 must be above 0"),
+        (["--temperature", "-1"], "temperature=-1.0 is out of range: give 0.01 to 100"),
         (["--model_name_or_path", "a/b/c"], "model_name_or_path='a/b/c' does not exist"),
         (["--teacher_name_or_path", "bert", "./missing"], "teacher_name_or_path='./missing' does not exist"),
         (["--model_name_or_path", __file__], "is a file: give the directory of the model"),
