@@ -242,7 +242,8 @@ class CompressionMixin(PublishingMixin):
         **kwargs: Any,
     ) -> Any:
         """Pass only the inputs that the model accepts, and keep no hidden states or attention of all the data."""
-        ignored = outputs_not_kept(self.model) if ignore_keys is None else ignore_keys
+        has_default = ignore_keys is None and self.compute_metrics is not None
+        ignored = outputs_not_kept(self.model) if has_default else ignore_keys
         batch = select_model_inputs(self.model, inputs)
         return super().prediction_step(model, batch, prediction_loss_only, ignored, **kwargs)
 

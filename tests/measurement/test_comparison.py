@@ -49,12 +49,13 @@ def test_rows_hold_the_measurements(make_model, make_batch, select, durations):
     assert (rows[0].structure, rows[1].structure) == (None, student.config.structure)
     assert rows[1].bytes_on_disk < rows[1].peak_memory_bytes < rows[0].peak_memory_bytes
     assert rows[1].energy_joules_per_sample is None
-    assert rows[0].ratios == Ratios(1, 1, 1, 1)
+    assert rows[0].ratios == Ratios(1, 1, 1, 1, metric_difference=0)
     assert rows[1].ratios == Ratios(
         speedup=3.0,
         size=saved_bytes(teacher) / saved_bytes(student),
         flops=count_flops(teacher, batch) / count_flops(student, batch),
         metric_retained=pytest.approx(0.75),
+        metric_difference=pytest.approx(-0.2),
     )
 
 
