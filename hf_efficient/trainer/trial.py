@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import tempfile
 from typing import Any
@@ -21,13 +22,15 @@ BATCHES = 2
 def try_evaluation_and_saving(trainer: Trainer) -> None:
     """Evaluate two batches of each evaluation dataset, and save and load the model in a temporary folder.
 
-    An error of the metric, of the data or of the model's files stops the run before anything is trained.
+    An error of the metric, of the data or of the model's files stops the run before anything is trained. A copy of the
+    model is evaluated: accelerate prepares a model once, and one prepared to evaluate would be trained neither in
+    several processes together nor in mixed precision.
 
     Raises UserError if the metric that models are selected by is not computed.
     """
-    with torch.random.fork_rng():  # data loaders draw random numbers, and the training must not depend on it
-        check_selection_metric(trainer.args, _evaluate_two_batches(trainer))
     model = trainer.accelerator.unwrap_model(trainer.model)
+    with torch.random.fork_rng():  # data loaders draw random numbers, and the training must not depend on it
+        check_selection_metric(trainer.args, _evaluate_two_batches(trainer, copy.deepcopy(model)))
     if trainer.args.should_save and isinstance(model, PreTrainedModel):
         with tempfile.TemporaryDirectory() as folder:
             for part in (model, trainer.processing_class):
@@ -36,8 +39,8 @@ def try_evaluation_and_saving(trainer: Trainer) -> None:
             type(model).from_pretrained(folder, dtype=model.dtype)
 
 
-def _evaluate_two_batches(trainer: Trainer) -> dict[str, float]:
-    """Return the metrics of two batches of each evaluation dataset, with the names that an evaluation gives them."""
+def _evaluate_two_batches(trainer: Trainer, model: Any) -> dict[str, float]:
+    """Return the metrics of `model` on two batches of each evaluation dataset, named as those of an evaluation."""
     data = trainer.eval_dataset
     named = {f"eval_{name}": dataset for name, dataset in data.items()} if isinstance(data, dict) else {"eval": data}
     metrics: dict[str, float] = {}
@@ -45,7 +48,7 @@ def _evaluate_two_batches(trainer: Trainer) -> dict[str, float]:
         rows = _first_rows(dataset, BATCHES * trainer.args.eval_batch_size)
         if rows:
             count = len(dataset) if has_length(dataset) else len(rows)
-            with evaluated_by(trainer, trainer.model, _metrics_of_repeated_rows(trainer, count)):
+            with evaluated_by(trainer, model, _metrics_of_repeated_rows(trainer, count)):
                 metrics |= trainer.predict(rows, metric_key_prefix=prefix).metrics
     return metrics
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from trainers import accuracy, arguments, build, classifier, collate, rows, without_report
 from transformers import EarlyStoppingCallback, Trainer
 
@@ -172,6 +173,21 @@ def test_metric_that_fails_stops_before_training(tmp_path, monkeypatch):
 
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, "ramp", compute_metrics=fail, eval_dataset=rows(40))
+
+
+def test_model_is_prepared_for_training_after_the_trial(tmp_path, monkeypatch):
+    prepared = []
+    prepare_model = Accelerator.prepare_model
+
+    def record(self, model, device_placement=None, evaluation_mode=False):
+        prepared.append((evaluation_mode, getattr(model, "_is_accelerate_prepared", False)))
+        return prepare_model(self, model, device_placement, evaluation_mode)
+
+    monkeypatch.setattr(Accelerator, "prepare_model", record)
+    without_report(build(tmp_path, max_steps=1)).train()
+    assert (True, False) in prepared  # the copy that was evaluated
+    assert (False, False) in prepared
+    assert (False, True) not in prepared
 
 
 @pytest.mark.parametrize("technique", ["fine-tuning", "pruning", "int8-aware"])
