@@ -199,7 +199,7 @@ class CompressionMixin(PublishingMixin):
 
         A training that is resumed after its last step would make another one.
         """
-        if 0 < self.state.max_steps <= self.state.global_step:
+        if not self.control.should_training_stop and 0 < self.state.max_steps <= self.state.global_step:
             self.control.should_training_stop = True
             return [], None
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
