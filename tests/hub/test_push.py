@@ -130,6 +130,7 @@ def test_companion_repository_has_the_onnx_files_and_the_cards_link_to_each_othe
         ".gitattributes",
         "README.md",
         "config.json",
+        "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
         *(f"onnx/{name}" for name in ("config.json", "export.json", "model.onnx", "model.onnx.data")),
