@@ -44,8 +44,8 @@ def write_report_and_card(
 
     The tokenizer's files there are completed for other libraries.
     """
-    complete_tokenizer_files(Path(folder))
     report.save(folder)  # first, so that what fails below loses no measurement
+    complete_tokenizer_files(Path(folder))
     path = Path(folder) / "README.md"
     temporary = path.with_suffix(".md.partial")
     build_model_card(report, folder, base_model).save(temporary)

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from hf_efficient.hub.files import read_json
+from hf_efficient.models.inputs import max_positions
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Families whose positions begin after the padding token's.
-PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 DEFAULT_LENGTH = 512  # of models without a table of positions
 
 
@@ -23,7 +24,7 @@ def complete_tokenizer_files(folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return
-    tokenizer, config = read_json(path), read_json(folder / "config.json")
+    tokenizer, config = read_json(path), PreTrainedConfig.from_dict(read_json(folder / "config.json"))
     length, limit = tokenizer.get("model_max_length"), max_text_tokens(config)
     if not isinstance(length, (int, float)) or not 0 < length <= limit:
         _write(path, {**tokenizer, "model_max_length": limit})
@@ -32,13 +33,9 @@ def complete_tokenizer_files(folder: Path) -> None:
         _write(folder / "special_tokens_map.json", tokens)
 
 
-def max_text_tokens(config: dict[str, Any]) -> int:
-    """Return how many tokens the model of a `config.json` reads at most."""
-    positions = config.get("max_position_embeddings") or config.get("n_positions") or DEFAULT_LENGTH
-    model_type = str(config.get("model_type")).removeprefix("pruned_")
-    if model_type in PADDED_POSITIONS:
-        positions -= 1 + (config.get("pad_token_id") or 0)
-    return max(1, int(positions))
+def max_text_tokens(config: PreTrainedConfig) -> int:
+    """Return how many tokens the model of a config reads at most."""
+    return max(1, int(max_positions(config) or getattr(config, "n_positions", None) or DEFAULT_LENGTH))
 
 
 def _content(token: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which columns of a batch are labels, and which a model accepts."""
+"""Which columns of a batch are labels, which a model accepts, and how many tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 TOKEN_TYPES = "token_type_ids"
 
@@ -27,3 +28,14 @@ def select_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]
 def is_label(name: str) -> bool:
     """Whether a column of a batch is a label: "labels", "label", "label_ids", "start_positions", "end_positions"."""
     return "label" in name or name.endswith("_positions")
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the number of tokens that a model has positions for; None if they are not limited.
+
+    RoBERTa and similar models count positions from the one after the padding id.
+    """
+    rows: int | None = getattr(config, "max_position_embeddings", None)
+    if rows is not None and config.model_type.endswith(("roberta", "camembert")):
+        rows -= (config.pad_token_id or 0) + 1
+    return rows

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from hf_efficient.data.config import DataConfig
+from hf_efficient.models.inputs import max_positions
 
 if TYPE_CHECKING:
     from hf_efficient.tasks.task import RowEncoder, Task
@@ -31,17 +32,6 @@ def bound_max_length(data: DataConfig, tokenizer: Any, configs: Iterable[PreTrai
         f"max_length={data.max_length}, but the model reads only {limit} tokens: longer texts are cut there"
     )
     return dataclasses.replace(data, max_length=limit)
-
-
-def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return the number of tokens that a model has positions for; None if they are not limited.
-
-    RoBERTa and similar models count positions from the one after the padding id.
-    """
-    rows: int | None = getattr(config, "max_position_embeddings", None)
-    if rows is not None and config.model_type.endswith(("roberta", "camembert")):
-        rows -= (config.pad_token_id or 0) + 1
-    return rows
 
 
 def longest_text(rows: Dataset, encoded: Dataset, task: Task, encoder: RowEncoder) -> tuple[int, int]:

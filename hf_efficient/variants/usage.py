@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 from hf_efficient.exporters.config import EXPORT_FORMATS, uses_calibration
+from hf_efficient.hub.usage import quoted
 
 CALIBRATION = "batches"  # what the code calls batches of training data
 
@@ -19,7 +19,7 @@ def variant_code(variant: str, name: str, auto: str, is_calibrated: bool) -> lis
     if format in EXPORT_FORMATS:
         return _export_code(format, quantization, name, auto, is_calibrated)
     return _CODES[variant](
-        f"{auto}.from_pretrained({json.dumps(name)}", auto, f", calibration={CALIBRATION}" * is_calibrated
+        f"{auto}.from_pretrained({quoted(name)}", auto, f", calibration={CALIBRATION}" * is_calibrated
     )
 
 
@@ -61,7 +61,7 @@ def _export_code(format: str, quantization: str, name: str, auto: str, is_calibr
     takes_calibration = is_calibrated and uses_calibration(format, quantization or None)
     calibration = f", calibration={CALIBRATION}" if takes_calibration else ""
     precision = f', quantization="{quantization}"' if quantization else ""
-    model = f"transformers.{auto}.from_pretrained({json.dumps(name)})"
+    model = f"transformers.{auto}.from_pretrained({quoted(name)})"
     return [
         "import transformers, hf_efficient",
         f'hf_efficient.export({model}, "exported", format="{format}"{precision}{calibration})',

@@ -25,11 +25,12 @@ from hf_efficient.data.config import DataConfig
 from hf_efficient.data.label_names import model_label_names
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
+from hf_efficient.models.inputs import max_positions
 from hf_efficient.tasks import TASKS
 from hf_efficient.tasks.answers import read_answer
 from hf_efficient.tasks.class_ids import describe_data, find_class_ids
 from hf_efficient.tasks.inference import infer_task, with_label_column
-from hf_efficient.tasks.input_length import bound_max_length, longest_text, max_positions
+from hf_efficient.tasks.input_length import bound_max_length, longest_text
 from hf_efficient.tasks.multiple_choice import read_choice
 from hf_efficient.tasks.task import RowEncoder
 from hf_efficient.tasks.tokenizers import adapt_tokenizer
