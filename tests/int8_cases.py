@@ -11,7 +11,7 @@ ACTIVATIONS = ("static", "dynamic", None)
 
 
 def int8_linear(activations="static", inputs=160, outputs=192, bias=True, outliers=(), low=-4.0, high=4.0, seed=0):
-    """Return an `Int8Linear` with random weights, large enough for a kernel; inputs are between `low` and `high`."""
+    """Return an `Int8Linear` with random weights; inputs are between `low` and `high`."""
     generator = torch.Generator().manual_seed(seed)
     linear = Int8Linear(inputs, outputs, bias, activations, len(outliers))
     weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
