@@ -23,8 +23,10 @@ from hf_efficient.measurement.agreement import agreement
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.environment import describe_environment
 from hf_efficient.measurement.finite import check_finite_weights
+from hf_efficient.measurement.intervals import retained_intervals
 from hf_efficient.measurement.latency import measure_throughput
 from hf_efficient.measurement.report import CompressionReport
+from hf_efficient.measurement.row_metrics import RowMetric
 from hf_efficient.models.batches import example_count
 from hf_efficient.tasks.evaluator import TaskEvaluator
 from hf_efficient.tasks.inference import infer_task, with_label_column
@@ -63,6 +65,7 @@ def compare_models(
     models: dict[str, nn.Module] = {}
     metrics: dict[str, dict[str, float]] = {}
     classes: dict[str, Any] = {}
+    by_row: dict[str, dict[str, RowMetric]] = {}
     titles: dict[str, str] = {}
     compiled: dict[str, Forward] = {}
     passes: dict[str, Callable[[], object]] = {}
@@ -103,7 +106,7 @@ def compare_models(
                 if variant.forward is not None:
                     compiled[role] = variant.forward
                 if evaluator is not None:
-                    metrics[role], classes[role] = evaluator.evaluate(variant.runner)
+                    metrics[role], classes[role], by_row[role] = evaluator.evaluate(variant.runner)
                     passes[role] = partial(evaluator.predict, variant.runner, batches)
                     num_texts[role] = sum(map(example_count, batches))
         rows = compare(
@@ -115,10 +118,18 @@ def compare_models(
             compiled=compiled,
             throughput=measure_throughput(passes, num_texts) if has_data else None,
         )
-    if variants and len(names) == 1:
-        first = classes.pop("teacher", None)
-        agreements = {role: agreement(values, first) for role, values in classes.items()}
-        rows = tuple(dataclasses.replace(row, agreement=agreements.get(row.role)) for row in rows)
+    first_classes, first_by_row = classes.pop("teacher", None), by_row.pop("teacher", {})
+    are_forms = bool(variants) and len(names) == 1
+    agreements = {role: agreement(values, first_classes) for role, values in classes.items()}
+    rows = tuple(
+        dataclasses.replace(
+            row,
+            agreement=agreements.get(row.role) if are_forms else None,
+            teacher_agreement=None if are_forms else agreements.get(row.role),
+            retained_intervals=retained_intervals(by_row.get(row.role, {}), first_by_row),
+        )
+        for row in rows
+    )
     return CompressionReport(
         task=task.pipeline,
         dataset=data.title if has_data else None,

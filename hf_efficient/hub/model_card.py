@@ -25,7 +25,13 @@ from hf_efficient.hub.usage import (
     needs_remote_code,
     quoted,
 )
-from hf_efficient.measurement.formatting import format_number, format_percent, format_seconds, format_watt_hours
+from hf_efficient.measurement.formatting import (
+    format_number,
+    format_percent,
+    format_range,
+    format_seconds,
+    format_watt_hours,
+)
 from hf_efficient.measurement.recommendation import student_forms
 from hf_efficient.measurement.report import PICTURE_NAME, STUDENT_FOLDER, CompressionReport
 from hf_efficient.measurement.report_rows import ModelRow
@@ -259,7 +265,9 @@ def _comparison(report: CompressionReport) -> str:
     elif ratios.speedup is not None:
         parts.append(f"is {format_number(ratios.speedup)} times as fast")
     if ratios.metric_retained is not None:
-        parts.append(f"keeps {format_percent(ratios.metric_retained)} of its {report.metric}")
+        interval = row.retained_intervals.get(str(report.metric))
+        range = "" if interval is None else f" ({format_range(interval.low, interval.high)})"
+        parts.append(f"keeps {format_percent(ratios.metric_retained)}{range} of its {report.metric}")
     if not parts:
         return "A compressed model."
     listed = " and ".join([part for part in (", ".join(parts[:-1]), parts[-1]) if part])

@@ -84,6 +84,11 @@ def format_metric(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) <= 1 else format_number(value, digits=4)
 
 
+def format_range(low: float, high: float) -> str:
+    """Return an interval of fractions as "97.6 to 100.5", in percent."""
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 def format_retained(fraction: float | None, difference: float | None) -> str:
     """Return how much of a metric is kept as "98.7%", or "-0.4200" where it is no share of the teacher's."""
     if fraction is None and difference is not None:

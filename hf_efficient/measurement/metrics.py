@@ -129,10 +129,7 @@ def token_classification_metrics(logits: np.ndarray, labels: np.ndarray, names: 
     """
     from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-    names = _iob_names(names)
-    rows = list(zip(logits.argmax(-1), labels, strict=True))
-    predictions = [[names[tag] for tag in predicted[tags != -100]] for predicted, tags in rows]
-    references = [[names[tag] for tag in tags[tags != -100]] for _, tags in rows]
+    predictions, references = iob_rows(logits, labels, names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes that are never predicted score zero
         scores = {
@@ -142,6 +139,15 @@ def token_classification_metrics(logits: np.ndarray, labels: np.ndarray, names: 
             "accuracy": accuracy_score(references, predictions),
         }
     return {name: float(value) for name, value in scores.items()}
+
+
+def iob_rows(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the predicted and the true tags of each row, as seqeval reads them, of the tokens with a label."""
+    names = _iob_names(names)
+    rows = list(zip(logits.argmax(-1), labels, strict=True))
+    predictions = [[names[tag] for tag in predicted[tags != -100]] for predicted, tags in rows]
+    references = [[names[tag] for tag in tags[tags != -100]] for _, tags in rows]
+    return predictions, references
 
 
 def _iob_names(names: Sequence[str]) -> list[str]:
@@ -158,13 +164,19 @@ def question_answering_metrics(predictions: Sequence[str], references: Sequence[
     without a reference. Source: Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text",
     section 6.1.
     """
+    return {name: float(np.mean(values)) for name, values in answer_scores(predictions, references).items()}
+
+
+def answer_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, list[float]]:
+    """Return F1 and exact match of each question; see `question_answering_metrics`."""
     rows = [
         (_normalized_words(prediction), [_normalized_words(text) for text in texts] or [[]])
         for prediction, texts in zip(predictions, references, strict=True)
     ]
-    exact = [max(float(words == reference) for reference in texts) for words, texts in rows]
-    f1 = [max(_word_f1(words, reference) for reference in texts) for words, texts in rows]
-    return {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
+    return {
+        "f1": [max(_word_f1(words, reference) for reference in texts) for words, texts in rows],
+        "exact_match": [max(float(words == reference) for reference in texts) for words, texts in rows],
+    }
 
 
 def _normalized_words(text: str) -> list[str]:
@@ -262,10 +274,15 @@ def summary_metrics(predictions: Sequence[str], references: Sequence[str]) -> di
 
     English words are stemmed; of scripts without spaces between words each character counts as a word.
     """
+    return {name: float(np.mean(values)) for name, values in summary_scores(predictions, references).items()}
+
+
+def summary_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L (0 to 100) of each summary; see `summary_metrics`."""
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
     names = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(names, tokenizer=RougeWords(DefaultTokenizer(use_stemmer=True)))
     scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
-    return {name: 100 * float(np.mean([score[name].fmeasure for score in scores])) for name in names}
+    return {name: [100 * float(score[name].fmeasure) for score in scores] for name in names}

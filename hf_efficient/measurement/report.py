@@ -165,7 +165,7 @@ class CompressionReport:
         attention = (self.configs.get("training") or {}).get("attn_implementation")
         quantization = self.configs.get("quantization") or {}
         uses_torchao = quantization.get("torchao", True)  # older versions used nothing else
-        return describe_conditions(self.models, self.environment, attention, uses_torchao)
+        return describe_conditions(self.models, self.environment, attention, uses_torchao, self.metric)
 
     def summary(self) -> str:
         """Return what to know first: what was asked and reached, which form to use here, whether the model is slow.

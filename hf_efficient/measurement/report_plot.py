@@ -14,10 +14,11 @@ from hf_efficient.measurement.formatting import (
     format_bytes,
     format_duration_ms,
     format_metric,
+    format_range,
     format_ratio,
     format_retained,
 )
-from hf_efficient.measurement.report_rows import LOWER_IS_BETTER, ModelRow, Ratios
+from hf_efficient.measurement.report_rows import LOWER_IS_BETTER, ModelRow
 from hf_efficient.measurement.structure_plot import StructurePlot
 
 # Colours of Okabe and Ito, which readers with colour blindness can tell apart.
@@ -133,7 +134,7 @@ def _panels(models: Sequence[ModelRow], metric: str | None) -> list[Panel]:
                 "lower is better" if metric in LOWER_IS_BETTER else "higher is better",
                 lambda model: model.metrics.get(metric),
                 format_metric,
-                lambda model: _describe_retained(model.ratios),
+                lambda model: _describe_retained(model, metric),
             )
         )
     panels.append(
@@ -179,12 +180,18 @@ def _with_unit(
     return f"{title} ({units.pop()})" if len(units) == 1 else title
 
 
-def _describe_retained(ratios: Ratios) -> str:
-    """Return "98.7% kept", or "-0.42" where the metric is no share of the teacher's; empty for NaN and the teacher."""
+def _describe_retained(model: ModelRow, metric: str) -> str:
+    """Return "98.7% kept", with its interval in a second line, or "-0.42" where it is no share of the teacher's.
+
+    Empty for NaN and the teacher.
+    """
+    ratios, interval = model.ratios, model.retained_intervals.get(metric)
     text = format_retained(ratios.metric_retained, ratios.metric_difference)
     if ratios.metric_retained is None:
         return text if ratios.metric_difference and math.isfinite(ratios.metric_difference) else ""
-    return f"{text} kept" if ratios.metric_retained > 0 else ""
+    if ratios.metric_retained <= 0:
+        return ""
+    return f"{text} kept" + ("" if interval is None else f"\n{format_range(interval.low, interval.high)}")
 
 
 def _compare(ratio: float | None, better: str, worse: str, same: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hf_efficient.measurement.intervals import Interval
+
 LOWER_IS_BETTER = ("loss", "perplexity")
 
 
@@ -66,6 +68,10 @@ class ModelRow:
     examples (tokens, for token classification) on which it predicts the same class as that. Of an int8 model
     `max_difference_without_kernels` is the largest difference to its outputs on a machine without kernels for
     integers, relative to the largest output.
+
+    `retained_intervals` has, by metric, the confidence interval of the share of the teacher's metric that is kept; a
+    metric that cannot be resampled is missing. `teacher_agreement` is the fraction of the evaluation examples on which
+    the model predicts the same class as the teacher; it needs no labels, and varies less than the metrics.
     """
 
     name: str
@@ -84,6 +90,8 @@ class ModelRow:
     structure: Mapping[str, Any] | None = None
     ratios: Ratios = Ratios()
     agreement: float | None = None
+    teacher_agreement: float | None = None
+    retained_intervals: Mapping[str, Interval] = field(default_factory=dict)
     max_difference_without_kernels: float | None = None
 
     @property

@@ -15,6 +15,7 @@ from hf_efficient.measurement.formatting import (
     format_metric,
     format_number,
     format_percent,
+    format_range,
     format_ratio,
     format_retained,
 )
@@ -29,6 +30,10 @@ SPARSITY_NOTE = (
 GENERATION_NOTE = (
     "Generation: greedy, with a cache; the first token is timed separately, and the speed-up is that of the complete "
     "text."
+)
+TEACHER_AGREEMENT_NOTE = (
+    "Same as the teacher: the evaluation examples on which a model predicts the same as the teacher; it needs no "
+    "labels, and varies less than the metrics."
 )
 AGREEMENT_NOTE = "Same as float: the evaluation examples on which a form predicts the same as the float student."
 INT8_NOTE = (
@@ -62,13 +67,17 @@ def build_cells(
         ("compressed on disk", lambda m: format_bytes(m.compressed_bytes_on_disk)),
     ]
     agreement: list[tuple[str, Cell]] = [("same as float", lambda m: format_percent(m.agreement))]
+    teacher_agreement: list[tuple[str, Cell]] = [
+        ("same as the teacher", lambda m: "" if m.role == "teacher" else format_percent(m.teacher_agreement))
+    ]
     has_agreement = any(model.agreement is not None for model in models)
     measurements: list[tuple[str, Cell]] = [
         *((name, lambda m, name=name: format_metric(m.metrics.get(name))) for name in metrics),
         (
             f"{metric or 'metric'} kept",
-            lambda m: format_retained(m.ratios.metric_retained, m.ratios.metric_difference),
+            lambda m: _describe_retained(m, metric),
         ),
+        *(teacher_agreement if any(model.teacher_agreement is not None for model in models) else ()),
         *(agreement if has_agreement else ()),
         ("latency", lambda m: format_duration_ms(m.median_latency_ms)),
         ("90th percentile", lambda m: format_duration_ms(m.latency_ms.p90 if m.latency_ms else None)),
@@ -107,10 +116,12 @@ def describe_conditions(
     environment: Mapping[str, Any],
     attention: str | None = None,
     uses_torchao: bool = False,
+    metric: str | None = None,
 ) -> str:
-    """Return sentences on how and where latency was measured, and notes on sparsity, generation and int8.
+    """Return sentences on how and where latency was measured, and notes on what the numbers mean.
 
-    `environment` is what `describe_environment` returned, `attention` the implementation of attention in transformers.
+    `metric` names the metric that models are compared by, `environment` is what `describe_environment` returned,
+    `attention` the implementation of attention in transformers.
     """
     uses_torchao &= any(model.role == "quantized" and _runs_in_int8(model) for model in models)
     differences = [model.max_difference_without_kernels for model in models]
@@ -118,11 +129,32 @@ def describe_conditions(
         _describe_latency(models, environment, attention),
         GENERATION_NOTE if generates_text(models) else "",
         SPARSITY_NOTE if has_sparse_models(models) else "",
+        describe_intervals(models, metric),
+        TEACHER_AGREEMENT_NOTE if any(model.teacher_agreement is not None for model in models) else "",
         AGREEMENT_NOTE if any(model.agreement is not None for model in models) else "",
         TORCHAO_NOTE if uses_torchao else "",
         *(INT8_NOTE.format(difference) for difference in differences if difference is not None),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def describe_intervals(models: Sequence[ModelRow], metric: str | None) -> str:
+    """Return a sentence on the intervals of the share of the metric that is kept; empty if there are none."""
+    intervals = [interval for model in models if (interval := model.retained_intervals.get(metric or ""))]
+    if not intervals:
+        return ""
+    first = intervals[0]
+    sentence = f"{metric} kept: {first.level:.0%} interval, from a paired bootstrap of the {first.rows:,} rows"
+    if all(interval.can_tell_one_point for interval in intervals):
+        return f"{sentence}."
+    return f"{sentence}: {first.rows:,} rows cannot tell 1 point."
+
+
+def _describe_retained(model: ModelRow, metric: str | None) -> str:
+    """Return "98.7% (97.6 to 99.8)"; without an interval "98.7%"."""
+    text = format_retained(model.ratios.metric_retained, model.ratios.metric_difference)
+    interval = model.retained_intervals.get(metric or "")
+    return text if interval is None else f"{text} ({format_range(interval.low, interval.high)})"
 
 
 def _describe_latency(models: Sequence[ModelRow], environment: Mapping[str, Any], attention: str | None) -> str:

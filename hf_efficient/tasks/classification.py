@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, DatasetDict
 
 from hf_efficient.data.config import DataConfig
@@ -12,14 +11,19 @@ from hf_efficient.data.label_checks import check_correlation
 from hf_efficient.data.label_values import split_labels
 from hf_efficient.data.labels import check_numbers, entry_is_set, label_kind, label_number
 from hf_efficient.measurement.metrics import classification_metrics, multi_label_metrics, regression_metrics
+from hf_efficient.measurement.row_metrics import (
+    classification_row_metrics,
+    multi_label_row_metrics,
+    regression_row_metrics,
+)
 from hf_efficient.tasks.task import (
     LABEL_COLUMNS,
     Batch,
-    ComputeMetrics,
     RowEncoder,
     Task,
+    TaskMetrics,
     check_row_texts,
-    get_logits,
+    read_logits,
 )
 
 
@@ -57,19 +61,19 @@ def _set_labels(values: Any, encoder: RowEncoder) -> list[Any]:
     return [index for index, entry in enumerate(labels) if entry_is_set(entry)] if encoder.is_multi_hot else labels
 
 
-def classification_compute_metrics(*_: Any) -> ComputeMetrics:
+def classification_compute_metrics(*_: Any) -> TaskMetrics:
     """Return the function that computes accuracy and macro F1."""
-    return lambda prediction: classification_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
+    return TaskMetrics(read_logits, classification_metrics, classification_row_metrics)
 
 
-def multi_label_compute_metrics(*_: Any) -> ComputeMetrics:
+def multi_label_compute_metrics(*_: Any) -> TaskMetrics:
     """Return the function that computes micro and macro F1, and accuracy over complete label sets."""
-    return lambda prediction: multi_label_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
+    return TaskMetrics(read_logits, multi_label_metrics, multi_label_row_metrics)
 
 
-def regression_compute_metrics(*_: Any) -> ComputeMetrics:
+def regression_compute_metrics(*_: Any) -> TaskMetrics:
     """Return the function that computes the Pearson and Spearman correlations."""
-    return lambda prediction: regression_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
+    return TaskMetrics(read_logits, regression_metrics, regression_row_metrics)
 
 
 def _label_column(splits: DatasetDict, data: DataConfig) -> str | None:

@@ -16,7 +16,9 @@ from hf_efficient.data.config import DataConfig
 from hf_efficient.data.label_names import model_label_names
 from hf_efficient.data.length_order import Order, restore_order, sort_by_length
 from hf_efficient.measurement.agreement import predicted_classes
+from hf_efficient.measurement.intervals import metrics_by_row
 from hf_efficient.measurement.latency import sample_batches
+from hf_efficient.measurement.row_metrics import RowMetric
 from hf_efficient.models.batches import Batch
 from hf_efficient.models.inputs import is_label
 from hf_efficient.tasks.class_ids import find_class_ids
@@ -76,8 +78,11 @@ class TaskEvaluator:
         """Return the task's metrics of `model`, computed in the model's own precision."""
         return self.evaluate(model)[0]
 
-    def evaluate(self, model: Callable[..., Any]) -> tuple[dict[str, float], Any]:
-        """Return the task's metrics of `model` and the classes that it predicts, see `predicted_classes`."""
+    def evaluate(self, model: Callable[..., Any]) -> tuple[dict[str, float], Any, dict[str, RowMetric]]:
+        """Return the task's metrics of `model`, the classes that it predicts, and its metrics by row.
+
+        See `predicted_classes` and `metrics_by_row`.
+        """
         predictions: Any = None
         labels: Any = None
         rows = self.tokenized_splits["evaluation"]
@@ -93,7 +98,9 @@ class TaskEvaluator:
         compute_metrics = self.task.build_compute_metrics(
             self.raw_splits["evaluation"], rows, self.encoder, self.config
         )
-        return compute_metrics(EvalPrediction(*results)), predicted_classes(*results)
+        prediction = EvalPrediction(*results)
+        metrics = compute_metrics(prediction)
+        return metrics, predicted_classes(*results), metrics_by_row(compute_metrics, prediction, metrics)
 
     def sample_batches(self) -> list[Batch]:
         """Return a sample of the batches of the evaluation data, to measure the throughput of `predict` on."""

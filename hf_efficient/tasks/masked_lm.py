@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
@@ -12,7 +11,8 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorForTokenCl
 
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.metrics import masked_lm_metrics
-from hf_efficient.tasks.task import TEXT_COLUMNS, Batch, ComputeMetrics, RowEncoder, Task, get_logits
+from hf_efficient.measurement.row_metrics import masked_lm_row_metrics
+from hf_efficient.tasks.task import TEXT_COLUMNS, Batch, RowEncoder, Task, TaskMetrics, read_logits
 
 MASKING_PROBABILITY = 0.15
 
@@ -67,9 +67,9 @@ def encode_masked_lm(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
     return encoder.tokenize(*(batch[name] for name in encoder.columns.texts))
 
 
-def masked_lm_compute_metrics(*_: Any) -> ComputeMetrics:
+def masked_lm_compute_metrics(*_: Any) -> TaskMetrics:
     """Return the function that computes accuracy and perplexity over masked tokens."""
-    return lambda prediction: masked_lm_metrics(get_logits(prediction), np.asarray(prediction.label_ids))
+    return TaskMetrics(read_logits, masked_lm_metrics, masked_lm_row_metrics)
 
 
 MASKED_LM = Task(

@@ -14,14 +14,15 @@ from hf_efficient.data.config import DataConfig
 from hf_efficient.data.rows import describe_row
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.metrics import question_answering_metrics
+from hf_efficient.measurement.row_metrics import question_answering_row_metrics
 from hf_efficient.tasks.answers import read_answer
 from hf_efficient.tasks.task import (
     EXAMPLE_INDEX,
     OFFSETS,
     Batch,
-    ComputeMetrics,
     RowEncoder,
     Task,
+    TaskMetrics,
     check_row_texts,
 )
 
@@ -122,7 +123,7 @@ def _answer_tokens(answer: Any, offsets: Sequence[Sequence[int]]) -> tuple[int, 
 
 def question_answering_compute_metrics(
     rows: Dataset, encoded: Dataset, encoder: RowEncoder, config: PreTrainedConfig
-) -> ComputeMetrics:
+) -> TaskMetrics:
     """Return the function that computes exact match and F1 of the best span over all windows of a context.
 
     If some questions have no answer, the prediction is empty where position 0 scores higher than the best span.
@@ -133,7 +134,7 @@ def question_answering_compute_metrics(
     row_of_window, offsets = list(encoded[EXAMPLE_INDEX]), list(encoded[OFFSETS])
     has_unanswerable = any(not texts for texts in answers)
 
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    def read_answers(prediction: EvalPrediction) -> tuple[list[str], list[list[str]]]:
         best = [("", -np.inf)] * len(contexts)
         no_answer_scores = [np.inf] * len(contexts)
         for window, (starts, ends) in enumerate(zip(*prediction.predictions[:2], strict=True)):
@@ -146,9 +147,9 @@ def question_answering_compute_metrics(
             "" if has_unanswerable and no_answer_score > score else text
             for (text, score), no_answer_score in zip(best, no_answer_scores, strict=True)
         ]
-        return question_answering_metrics(texts, answers)
+        return texts, answers
 
-    return compute_metrics
+    return TaskMetrics(read_answers, question_answering_metrics, question_answering_row_metrics)
 
 
 def best_span(starts: np.ndarray, ends: np.ndarray, offsets: Sequence[Sequence[int]]) -> tuple[int, int, float] | None:

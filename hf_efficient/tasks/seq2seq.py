@@ -14,7 +14,8 @@ from hf_efficient.data.rows import describe_row
 from hf_efficient.data.texts import check_texts
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.metrics import bleu_signature, summary_metrics, translation_metrics
-from hf_efficient.tasks.task import IGNORE_INDEX, Batch, ComputeMetrics, RowEncoder, Task
+from hf_efficient.measurement.row_metrics import summary_row_metrics, translation_row_metrics
+from hf_efficient.tasks.task import IGNORE_INDEX, Batch, RowEncoder, Task, TaskMetrics
 
 # A column of dicts with a text for each language.
 TRANSLATION_COLUMN = "translation"
@@ -53,10 +54,14 @@ def check_generation_rows(split: Dataset, name: str, encoder: RowEncoder) -> Non
 
 def translation_compute_metrics(
     rows: Dataset, encoded: Dataset, encoder: RowEncoder, config: PreTrainedConfig
-) -> ComputeMetrics:
+) -> TaskMetrics:
     """Return the function that computes sacreBLEU and chrF of generated texts."""
     language = encoder.data.target_lang
-    return lambda prediction: translation_metrics(*decode_predictions(prediction, encoder.tokenizer), language)
+    return TaskMetrics(
+        lambda prediction: (*decode_predictions(prediction, encoder.tokenizer), language),
+        translation_metrics,
+        translation_row_metrics,
+    )
 
 
 def translation_settings(rows: Dataset, encoder: RowEncoder) -> dict[str, str]:
@@ -68,9 +73,11 @@ def translation_settings(rows: Dataset, encoder: RowEncoder) -> dict[str, str]:
 
 def summarization_compute_metrics(
     rows: Dataset, encoded: Dataset, encoder: RowEncoder, config: PreTrainedConfig
-) -> ComputeMetrics:
+) -> TaskMetrics:
     """Return the function that computes ROUGE of generated texts."""
-    return lambda prediction: summary_metrics(*decode_predictions(prediction, encoder.tokenizer))
+    return TaskMetrics(
+        lambda prediction: decode_predictions(prediction, encoder.tokenizer), summary_metrics, summary_row_metrics
+    )
 
 
 def decode_predictions(prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from optimum.exporters.tasks import TasksManager
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
@@ -14,9 +15,9 @@ from hf_efficient.data.columns import Columns, find_columns
 from hf_efficient.data.config import SOURCE_FIELDS, DataConfig
 from hf_efficient.data.labels import Classes, ReadLabels, find_classes
 from hf_efficient.data.texts import check_texts
+from hf_efficient.measurement.row_metrics import RowMetric
 
 Batch: TypeAlias = Mapping[str, list[Any]]
-ComputeMetrics: TypeAlias = Callable[[EvalPrediction], dict[str, float]]
 
 # Common names of text columns; columns of one tuple are read together.
 TEXT_COLUMNS = (
@@ -80,6 +81,30 @@ def check_row_texts(split: Dataset, name: str, encoder: RowEncoder) -> None:
 
 
 @dataclass(frozen=True)
+class TaskMetrics:
+    """The `compute_metrics` of a task, which also gives its metrics as functions of the rows, for intervals.
+
+    | field | meaning |
+    | --- | --- |
+    | read | from a prediction to what the metrics are computed from, such as logits and labels |
+    | compute | from that to the metrics, by name |
+    | compute_by_row | from that to those of the metrics that can be resampled; see `row_metrics` |
+    """
+
+    read: Callable[[EvalPrediction], tuple[Any, ...]]
+    compute: Callable[..., dict[str, float]]
+    compute_by_row: Callable[..., dict[str, RowMetric]]
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Return the metrics of a prediction."""
+        return self.compute(*self.read(prediction))
+
+    def by_row(self, prediction: EvalPrediction) -> dict[str, RowMetric]:
+        """Return the metrics of a prediction that can be resampled, as functions of how often each row counts."""
+        return self.compute_by_row(*self.read(prediction))
+
+
+@dataclass(frozen=True)
 class Task:
     """One task, such as text classification.
 
@@ -110,7 +135,7 @@ class Task:
     pipeline: str
     metric: str
     encode: Callable[[Batch, RowEncoder], dict[str, Any]]
-    build_compute_metrics: Callable[[Dataset, Dataset, RowEncoder, PreTrainedConfig], ComputeMetrics]
+    build_compute_metrics: Callable[[Dataset, Dataset, RowEncoder, PreTrainedConfig], TaskMetrics]
     matches: Callable[[DatasetDict, DataConfig], bool] = lambda splits, data: False
     find_columns: Callable[[DatasetDict, DataConfig], Columns] | None = None
     text_columns: Sequence[tuple[str, ...]] = TEXT_COLUMNS
@@ -178,9 +203,11 @@ class Task:
         return DatasetDict({name: encode_split(split, name) for name, split in splits.items()})
 
 
-def get_logits(prediction: EvalPrediction) -> Any:
-    """Return the logits of a prediction, which are the first of a model's outputs."""
-    return prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+def read_logits(prediction: EvalPrediction) -> tuple[Any, np.ndarray]:
+    """Return the logits of a prediction, which are the first of a model's outputs, and the labels."""
+    predictions = prediction.predictions
+    logits = predictions[0] if isinstance(predictions, tuple) else predictions
+    return logits, np.asarray(prediction.label_ids)
 
 
 def iterate_texts(rows: Dataset, task: Task, columns: Columns) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import DataCollatorForTokenClassification, PreTrainedConfig
 
@@ -14,7 +13,8 @@ from hf_efficient.data.labels import IGNORED_TAG
 from hf_efficient.data.rows import describe_row
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.metrics import token_classification_metrics
-from hf_efficient.tasks.task import IGNORE_INDEX, Batch, ComputeMetrics, RowEncoder, Task, get_logits
+from hf_efficient.measurement.row_metrics import token_classification_row_metrics
+from hf_efficient.tasks.task import IGNORE_INDEX, Batch, RowEncoder, Task, TaskMetrics, read_logits
 
 WORD_COLUMNS = (("tokens",), ("words",))
 TAG_COLUMNS = ("ner_tags", "tags", "pos_tags", "labels", "label")
@@ -74,11 +74,13 @@ def check_tagged_rows(split: Dataset, name: str, encoder: RowEncoder) -> None:
 
 def token_classification_compute_metrics(
     rows: Dataset, encoded: Dataset, encoder: RowEncoder, config: PreTrainedConfig
-) -> ComputeMetrics:
+) -> TaskMetrics:
     """Return the function that computes precision, recall and F1 of entities, and accuracy of words."""
     names = [config.id2label[index] for index in range(config.num_labels)]
-    return lambda prediction: token_classification_metrics(
-        get_logits(prediction), np.asarray(prediction.label_ids), names
+    return TaskMetrics(
+        lambda prediction: (*read_logits(prediction), names),
+        token_classification_metrics,
+        token_classification_row_metrics,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
@@ -21,10 +21,12 @@ from hf_efficient.exporters.runtime_models import RuntimeModel
 from hf_efficient.measurement.agreement import agreement, predicted_classes
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.environment import describe_environment
+from hf_efficient.measurement.intervals import Interval, metrics_by_row, retained_intervals
 from hf_efficient.measurement.latency import measure_throughput, sample_batches
 from hf_efficient.measurement.recommendation import student_forms
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.report_rows import ModelRow
+from hf_efficient.measurement.row_metrics import RowMetric
 from hf_efficient.measurement.runtimes import RUNTIMES
 from hf_efficient.models import FAMILIES, family_of
 from hf_efficient.trainer.loss import Batch, select_model_inputs
@@ -109,6 +111,7 @@ class ModelEvaluator:
     def __init__(self, trainer: Trainer, techniques: Techniques, untrimmed: UntrimmedModel | None) -> None:
         self.trainer, self.techniques, self.untrimmed = trainer, techniques, untrimmed
         self._classes: dict[str, Any] = {}  # what each model predicts
+        self._row_metrics: dict[str, dict[str, RowMetric]] = {}
 
     def evaluate(self, role: str, model: Any) -> dict[str, float]:
         """Return the metrics of `model`; none without evaluation data, or for a teacher that was never trained.
@@ -120,17 +123,23 @@ class ModelEvaluator:
             return {}
         metrics: dict[str, float] = {}
         classes: list[Any] = []
+        row_metrics: dict[str, RowMetric] = {}
         with evaluated_by(self.trainer, model, compute_metrics):
             for prefix, dataset in datasets.items():
                 output = self.trainer.predict(dataset, metric_key_prefix=role)
                 classes.append(predicted_classes(output.predictions, output.label_ids))
-                for key, value in output.metrics.items():
-                    name = key.removeprefix(f"{role}_")
-                    if name not in TIMING_KEYS and isinstance(value, float) and math.isfinite(value):
-                        metrics[prefix + name] = value
+                values = {
+                    key.removeprefix(f"{role}_"): value
+                    for key, value in output.metrics.items()
+                    if isinstance(value, float) and math.isfinite(value)
+                }
+                metrics |= {prefix + name: value for name, value in values.items() if name not in TIMING_KEYS}
+                by_row = metrics_by_row(compute_metrics, EvalPrediction(output.predictions, output.label_ids), values)
+                row_metrics |= {prefix + name: metric for name, metric in by_row.items()}
         self._classes[role] = (
             np.concatenate(classes) if classes and all(values is not None for values in classes) else None
         )
+        self._row_metrics[role] = row_metrics
         return metrics
 
     def measure_throughput(self, models: Mapping[str, Any]) -> dict[str, float] | None:
@@ -240,7 +249,10 @@ class ModelEvaluator:
     def _add_differences(
         self, rows: Sequence[ModelRow], quantized: PreTrainedModel | None, inputs: Batch
     ) -> tuple[ModelRow, ...]:
-        """Return `rows` with the agreement of forms with the float student, and of int8 with other machines."""
+        """Return `rows` with what they are compared by, example by example, with the teacher and the float student.
+
+        Of an int8 model also its difference to other machines.
+        """
         if not rows:
             return ()
         reference, *forms = student_forms(rows)
@@ -257,10 +269,20 @@ class ModelEvaluator:
             replace(
                 row,
                 agreement=agreements.get(row.role),
+                teacher_agreement=self._agreement_with_teacher(row.role),
+                retained_intervals=self._intervals(row.role),
                 max_difference_without_kernels=difference if row.role == "quantized" else None,
             )
             for row in rows
         )
+
+    def _agreement_with_teacher(self, role: str) -> float | None:
+        return None if role == "teacher" else agreement(self._classes.get(role), self._classes.get("teacher"))
+
+    def _intervals(self, role: str) -> dict[str, Interval]:
+        if role == "teacher":
+            return {}
+        return retained_intervals(self._row_metrics.get(role, {}), self._row_metrics.get("teacher", {}))
 
 
 def describe_training(args: TrainingArguments, model: PreTrainedModel) -> dict[str, Any]:

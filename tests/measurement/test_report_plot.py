@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from hf_efficient.measurement.intervals import Interval
 from hf_efficient.measurement.report_plot import plot_report, role_colours
 from hf_efficient.measurement.report_rows import GenerationLatency, Latency, ModelRow, with_ratios
 
@@ -72,6 +73,13 @@ def test_bars_show_values_with_units_and_ratios(teacher_row, student_row):
     assert {"0.9000", "80.0 ms", "440 MB"} <= set(texts)
     assert {"0.8100", "90.0% kept", "32.0 ms", "2.50x faster", "80.0 MB", "5.50x smaller"} <= set(texts)
     assert CONDITIONS.strip() in [" ".join(text.split()) for text in texts]
+
+
+def test_share_that_is_kept_has_its_interval_in_a_second_line(teacher_row, student_row):
+    interval = Interval(0.85, 0.952, 0.95, 872, "paired bootstrap")
+    figure = draw([teacher_row, replace(student_row, retained_intervals={"accuracy": interval})])
+    assert "90.0% kept\n85.0 to 95.2" in shown(figure)
+    assert_readable(figure)
 
 
 def test_models_that_are_slower_and_larger_say_so(teacher_row, student_row):

@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from hf_efficient import CompressionReport
+from hf_efficient.measurement.intervals import Interval
 from hf_efficient.measurement.report_rows import GenerationLatency, ModelRow
 from hf_efficient.measurement.report_table import GENERATION_NOTE, SPARSITY_NOTE, TORCHAO_NOTE
 
@@ -151,3 +152,19 @@ def test_recommended_form_and_slower_ones_are_marked(report):
     last = replace(report, models=(teacher, student, slow, large, fast)).markdown().splitlines()[-1]
     assert last == "| on this machine |  |  | smaller, not faster here | not faster here | recommended |"
     assert "on this machine" not in replace(report, models=(teacher, student)).markdown()
+
+
+def test_share_that_is_kept_has_its_interval(report):
+    interval = Interval(0.85, 0.952, 0.95, 872, "paired bootstrap, 1000 resamples, percentiles")
+    teacher, student, other = report.models
+    student = replace(student, retained_intervals={"accuracy": interval}, teacher_agreement=0.913)
+    report = replace(report, models=(teacher, student, other))
+    lines = report.markdown().splitlines()
+    assert "| accuracy kept | 100.0% | 90.0% (85.0 to 95.2) | not measured |" in lines
+    assert "| same as the teacher |  | 91.3% | not measured |" in lines
+    few = "accuracy kept: 95% interval, from a paired bootstrap of the 872 rows: 872 rows cannot tell 1 point."
+    assert few in report.conditions()
+    narrow = replace(student, retained_intervals={"accuracy": replace(interval, low=0.945)})
+    assert "of the 872 rows." in replace(report, models=(teacher, narrow)).conditions()
+    assert replace(report, metric="f1").markdown().count("(85.0") == 0
+    assert CompressionReport.from_json(report.to_json()) == report

@@ -12,6 +12,7 @@ from hf_efficient import PruningConfig, QuantizationConfig, quantize
 from hf_efficient.measurement import latency
 from hf_efficient.measurement.report_rows import Latency, ModelRow
 from hf_efficient.models import int8_kernels
+from hf_efficient.tasks.classification import classification_compute_metrics
 from hf_efficient.trainer import evaluation
 from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel, describe_training, evaluated_by
 from hf_efficient.trainer.techniques import Techniques
@@ -190,6 +191,20 @@ def test_agreement_counts_equal_predictions(reporting, monkeypatch):
     monkeypatch.setattr(evaluation, "predicted_classes", lambda predictions, labels: next(classes))
     classes = iter([np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0])])
     assert reporting("int8_weight_only").row("quantized").agreement == 0.75
+
+
+def test_students_are_compared_with_the_teacher_row_by_row(tmp_path):
+    trainer = build(tmp_path)
+    trainer.compute_metrics = classification_compute_metrics()
+    teacher, student = classifier(), classifier()
+    with torch.no_grad():
+        student.classifier.bias += torch.tensor([9.0, 0.0, 0.0])  # the first class for every row
+    rows_of = trainer.build_report({"teacher": teacher, "student": student}, {}).row
+    assert (rows_of("teacher").teacher_agreement, rows_of("teacher").retained_intervals) == (None, {})
+    share, interval = rows_of("student").ratios.metric_retained, rows_of("student").retained_intervals["accuracy"]
+    assert 0 <= rows_of("student").teacher_agreement < 1
+    assert interval.low <= share <= interval.high
+    assert interval.rows == len(trainer.eval_dataset)
 
 
 def test_quantized_model_that_is_slower_gives_a_warning(reporting, monkeypatch):
