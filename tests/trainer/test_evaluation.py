@@ -198,7 +198,7 @@ def test_students_are_compared_with_the_teacher_row_by_row(tmp_path):
     trainer.compute_metrics = classification_compute_metrics()
     teacher, student = classifier(), classifier()
     with torch.no_grad():
-        student.classifier.bias += torch.tensor([9.0, 0.0, 0.0])  # the first class for every row
+        teacher.classifier.bias += torch.tensor([9.0, 0.0, 0.0])  # the first class for every row
     rows_of = trainer.build_report({"teacher": teacher, "student": student}, {}).row
     assert (rows_of("teacher").teacher_agreement, rows_of("teacher").retained_intervals) == (None, {})
     share, interval = rows_of("student").ratios.metric_retained, rows_of("student").retained_intervals["accuracy"]
