@@ -251,7 +251,7 @@ def _fine_tune_teacher(
     directory = output_dir / "_teacher"
     if args.resume_from_checkpoint and directory.is_dir() and is_complete(directory, "config.json"):
         attention = prepared.model.config._attn_implementation
-        model = prepared.task.auto_class.from_pretrained(directory, attn_implementation=attention)
+        model = type(prepared.model).from_pretrained(directory, attn_implementation=attention)
         return model, ("fine-tuned on the same data first",)
     teacher_args = copy.copy(args)
     teacher_args.output_dir, teacher_args.push_to_hub = str(output_dir / "_tuning"), False

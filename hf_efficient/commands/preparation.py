@@ -159,10 +159,11 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
 
 def _has_same_tokenizer(teacher_name: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> bool:
     """Return whether the teacher has the same tokenizer, or none: False. Raises UserError if it has another."""
-    try:
-        teacher_tokenizer = AutoTokenizer.from_pretrained(teacher_name, trust_remote_code=trust_remote_code)
-    except OSError:
-        teacher_tokenizer = None
+    with explain_loading_errors(teacher_name, "tokenizer"):
+        try:
+            teacher_tokenizer = AutoTokenizer.from_pretrained(teacher_name, trust_remote_code=trust_remote_code)
+        except OSError:
+            teacher_tokenizer = None
     if teacher_tokenizer is None or not has_vocabulary(teacher_tokenizer):
         logger.warning(f"teacher {teacher_name!r} has no tokenizer: the student's is used for both")
         return False

@@ -130,7 +130,15 @@ def _run_process(spec: TrainingRunSpec, variables: Mapping[str, str]) -> Trainin
         spec_file, result_file = Path(folder) / "spec.json", Path(folder) / "result.json"
         spec_file.write_text(spec.to_json(), encoding="utf-8")
         command = [sys.executable, "-m", WORKER_MODULE, str(spec_file), str(result_file)]
-        process = subprocess.run(command, env=variables, capture_output=True, text=True, errors="replace", check=False)
+        process = subprocess.run(
+            command,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
         if process.returncode == 0 and result_file.exists():
             result = json.loads(result_file.read_text(encoding="utf-8"))
             return TrainingCost(**{**result, "setting": Setting(**result["setting"])})

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from hf_efficient.hub.citations import list_citations
@@ -21,9 +21,11 @@ from hf_efficient.hub.usage import (
     EXPORT_RUNTIMES,
     auto_class_name,
     generates_text,
+    is_pruned,
     loading_code,
     needs_remote_code,
     quoted,
+    read_config,
 )
 from hf_efficient.measurement.formatting import (
     format_number,
@@ -66,8 +68,7 @@ def build_model_card(
 
     `base_model` is named in the metadata if it is a repository on the Hub, and not if it is a local path.
     """
-    config = AutoConfig.from_pretrained(folder)
-    folder = Path(folder)
+    config, folder = read_config(folder), Path(folder)
     is_repository = bool(base_model) and not Path(str(base_model)).exists() and is_repo_name(str(base_model))
     public_base = base_model if is_repository else None
     final, title, shown = report.final, folder.resolve().name, escape_names(report)
@@ -216,7 +217,7 @@ def _usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: 
 def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
     """Return sentences on what loading the model needs and on running it fast."""
     notes = []
-    if needs_remote_code(config):
+    if is_pruned(config):
         reason = (
             "The weights are stored as indices into codebooks" if _has_codebooks(config) else "Layers differ in width"
         )
@@ -224,6 +225,8 @@ def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
             f"{reason}, which the classes of Transformers do not support: `trust_remote_code=True` runs the Python "
             "files in this repository. It is not needed after `import hf_efficient`."
         )
+    elif needs_remote_code(config):
+        notes.append("The model has a class of its own: `trust_remote_code=True` runs the code that its config names.")
     else:
         notes.append("The model loads as a class of Transformers, without code from this repository.")
     if _is_quantized(config):

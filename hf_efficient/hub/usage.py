@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from hf_efficient.measurement.report import STUDENT_FOLDER, CompressionReport
 from hf_efficient.models import FAMILIES
@@ -16,13 +17,27 @@ HALF_TYPES = ("bfloat16", "float16")
 
 
 def quoted(text: str) -> str:
-    """Return `text` as a Python string in double quotes: a name with a quote in it is no code."""
-    return json.dumps(text, ensure_ascii=False)
+    """Return `text` as a Python string in double quotes on one line: a name with a quote in it is no code."""
+    body = repr(f'{text}"')[1:-2].replace('"', '\\"')  # repr escapes what cannot be printed
+    return f'"{body}"'
+
+
+def read_config(folder: str | os.PathLike[str]) -> PreTrainedConfig:
+    """Return the config of the model in `folder`. Code there is not run: a class of its own gives a plain config."""
+    values, _ = PreTrainedConfig.get_config_dict(folder)
+    if values.get("model_type") in CONFIG_MAPPING:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return PreTrainedConfig.from_dict(values)
+
+
+def is_pruned(config: PreTrainedConfig) -> bool:
+    """Whether a model with this config has classes of this package, which are in its repository too."""
+    return any(isinstance(config, family.pruned_config_class) for family in FAMILIES.values())
 
 
 def needs_remote_code(config: PreTrainedConfig) -> bool:
-    """Whether a model with this config needs the code of this package, in its repository or imported."""
-    return any(isinstance(config, family.pruned_config_class) for family in FAMILIES.values())
+    """Whether a model with this config needs code in its repository."""
+    return is_pruned(config) or bool(getattr(config, "auto_map", None))
 
 
 def generates_text(config: PreTrainedConfig) -> bool:
@@ -31,7 +46,7 @@ def generates_text(config: PreTrainedConfig) -> bool:
 
 
 def auto_class_name(config: PreTrainedConfig) -> str:
-    """Return the name of the Auto class that loads the model with this config."""
+    """Return the name of the Auto class that loads the model with this config, one that Transformers has."""
     names = {
         cls.__name__: str(pruned._auto_class)
         for family in FAMILIES.values()
@@ -40,7 +55,10 @@ def auto_class_name(config: PreTrainedConfig) -> str:
     }
     architecture = (config.architectures or [""])[0]
     head = architecture.partition("For")[2]
-    return names.get(architecture, f"AutoModelFor{head}" if head else "AutoModel")
+    auto_map = getattr(config, "auto_map", None) or {}
+    names |= {str(path).rpartition(".")[2]: auto for auto, path in auto_map.items() if auto.startswith("AutoModel")}
+    name = names.get(architecture, f"AutoModelFor{head}")
+    return name if architecture and hasattr(transformers, name) else "AutoModel"
 
 
 def loading_code(report: CompressionReport, folder: Path, name: str | None = None) -> list[str]:
@@ -53,7 +71,7 @@ def loading_code(report: CompressionReport, folder: Path, name: str | None = Non
     if role is None or (role == "teacher" and report.final.role != "teacher"):
         return []
     if role in EXPORT_RUNTIMES:
-        if generates_text(AutoConfig.from_pretrained(folder)):
+        if generates_text(read_config(folder)):
             return ["from hf_efficient import load_exported", f"model = load_exported({quoted(f'{name}/{role}')})"]
         return [
             "from transformers.exporters import ExportedModel",
@@ -62,7 +80,7 @@ def loading_code(report: CompressionReport, folder: Path, name: str | None = Non
     is_float = role not in ("quantized", "compiled")
     if is_float and (folder / STUDENT_FOLDER).is_dir() and report.final.role == "quantized":
         folder, name = folder / STUDENT_FOLDER, f"{name}/{STUDENT_FOLDER}"
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     auto = auto_class_name(config)
     options = ", trust_remote_code=True" if needs_remote_code(config) else ""
     imports = ["import torch"] if role in ("compiled", *HALF_TYPES) else []

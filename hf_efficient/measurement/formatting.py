@@ -1,6 +1,6 @@
 """Numbers as text, for tables, pictures and model cards: three significant digits in a suitable unit.
 
-Every function returns "not measured" for None.
+Every function on a number returns "not measured" for None.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ SECOND_UNITS: Units = ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, 
 JOULE_UNITS: Units = ((1e6, "MJ"), (1e3, "kJ"), (1, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
 WATT_HOUR_UNITS: Units = ((1e6, "MWh"), (1e3, "kWh"), (1, "Wh"), (1e-3, "mWh"))
 JOULES_PER_WATT_HOUR = 3600
+
+
+def printable(text: str) -> str:
+    """Return `text` with escapes in place of characters that a terminal acts on or cannot show, such as "\\x1b"."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def format_number(value: float | None, digits: int = 3) -> str:

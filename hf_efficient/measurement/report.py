@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.energy import Energy
-from hf_efficient.measurement.formatting import format_number
+from hf_efficient.measurement.formatting import format_number, printable
 from hf_efficient.measurement.recommendation import (
     Target,
     describe_use,
@@ -160,6 +160,20 @@ class CompressionReport:
         except (UserError, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}. Measure the model again with `hf-efficient`") from error
 
+    def with_names(self, change: Callable[[str], str]) -> CompressionReport:
+        """Return the report with the names that a user gave changed: of dataset, metrics, models and stages."""
+        rows = [
+            replace(row, name=change(row.name), metrics={change(key): value for key, value in row.metrics.items()})
+            for row in self.models
+        ]
+        return replace(
+            self,
+            dataset=None if self.dataset is None else change(self.dataset),
+            metric=None if self.metric is None else change(self.metric),
+            models=rows,
+            stages=[change(stage) for stage in self.stages],
+        )
+
     def conditions(self) -> str:
         """Return sentences on how and where latency was measured, and notes that the numbers need."""
         attention = (self.configs.get("training") or {}).get("attn_implementation")
@@ -239,10 +253,10 @@ class CompressionReport:
 
         Returns the path of the picture.
         """
-        path = Path(folder) / PICTURE_NAME
+        path, shown = Path(folder) / PICTURE_NAME, self.with_names(printable)
         temporary = path.with_suffix(".partial.png")
-        caption = " ".join(filter(None, [self.target_note(), self.recommendation(), self.conditions()]))
-        plot_report(self.models, self.metric, self._title(), caption).savefig(temporary)
+        caption = " ".join(filter(None, [shown.target_note(), shown.recommendation(), shown.conditions()]))
+        plot_report(shown.models, shown.metric, shown._title(), caption).savefig(temporary)
         return temporary.replace(path)
 
     def _title(self) -> str:

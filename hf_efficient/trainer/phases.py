@@ -255,7 +255,7 @@ class PruningPhases:
     def load_model(self, folder: Path) -> PreTrainedModel:
         """Load the model in `folder` with the head, data type and attention of the current one."""
         model = self.get_model()
-        model_class = class_for(model, transformers.AutoConfig.from_pretrained(folder))
+        model_class = class_for(model, transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
         attention = model.config._attn_implementation
         return model_class.from_pretrained(folder, dtype=model.dtype, attn_implementation=attention)
 
