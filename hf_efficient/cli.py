@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 from hf_efficient import __version__
 from hf_efficient.errors import UserError
+from hf_efficient.measurement.formatting import printable
 from hf_efficient.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,8 @@ DESCRIPTIONS = {
     "push": "Push a directory that holds a model to the Hugging Face Hub.",
     "demo": "Compress a small model on this machine, without network or downloads.",
 }
+# Access tokens of the Hub, in messages that name what was given.
+TOKEN = re.compile(r"(hf|api_org)_[A-Za-z0-9]{16,}")
 REPORT_BUG = "This is a bug in hf_efficient: please report it to the maintainers, with the traceback above."
 # Remarks of other libraries while they are imported, that users can do nothing about: logger -> start of the message.
 IMPORT_REMARKS = {"torchao": "Failed to load", "torch.utils._pytree": "%s is an Enum subclass"}
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         similar = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f", did you mean {similar[0]}?" if similar else ""
-        sys.stderr.write(f"hf-efficient: unknown command {command!r}{hint}\n\n{list_commands()}\n")
+        _write_error(f"hf-efficient: unknown command {command!r}{hint}\n\n{list_commands()}")
         return 2
     for name in IMPORT_REMARKS:
         logging.getLogger(name).addFilter(_is_no_import_remark)
@@ -62,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[command](arguments[1:])
     except UserError as error:
         logger.debug("traceback of the error", exc_info=True)
-        sys.stderr.write(f"hf-efficient {command}: {error}\n")
+        _write_error(f"hf-efficient {command}: {error}")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"hf-efficient {command}: interrupted\n")
         return 130
     except Exception:
-        sys.stderr.write(f"{traceback.format_exc()}\n{REPORT_BUG}\n")
+        _write_error(f"{traceback.format_exc()}\n{REPORT_BUG}")
         return 1
     return 0
 
@@ -80,6 +84,12 @@ def list_commands() -> str:
         f"usage: hf-efficient COMMAND [flags]\n\nCommands:\n{commands}\n\n"
         "hf-efficient COMMAND --help describes the flags of a command; hf-efficient --version prints the version."
     )
+
+
+def _write_error(message: str) -> None:
+    """Write `message` without control characters and access tokens: one may follow a misspelt flag."""
+    lines = TOKEN.sub("hf_***", message).split("\n")
+    sys.stderr.write("\n".join(map(printable, lines)) + "\n")
 
 
 def _is_no_import_remark(record: logging.LogRecord) -> bool:

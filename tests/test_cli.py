@@ -8,6 +8,7 @@ import pytest
 
 import hf_efficient
 from hf_efficient import cli
+from hf_efficient.cli import COMMANDS, main
 from hf_efficient.errors import NonFiniteLossError, PushError, UnsupportedModelError, UserError
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "torchao", "huggingface_hub", "rich", "matplotlib")
@@ -114,3 +115,52 @@ def test_bugs_keep_their_traceback_and_say_where_to_report_them(monkeypatch, cap
 def test_interruption_ends_with_status_130_and_one_line(monkeypatch, capsys):
     assert fail_with(monkeypatch, KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "hf-efficient push: interrupted\n"
+
+
+TOKEN = "hf_" + "aBcD" * 8
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compress", "--token", TOKEN],
+        ["compress", "--hub_tokn", TOKEN],
+        ["compress", f"--hub_tokn={TOKEN}"],
+        ["compress", f"--hub_token{TOKEN}"],
+        ["compress", f"-{TOKEN}"],
+        ["compress", "--push_to_hub", TOKEN, "--model_name_or_path", "{model}", "--output_dir", "{folder}/out"],
+        ["compress", "--hub_token", TOKEN, TOKEN, "--model_name_or_path", "{model}", "--output_dir", "{folder}/out"],
+        ["compress", TOKEN],
+        ["compress", "--model_name_or_path", TOKEN, "--output_dir", "{folder}/out"],
+        ["compress", "--config", "{folder}/key.yaml"],
+        ["compress", "--config", "{folder}/equals.yaml"],
+        ["compress", "--config", "{folder}/list.yaml"],
+        ["push", "{model}", "--repo_id", "me/x", TOKEN],
+        ["push", "{model}", "--repo_id", TOKEN],
+        ["push", TOKEN, "--repo_id", "me/x"],
+        ["measure", TOKEN],
+        ["measure", "{model}", "--token", TOKEN],
+        [TOKEN],
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(TOKEN, "TOKEN"),
+)
+def test_token_is_not_written(arguments, tmp_path, review_model_dir, capsys):
+    (tmp_path / "key.yaml").write_text(f"hub_tokn: {TOKEN}\n")
+    (tmp_path / "equals.yaml").write_text(f"hub_token={TOKEN}: 1\n")
+    (tmp_path / "list.yaml").write_text(
+        f"model_name_or_path: {review_model_dir}\noutput_dir: {tmp_path / 'out'}\nhub_token: [{TOKEN}, {TOKEN}]\n"
+    )
+    assert main([argument.format(folder=tmp_path, model=review_model_dir) for argument in arguments]) == 2
+    written = capsys.readouterr()
+    assert "aBcD" not in written.out + written.err
+
+
+def test_token_in_a_bug_is_not_written(monkeypatch, capsys):
+    def fail(_):
+        raise RuntimeError(f"request with {TOKEN} failed\x1b[31m")
+
+    monkeypatch.setitem(COMMANDS, "measure", fail)
+    assert main(["measure"]) == 1
+    error = capsys.readouterr().err
+    assert "request with hf_*** failed\\x1b[31m" in error
+    assert "aBcD" not in error

@@ -41,6 +41,7 @@ from hf_efficient.exporters.export import check_export
 from hf_efficient.functions import check_pruning
 from hf_efficient.hub.publisher import push_output_dir
 from hf_efficient.hub.usage import loading_code
+from hf_efficient.measurement.formatting import printable
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.report_rows import with_ratios
 from hf_efficient.quantization.validation import check_quantization
@@ -74,14 +75,14 @@ def run_and_print(flags: JobFlags) -> None:
     report, output_dir = compress(config), Path(config.training.output_dir)
     print_report(report)
     console = Console()
-    console.print(f"Model, card, report and picture: {output_dir}", markup=False, soft_wrap=True)
+    console.print(f"Model, card, report and picture: {printable(str(output_dir))}", markup=False, soft_wrap=True)
     if config.training.should_save and (code := loading_code(report, output_dir)):
         console.print("Load it by:", *code, sep="\n", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_report(report: CompressionReport) -> None:
     """Print the summary of `report`, its stages and its table."""
-    console = Console()
+    console, report = Console(), report.with_names(printable)
     if summary := report.summary():
         console.print(summary, markup=False)
     for number, stage in enumerate(report.stages, start=1):

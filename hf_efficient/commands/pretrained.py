@@ -25,8 +25,8 @@ def explain_loading_errors(name: str, part: str = "model") -> Iterator[None]:
     except LOADING_ERRORS as error:
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"the {part} of {name!r} is code in its repository, which is not run unasked: read that code, and give "
-                "--trust_remote_code if you trust it"
+                f"the {part} of {name!r} is code in its repository, which is not run unasked: read that code, and "
+                "give --trust_remote_code if you trust it"
             ) from error
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(

@@ -25,6 +25,7 @@ def run(argv: Sequence[str]) -> None:
     from hf_efficient.hub.onnx_repository import plan_repositories
     from hf_efficient.hub.push import push_folder
     from hf_efficient.hub.space import check_space_folder, push_space
+    from hf_efficient.measurement.formatting import printable
 
     console = Console(soft_wrap=True)
     if space.space:
@@ -33,7 +34,7 @@ def run(argv: Sequence[str]) -> None:
         for repo_id, files in plan_repositories(directory, config.repo_id).items():
             console.print(f"{repo_id}: {len(files)} files, nothing is pushed", markup=False)
             for path, content in sorted(files.items()):
-                console.print(f"{file_size_bytes(content):>14,}  {path}", markup=False, highlight=False)
+                console.print(f"{file_size_bytes(content):>14,}  {printable(path)}", markup=False, highlight=False)
         return
     commits = push_folder(directory, config)
     for repo_id, commit in commits.items():

@@ -144,6 +144,6 @@ def _onnx_repository_card(contents: RepoFiles, repo_id: str, companion: str) -> 
     if tag:
         text += (
             '\n```js\nimport { pipeline } from "@huggingface/transformers";\n\n'
-            f'const pipe = await pipeline("{tag}", "{companion}");\n```\n'
+            f'const pipe = await pipeline({json.dumps(tag)}, "{companion}");\n```\n'
         )
     return f"---\n{data.to_yaml()}\n---\n\n{text}".encode()

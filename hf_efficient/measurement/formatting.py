@@ -22,7 +22,7 @@ JOULES_PER_WATT_HOUR = 3600
 
 
 def printable(text: str) -> str:
-    """Return `text` with escapes in place of characters that a terminal acts on or cannot show, such as "\\x1b"."""
+    """Return `text` with escapes in place of characters that a terminal acts on or cannot show."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
