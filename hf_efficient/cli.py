@@ -38,8 +38,8 @@ DESCRIPTIONS = {
     "push": "Push a directory that holds a model to the Hugging Face Hub.",
     "demo": "Compress a small model on this machine, without network or downloads.",
 }
-# Access tokens of the Hub, in messages that name what was given.
-TOKEN = re.compile(r"(hf|api_org)_[A-Za-z0-9]{16,}")
+# Access tokens of the Hub, in messages that name what was given; of -hf_... the parser takes the h for a flag.
+TOKEN = re.compile(r"(api_org|h?f)_[A-Za-z0-9]{16,}")
 REPORT_BUG = "This is a bug in hf_efficient: please report it to the maintainers, with the traceback above."
 # Remarks of other libraries while they are imported, that users can do nothing about: logger -> start of the message.
 IMPORT_REMARKS = {"torchao": "Failed to load", "torch.utils._pytree": "%s is an Enum subclass"}
