@@ -11,12 +11,10 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
 from .in_place_gelu import InPlaceGelu
-from .int8_kernels import ACTIVATION_MAX, Kernel, build_kernel
+from .int8_kernels import ACTIVATION_MAX, Kernel, build_kernel, channel_weights
 
 # The largest integer of a token's values, of which the largest becomes 1 before they are rounded.
 TOKEN_LIMIT = 127
-# Weights are read from a kernel as products with this number, beside which the bias that is added is small.
-_PROBE = 2.0**20
 
 
 class _Packed(NamedTuple):
@@ -86,7 +84,11 @@ class Int8Linear(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return the outputs (..., out_features) for `states` (..., in_features)."""
-        return self.outputs(states, slice(None))
+        if self._float_weight is not None and self._float_weight.dtype == states.dtype:
+            return F.linear(states, self._float_weight, self.bias)
+        if self._packed is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.outputs(states, slice(None))
+        return self.compute(states)
 
     def outputs(self, states: torch.Tensor, features: slice, share: bool = False) -> torch.Tensor:
         """Return some of the outputs; with `share`, all of them are kept for the next calls with the same tensor."""
@@ -107,7 +109,7 @@ class Int8Linear(nn.Module):
             if weight is not None and weight is self._used_weight and known_version == version:
                 return shared
         rows = states.reshape(-1, self.in_features)
-        packed = self._packed or self._pack()
+        packed = self._packed or (self._pack() if self._float_weight is None else None)
         if packed is None or len(rows) == 0:
             outputs = F.linear(rows, self.float_weight().to(rows.dtype), self.bias)
         else:
@@ -151,17 +153,13 @@ class Int8Linear(nn.Module):
         excess = rows[outside]
         excess = excess - excess.clamp(low, high)
         channels = (excess != 0).any(0).nonzero().flatten()
-        products = excess[:, channels] @ self._channel_weights(packed.kernel, channels)
+        products = excess[:, channels] @ self._packed_weights(packed.kernel, channels)
         outputs.index_add_(0, outside, products)
 
-    def _channel_weights(self, kernel: Kernel, channels: torch.Tensor) -> torch.Tensor:
+    def _packed_weights(self, kernel: Kernel, channels: torch.Tensor) -> torch.Tensor:
         """Return the weights (channels, out_features) that are packed in `kernel`."""
-        probes = torch.zeros(len(channels), self.in_features)
-        probes[torch.arange(len(channels)), channels] = _PROBE
-        products = kernel(probes, _PROBE, 0)
-        if self.bias is not None and self.activations == "static":
-            products -= self.bias.detach().float()
-        return products / _PROBE
+        bias = None if self.bias is None or self.activations != "static" else self.bias.detach().float()
+        return channel_weights(kernel, channels, self.in_features, bias)
 
     def float_weight(self) -> torch.Tensor:
         """Return the weight (out_features, in_features) as floats; kept if the module computes with it."""
@@ -177,7 +175,7 @@ class Int8Linear(nn.Module):
         weight: Any = self.weight
         packed: Any = self._packed
         if weight is None:
-            products = self._channel_weights(packed.kernel, torch.arange(self.in_features)).T
+            products = self._packed_weights(packed.kernel, torch.arange(self.in_features)).T
             weight = (products / self.weight_scale.float()[:, None]).round()
         # transformers casts it too where it keeps a module in float32.
         return weight.to(torch.int8, memory_format=torch.contiguous_format)
@@ -268,7 +266,9 @@ class Int8Slice(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return the outputs (..., out_features) for `states` (..., in_features)."""
-        return self._source[0].outputs(states, self.features, share=True)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._source[0].outputs(states, self.features, share=True)
+        return self._source[0].compute(states, share=True)[..., self.features]
 
 
 class Int8Embedding(nn.Module):

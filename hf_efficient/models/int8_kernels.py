@@ -14,10 +14,15 @@ import torch
 # 2 * 255 * 64 still fits. Weights within this limit give the same sums on every CPU.
 WEIGHT_LIMIT = 64
 ACTIVATION_MAX = 255
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
 
-# Returns outputs (rows, out_features) of inputs (rows, in_features), both float32, given scale and zero point of the
-# inputs.
+# Up to so many multiply-adds the kernel for AVX-512 is faster than that for AMX, whose calls have a constant cost.
+SMALL_PRODUCT = 20_000_000
+# Weights are read from a kernel as products with this number, beside which the bias that is added is small.
+_PROBE = 2.0**20
+
+# Returns outputs (..., out_features) of inputs (..., in_features), both float32 and contiguous, given scale and zero
+# point of the inputs.
 Kernel = Callable[[torch.Tensor, float, int], torch.Tensor]
 KernelBuilder = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Kernel]
 
@@ -33,11 +38,10 @@ def fbgemm_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor 
         packed = torch.ops.quantized.linear_prepack(quantized, bias)
     finally:
         torch.backends.quantized.engine = engine
+    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
 
     def kernel(rows: torch.Tensor, input_scale: float, zero_point: int) -> torch.Tensor:
-        outputs: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            rows, input_scale, zero_point, packed
-        )
+        outputs: torch.Tensor = multiply(rows, input_scale, zero_point, packed)
         return outputs
 
     return kernel
@@ -47,12 +51,13 @@ def onednn_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor 
     """Return the kernel for CPUs with AMX."""
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
+    multiply = torch.ops.onednn.qlinear_pointwise.default
 
     def kernel(rows: torch.Tensor, input_scale: float, zero_point: int) -> torch.Tensor:
         quantized = torch.quantize_per_tensor(rows, input_scale, zero_point, torch.quint8)
         # The integers without the copy that `int_repr` makes.
         integers = torch.empty(0, dtype=torch.uint8).set_(quantized.untyped_storage(), 0, rows.shape)  # type: ignore[call-overload]
-        outputs: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        outputs: torch.Tensor = multiply(
             integers, input_scale, zero_point, packed, scale, zero_points, bias, 1.0, 0, torch.float32, "none", [], ""
         )
         return outputs
@@ -60,9 +65,61 @@ def onednn_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor 
     return kernel
 
 
+class AmxKernel:
+    """The kernel for CPUs with AMX, and for small products that for AVX-512; both add up the same integers.
+
+    The weight is packed at the first call, and once more at the first call for which the other kernel is faster.
+    """
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight: torch.Tensor | None = weight
+        self._scale, self._bias = scale, bias
+        self._small: Kernel | None = None
+        self._large: Kernel | None = None
+
+    def __call__(self, rows: torch.Tensor, input_scale: float, zero_point: int) -> torch.Tensor:
+        """Return the outputs; see `Kernel`."""
+        is_small = rows.numel() * len(self._scale) <= SMALL_PRODUCT
+        kernel = self._small if is_small else self._large
+        return (kernel or self._pack(is_small, rows.shape[-1]))(rows, input_scale, zero_point)
+
+    def any_kernel(self, in_features: int) -> Kernel:
+        """Return a kernel for which the weight is packed."""
+        return self._small or self._large or self._pack(True, in_features)
+
+    def _pack(self, is_small: bool, in_features: int) -> Kernel:
+        with torch.inference_mode(False), _LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            weight = self._weight
+            if weight is None:
+                products = channel_weights(self, torch.arange(in_features), in_features, self._bias).T
+                weight = (products / self._scale[:, None]).round().to(torch.int8)
+            builder = fbgemm_kernel if is_small else onednn_kernel
+            kernel = builder(weight.contiguous(), self._scale, self._bias)
+            if is_small:
+                self._small = kernel
+            else:
+                self._large = kernel
+            self._weight = None
+        return kernel
+
+
+def channel_weights(
+    kernel: Kernel, channels: torch.Tensor, in_features: int, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the scaled weights (channels, out_features) of input channels from a kernel that adds `bias`."""
+    probes = torch.zeros(len(channels), in_features)
+    probes[torch.arange(len(channels)), channels] = _PROBE
+    multiply = kernel.any_kernel(in_features) if isinstance(kernel, AmxKernel) else kernel
+    products = multiply(probes, _PROBE, 0)
+    if bias is not None:
+        products -= bias
+    return products / _PROBE
+
+
 # For smaller weights the product in float is faster: the quantization of the inputs, and the constant cost of a call,
 # are more than what integers gain.
-MIN_WEIGHT_ENTRIES: dict[KernelBuilder, int] = {fbgemm_kernel: 16 * 1024, onednn_kernel: 144 * 1024}
+MIN_WEIGHT_ENTRIES: dict[KernelBuilder, int] = {fbgemm_kernel: 16 * 1024, AmxKernel: 144 * 1024}
 
 
 def build_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Kernel | None:
@@ -87,7 +144,11 @@ def build_kernel(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor |
 @cache
 def select_kernel() -> KernelBuilder | None:
     """Return the builder of the fastest kernel that this CPU and this version of torch have, None if there is none."""
-    return next((builder for builder in _supported_builders() if _computes_correctly(builder)), None)
+    for builder in _supported_builders():
+        kernels = (fbgemm_kernel, onednn_kernel) if builder is AmxKernel else (builder,)
+        if all(_computes_correctly(kernel) for kernel in kernels):
+            return builder
+    return None
 
 
 def _supported_builders() -> list[KernelBuilder]:
@@ -97,7 +158,7 @@ def _supported_builders() -> list[KernelBuilder]:
         return []
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     has_amx = bool(capabilities.get("amx_int8")) and vector_instructions.startswith("AVX512")
-    return [onednn_kernel, fbgemm_kernel] if has_amx else [fbgemm_kernel]
+    return [AmxKernel, fbgemm_kernel] if has_amx else [fbgemm_kernel]
 
 
 def _computes_correctly(builder: KernelBuilder) -> bool:

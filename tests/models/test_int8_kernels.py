@@ -10,14 +10,18 @@ from hf_efficient.models import int8_kernels
 from hf_efficient.models.int8_kernels import (
     ACTIVATION_MAX,
     MIN_WEIGHT_ENTRIES,
+    SMALL_PRODUCT,
     WEIGHT_LIMIT,
+    AmxKernel,
     build_kernel,
+    channel_weights,
     fbgemm_kernel,
     onednn_kernel,
     select_kernel,
 )
 
-BUILDERS = int8_kernels._supported_builders()
+HAS_AMX = AmxKernel in int8_kernels._supported_builders()
+BUILDERS = [*int8_kernels._supported_builders(), *([onednn_kernel] if HAS_AMX else [])]
 
 
 @pytest.fixture(params=BUILDERS, ids=lambda builder: builder.__name__)
@@ -79,11 +83,36 @@ def test_packing_keeps_the_quantized_engine(builder, monkeypatch):
         torch.backends.quantized.engine = engine
 
 
+@pytest.mark.parametrize("builder", int8_kernels._supported_builders(), ids=lambda builder: builder.__name__)
 def test_small_weights_have_no_kernel(builder, monkeypatch):
     monkeypatch.setattr(int8_kernels, "select_kernel", lambda: builder)
     rows = MIN_WEIGHT_ENTRIES[builder] // 128
     assert build_kernel(torch.ones(rows - 1, 128, dtype=torch.int8), torch.ones(rows - 1), None) is None
     assert build_kernel(torch.ones(rows, 128, dtype=torch.int8), torch.ones(rows), None) is not None
+
+
+@pytest.mark.skipif(not HAS_AMX, reason="this CPU has no AMX")
+@pytest.mark.parametrize("small_first", [True, False])
+def test_small_and_large_products_with_amx_are_the_same(small_first):
+    weight, scale, bias = integers(-WEIGHT_LIMIT, WEIGHT_LIMIT, 256, 192), torch.rand(256) + 0.5, torch.rand(256)
+    kernel = AmxKernel(weight.to(torch.int8), scale, bias)
+    states = integers(0, ACTIVATION_MAX, SMALL_PRODUCT // weight.numel() + 1, 192).float()
+    parts = (states[:9], states) if small_first else (states, states[:9])
+    outputs = [kernel(part, 1.0, 0)[:9] for part in parts]
+    assert kernel._small is not None
+    assert kernel._large is not None
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-6, atol=1e-3)
+    torch.testing.assert_close(outputs[0], states[:9] @ weight.T.float() * scale + bias, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.skipif(not HAS_AMX, reason="this CPU has no AMX")
+def test_a_weight_that_is_packed_for_amx_is_packed_once_for_the_products_that_occur():
+    kernel = AmxKernel(torch.ones(256, 192, dtype=torch.int8), torch.ones(256), None)
+    kernel(torch.ones(3, 192), 1.0, 0)
+    assert kernel._large is None
+    assert kernel._weight is None
+    assert torch.equal(channel_weights(kernel, torch.arange(192), 192, None), torch.ones(192, 256))
+    assert kernel._large is None
 
 
 def test_weights_on_other_devices_have_no_kernel():
@@ -117,7 +146,7 @@ def test_without_a_correct_builder_there_is_no_kernel(select_again, monkeypatch)
 @pytest.mark.parametrize(
     ("engines", "vectors", "capabilities", "expected"),
     [
-        (["x86"], "AVX512", {"amx_int8": True}, [onednn_kernel, fbgemm_kernel]),
+        (["x86"], "AVX512", {"amx_int8": True}, [AmxKernel, fbgemm_kernel]),
         (["x86"], "AVX2", {"amx_int8": True}, [fbgemm_kernel]),
         (["x86"], "AVX512", {}, [fbgemm_kernel]),
         (["x86"], "AVX2", {}, [fbgemm_kernel]),
