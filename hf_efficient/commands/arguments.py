@@ -60,8 +60,8 @@ MEASUREMENT_FIELDS = (
 )
 # What the commands that do not train set, whatever was given.
 NO_TRAINING = ("--num_train_epochs=0", "--max_steps=-1", "--distil=False")
-# Without a flag nothing is quantized.
-DEFAULTS: dict[str, Any] = {"scheme": None}
+# Without a flag nothing is quantized, and training stops by itself.
+DEFAULTS: dict[str, Any] = {"scheme": None, "stop_when_flat": True}
 # Flags that `--help` only names; `--help-all` describes them.
 ADVANCED = {
     "attn_implementation",

@@ -107,6 +107,15 @@ class DistillationConfig:
         metadata={"help": "Cache only the k highest logits of each token, and one for the sum of the others."},
     )
 
+    stop_when_flat: bool = field(
+        default=False,
+        metadata={
+            "help": "Stop when the student stops improving. It is compared with the teacher on held-out training "
+            "rows, never on those that are reported. The best weights are kept, those before training included. Needs "
+            "4,000 training rows; no effect with load_best_model_at_end or FSDP."
+        },
+    )
+
     targets: str = field(
         default="gold",
         metadata={

@@ -59,6 +59,16 @@ class HeadOutputs:
     decoder_reads_labels: bool = False
     detects_replaced_tokens: bool = False
 
+    @property
+    def predicts_numbers(self) -> bool:
+        """Whether the outputs are numbers of a regression, not logits."""
+        return self.loss_function is _regression_loss
+
+    @property
+    def predicts_independently(self) -> bool:
+        """Whether each output is the logit of a label of its own, true above 0."""
+        return self.loss_function in (independent_soft_label_loss, _replaced_token_loss)
+
     def mask(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """Return which positions of the outputs count: tokens with a label, otherwise tokens that are not padding."""
         if not self.has_token_axis:

@@ -25,6 +25,7 @@ from hf_efficient.measurement.records import read_value
 from hf_efficient.measurement.report_plot import plot_report
 from hf_efficient.measurement.report_rows import ModelRow
 from hf_efficient.measurement.report_table import build_cells, describe_conditions, has_sparse_models
+from hf_efficient.measurement.training_curve import TrainingPoint
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,6 +67,7 @@ class CompressionReport:
     | environment | the machine and the versions of packages |
     | configs | the settings, by technique |
     | training | what the training took; None if nothing was trained |
+    | training_curve | agreement with the teacher on held-out training rows, against the steps; empty: not measured |
     """
 
     task: str | None = None
@@ -76,6 +78,7 @@ class CompressionReport:
     environment: Mapping[str, Any] = field(default_factory=dict)
     configs: Mapping[str, Any] = field(default_factory=dict)
     training: TrainingResources | None = None
+    training_curve: Sequence[TrainingPoint] = ()
 
     def row(self, role: str) -> ModelRow:
         """Return the row of the model in the role `role`. Raises KeyError if there is none."""
@@ -256,7 +259,8 @@ class CompressionReport:
         path, shown = Path(folder) / PICTURE_NAME, self.with_names(printable)
         temporary = path.with_suffix(".partial.png")
         caption = " ".join(filter(None, [shown.target_note(), shown.recommendation(), shown.conditions()]))
-        plot_report(shown.models, shown.metric, shown._title(), caption).savefig(temporary)
+        figure = plot_report(shown.models, shown.metric, shown._title(), caption, self.training_curve)
+        figure.savefig(temporary)
         return temporary.replace(path)
 
     def _title(self) -> str:

@@ -20,6 +20,8 @@ from hf_efficient.measurement.formatting import (
 )
 from hf_efficient.measurement.report_rows import LOWER_IS_BETTER, ModelRow
 from hf_efficient.measurement.structure_plot import StructurePlot
+from hf_efficient.measurement.training_curve import TrainingPoint
+from hf_efficient.measurement.training_curve_plot import CURVE_HEIGHT, plot_training_curve
 
 # Colours of Okabe and Ito, which readers with colour blindness can tell apart.
 ROLE_COLOURS = {
@@ -65,7 +67,13 @@ class Panel:
     comparison: Callable[[ModelRow], str]
 
 
-def plot_report(models: Sequence[ModelRow], metric: str | None, title: str, conditions: str) -> Any:
+def plot_report(
+    models: Sequence[ModelRow],
+    metric: str | None,
+    title: str,
+    conditions: str,
+    curve: Sequence[TrainingPoint] = (),
+) -> Any:
     """Return a matplotlib figure of `models`: bars for each measurement, and the structure where it is known.
 
     | argument | meaning |
@@ -74,6 +82,7 @@ def plot_report(models: Sequence[ModelRow], metric: str | None, title: str, cond
     | metric | the metric of the first panel; None leaves that panel out |
     | title | the text above all panels |
     | conditions | the caption below them |
+    | curve | agreement with the teacher during training; drawn below the structure if there is any |
 
     All positions are in inches and text is measured, so that neither many models nor long names overlap.
     """
@@ -92,7 +101,8 @@ def plot_report(models: Sequence[ModelRow], metric: str | None, title: str, cond
     top = MARGIN + 0.45 + PANEL_HEADER
     bars_height = row_height * max(1, len(models))
     structure_height = 0.35 + structure.height(content_width) if structure else 0.0
-    caption_top = top + bars_height + structure_height + 0.2
+    curve_top = top + bars_height + structure_height + 0.2
+    caption_top = curve_top + (CURVE_HEIGHT if curve else 0.0)
 
     canvas = Canvas(content_width + 2 * MARGIN, caption_top + LINE_HEIGHT * len(caption) + MARGIN)
     canvas.write(MARGIN, MARGIN, title, size=14, weight="bold")
@@ -111,6 +121,8 @@ def plot_report(models: Sequence[ModelRow], metric: str | None, title: str, cond
         canvas.write(right, name_top + LINE_HEIGHT * lines, runtime, ha="right", size=NOTE_SIZE, color=MUTED)
     if structure:
         structure.plot(canvas, MARGIN, top + bars_height + 0.35, content_width)
+    if curve:
+        plot_training_curve(canvas, curve, MARGIN, curve_top, content_width)
     canvas.write(MARGIN, caption_top, "\n".join(caption), size=NOTE_SIZE, color=MUTED)
     return canvas.figure
 

@@ -22,6 +22,7 @@ from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.schedule import Phase, plan_phases
 from hf_efficient.pruning.selection import Scores, remove_units
 from hf_efficient.pruning.sparsity import KeepZerosCallback, remove_connections, zero_fraction
+from hf_efficient.trainer.agreement_stopping import AgreementStopping
 from hf_efficient.trainer.checkpoints import (
     CheckpointState,
     is_complete,
@@ -51,6 +52,7 @@ class PruningPhases:
     | install_model | replaces it, with optimizer and scheduler |
     | draw_batches | returns the batches to score the model on |
     | add_callback, remove_callback, pop_callback | of the trainer |
+    | stopping | looks at the student in each phase, except while gates close |
     """
 
     gate_callback: GateClosingCallback | None = None
@@ -68,11 +70,12 @@ class PruningPhases:
         add_callback: Callable[[TrainerCallback], None],
         remove_callback: Callable[[TrainerCallback], None],
         pop_callback: Callable[[type[TrainerCallback]], Any],
+        stopping: AgreementStopping,
     ) -> None:
         self.config, self.args, self.accelerator, self.scorer = config, args, accelerator, scorer
         self.get_model, self.install_model, self.draw_batches = get_model, install_model, draw_batches
         self.add_callback, self.remove_callback = add_callback, remove_callback
-        self.pop_callback = pop_callback
+        self.pop_callback, self.stopping = pop_callback, stopping
         self.teacher: PreTrainedModel | None = None
 
     def run(
@@ -81,13 +84,13 @@ class PruningPhases:
         resume: str | bool | None,
         train: Callable[[str | None], TrainOutput],
         stages: list[str],
-        supervision: str,
+        describe_training: Callable[[TrainOutput], str],
         state: CheckpointState,
     ) -> TrainOutput | None:
         """Prune and train in the phases that the config plans; return the output of the last training run.
 
-        `train` trains the installed model, resumed from the checkpoint that it is given. `supervision` describes what
-        it is trained on, and `stages` receives what was done, both for the report. `state` is saved with the model
+        `train` trains the installed model, resumed from the checkpoint that it is given. `describe_training`
+        describes its output, and `stages` receives what was done, both for the report. `state` is saved with the model
         that a phase starts from.
         """
         self.teacher = teacher
@@ -122,7 +125,7 @@ class PruningPhases:
                     if not has_training_steps(self.args):
                         continue
                     output = train(checkpoint)
-                stages.append(f"trained for {output.global_step} steps{supervision}")
+                stages.append(describe_training(output))
         finally:
             self.args.output_dir, self.args.num_train_epochs, self.args.max_steps = str(folder), epochs, steps
         return output
@@ -198,6 +201,7 @@ class PruningPhases:
 
         A checkpoint with open gates, or a stop before they are closed, would undo the removal.
         """
+        self.stopping.round, self.stopping.is_paused = phase.number, phase.closes_gates
         loads_best = self.args.load_best_model_at_end
         stopping: list[EarlyStoppingCallback] = []
         while callback := self.pop_callback(EarlyStoppingCallback):

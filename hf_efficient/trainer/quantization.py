@@ -44,6 +44,11 @@ class QuantizationTraining(TrainerCallback):
         if self.config.aware and not is_quantized(model):
             enable_fake_quantization(model, self.config)
 
+    def on_weights_replaced(self, model: Any) -> None:
+        """Compute the ranges of activations again after the weights of a trained model were replaced."""
+        if self.config.aware and self.config.needs_calibration:
+            self._calibrate(model)
+
     def close(self, model: PreTrainedModel) -> None:
         """Let `model` compute in float again."""
         disable_fake_quantization(model)

@@ -64,6 +64,7 @@ class CompressionRun:
         seconds = time.perf_counter() - start_seconds
         trainer.phases.remove_autocast_wrapper(trainer.model)
         trainer.distillation_training.close()
+        trainer.agreement_stopping.close()
         trainer.accumulated_loss.distiller = None
 
         models = self.models_by_role()
@@ -76,7 +77,11 @@ class CompressionRun:
         # The resources used before an interruption are not known, so a resumed run reports none.
         is_complete = output is not None and not self._is_resumed
         resources = training_resources(seconds, counter.energy) if is_complete else None
-        trainer.report = dataclasses.replace(trainer.build_report(models, exported), training=resources)
+        trainer.report = dataclasses.replace(
+            trainer.build_report(models, exported),
+            training=resources,
+            training_curve=tuple(trainer.agreement_stopping.curve),
+        )
         return output
 
     # ---- before training --------------------------------------------------------------------------------------------
@@ -106,22 +111,36 @@ class CompressionRun:
             trainer.get_signature_columns,
             getattr(trainer.processing_class, "padding_side", "right"),
         )
+        if self.techniques.trains and has_training_steps(self.args):
+            trainer.train_dataset = trainer.agreement_stopping.hold_out(
+                trainer.train_dataset, trainer.accumulated_loss.distiller
+            )
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
     def prune_and_train(self, resume: str | bool | None) -> TrainOutput | None:
         """Train in the phases of a pruning, once, or not at all; return the output of the last training run."""
-        trainer, supervision = self.trainer, self.techniques.describe_supervision()
+        trainer = self.trainer
         if self.techniques.pruning.removes_anything:
             return trainer.phases.run(
-                trainer.teacher, resume, self.train_once, trainer.stages, supervision, trainer.distillation_training
+                trainer.teacher,
+                resume,
+                self.train_once,
+                trainer.stages,
+                self.describe_training,
+                trainer.distillation_training,
             )
         if not (self.techniques.trains and has_training_steps(self.args)):
             return None
         trainer.quantization_training.on_model_changed(trainer.model)
         output = self.train_once(resolve_checkpoint(resume, Path(self.args.output_dir)))
-        trainer.stages.append(f"trained for {output.global_step} steps{supervision}")
+        trainer.stages.append(self.describe_training(output))
         return output
+
+    def describe_training(self, output: TrainOutput) -> str:
+        """Return how long and on what the model was trained, and which weights are kept, for the report."""
+        supervision, kept = self.techniques.describe_supervision(), self.trainer.agreement_stopping.describe()
+        return f"trained for {output.global_step} steps{supervision}{kept}"
 
     def train_once(self, checkpoint: str | None) -> TrainOutput:
         """Train the installed model by the parent's `train`, sharded if FSDP is requested."""

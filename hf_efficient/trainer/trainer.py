@@ -19,6 +19,7 @@ from hf_efficient.hub.publisher import HubPublisher
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig
+from hf_efficient.trainer.agreement_stopping import AgreementStopping
 from hf_efficient.trainer.argument_checks import check_report_to
 from hf_efficient.trainer.checkpoints import CheckpointState, without_secrets
 from hf_efficient.trainer.distillation import DistillationTraining, ProjectionGradients, TeacherLike, load_teachers
@@ -82,6 +83,8 @@ class CompressionMixin(PublishingMixin):
         self.accumulated_loss = AccumulatedLoss(args, accelerator, labels_are_sampled=masks_tokens)
         self.distillation_training = DistillationTraining(techniques.distillation, args, accelerator)
         self.scorer = PruningScorer(techniques.pruning, args, accelerator)
+        self.quantization_training = QuantizationTraining(techniques.quantization, self.draw_calibration_batches)
+        self.agreement_stopping = AgreementStopping(self, self.quantization_training.on_weights_replaced)
         self.phases = PruningPhases(
             techniques.pruning,
             args,
@@ -93,8 +96,8 @@ class CompressionMixin(PublishingMixin):
             add_callback=self.add_callback,
             remove_callback=self.remove_callback,
             pop_callback=self.pop_callback,
+            stopping=self.agreement_stopping,
         )
-        self.quantization_training = QuantizationTraining(techniques.quantization, self.draw_calibration_batches)
         self.fsdp_session = FSDPSession()
         self.finite_checks = FiniteChecks(args, accelerator)
         self.ordered_evaluation = OrderedEvaluation(self)
@@ -104,6 +107,7 @@ class CompressionMixin(PublishingMixin):
             self.distillation_training,
             self.phases,
             self.quantization_training,
+            self.agreement_stopping,
         ]
         self.on_model_changed = [
             self.quantization_training.on_model_changed,
@@ -114,6 +118,7 @@ class CompressionMixin(PublishingMixin):
             self.accumulated_loss,
             projection_gradients,
             self.quantization_training,
+            self.agreement_stopping,
             self.fsdp_session,
         ):
             self.add_callback(callback)

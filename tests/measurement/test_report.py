@@ -24,7 +24,7 @@ def test_empty_report_survives_json():
 def test_json_has_the_documented_keys(report):
     data = json.loads(report.to_json())
     documented = ["schema_version", "task", "dataset", "metric", "stages", "models", "environment", "configs"]
-    assert list(data) == [*documented, "training", "recommended", "targets"]
+    assert list(data) == [*documented, "training", "training_curve", "recommended", "targets"]
     assert data["recommended"] == "student"
     assert data["targets"] == [{"name": "speedup", "asked": 2.5, "reached": 2.5, "role": "student"}]
     assert data["schema_version"] == 1
@@ -60,7 +60,7 @@ def test_other_schema_version_is_refused(report):
 
 def test_older_reports_are_read(report):
     data = json.loads(report.to_json())
-    for name in ("training", "recommended", "targets"):
+    for name in ("training", "training_curve", "recommended", "targets"):
         del data[name]
     for row in data["models"]:
         del row["agreement"], row["max_difference_without_kernels"]
