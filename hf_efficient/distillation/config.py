@@ -39,7 +39,7 @@ class DistillationConfig:
     temperature: float = field(
         default=2.0,
         metadata={
-            "help": "Divides the logits of teacher and student: the higher, the smoother the distributions, and the "
+            "help": "Divides the logits of teacher and student. The higher, the smoother the distributions, and the "
             "more unlikely classes count."
         },
     )
