@@ -75,8 +75,8 @@ class MaskedWords:
         """Return the batch."""
         batch = dict(self.collator(examples))
         ids = batch["input_ids"]
-        special = torch.tensor([self.tokenizer.get_special_tokens_mask(row, True) for row in ids.tolist()]).bool()
-        chosen = (torch.rand(ids.shape) < MASKED_SHARE) & ~special
+        is_special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
+        chosen = (torch.rand(ids.shape) < MASKED_SHARE) & ~is_special
         return {**batch, "input_ids": ids.masked_fill(chosen, self.tokenizer.mask_token_id)}
 
 
