@@ -12,11 +12,12 @@ from transformers.utils import logging
 
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import export
+from hf_efficient.field_checks import check_argument
 from hf_efficient.measurement.comparison import measure, model_inputs
 from hf_efficient.measurement.finite import check_finite_weights
 from hf_efficient.measurement.runtimes import build_runner, check_runtime
 from hf_efficient.measurement.target_costs import TARGET_COSTS, median_latencies_ms
-from hf_efficient.models.batches import Batch
+from hf_efficient.models.batches import Batch, check_batches
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.connection_criteria import CONNECTION_SAMPLES, squared_gradients
 from hf_efficient.pruning.losses import Loss, task_or_sampled_loss
@@ -76,8 +77,13 @@ def quantize(
     quantized, calibration batches are missing for int8_static or given to torchao, or torchao is requested and not
     installed; UnsupportedModelError if the family of the model is unknown, except with torchao.
     """
+    _check_model(model)
     if config is None:
         config = QuantizationConfig("int8_dynamic" if calibration is None else "int8_static")
+    example = "a QuantizationConfig, such as QuantizationConfig('int8_dynamic')"
+    check_argument("config", config, QuantizationConfig, example)
+    if calibration is not None:
+        calibration = check_batches("calibration", calibration)
     check_quantization(model, config)
     check_finite_weights(model, "the model")
     if config.needs_calibration and calibration is None and statistics is None:
@@ -97,6 +103,10 @@ def quantize(
     if not config.is_int8:
         return model
     return quantize_torchao(model, config) if config.torchao else quantize_int8(model, config, statistics)
+
+
+def _check_model(model: Any) -> None:
+    check_argument("model", model, PreTrainedModel, "a model of Transformers, as from_pretrained returns it")
 
 
 def describe_quantization(model: PreTrainedModel, quantized: PreTrainedModel, config: QuantizationConfig) -> str:
@@ -202,6 +212,9 @@ def prune(
     message says which can.
     Raises UnsupportedModelError if the architecture is not supported.
     """
+    _check_model(model)
+    check_argument("config", config, PruningConfig, "a PruningConfig, such as PruningConfig(target_speedup=2)")
+    dataloader = check_batches("dataloader", dataloader)
     check_pruning(model, config)
     check_finite_weights(model, "the model")
     loss = task_or_sampled_loss(reference) if loss is None else loss

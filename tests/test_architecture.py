@@ -46,6 +46,8 @@ HEAVY = {
 }
 # Modules of models/ that are not saved next to a model's weights.
 NOT_SHIPPED = {"models.__init__", "models.surgery", "models.inputs", "models.batches"}
+# Imported in milliseconds.
+LIGHT_PACKAGES = {"regex"}
 REMOTE_CODE_PACKAGES = {"torch", "transformers"} | sys.stdlib_module_names
 DYNAMIC_IMPORTS = {"import_module", "resolve_name", "__import__"}
 # The registry resolves texts, which are read as imports here; the demo reads the docstrings of other packages.
@@ -177,7 +179,7 @@ def import_time_imports(module, tree):
 
 
 def heavy_imports(module, tree, allowed=frozenset()):
-    """Return what importing `module` imports, directly or not, that is neither standard, ours nor allowed."""
+    """Return what importing `module` imports, directly or not, that is neither standard, light, ours nor allowed."""
     violations, seen, todo = set(), {module}, [(module, tree)]
     while todo:
         current, current_tree = todo.pop()
@@ -186,7 +188,7 @@ def heavy_imports(module, tree, allowed=frozenset()):
             if imported and imported not in seen:
                 seen.add(imported)
                 todo.append((imported, MODULES[imported]))
-            elif not imported and package not in sys.stdlib_module_names | {"hf_efficient"} | allowed:
+            elif not imported and package not in sys.stdlib_module_names | {"hf_efficient"} | LIGHT_PACKAGES | allowed:
                 violations.add(f"{current} imports {package}")
     return sorted(violations)
 

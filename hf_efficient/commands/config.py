@@ -9,6 +9,7 @@ from hf_efficient.data.config import DataConfig
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.config import ExportConfig
+from hf_efficient.field_checks import check_field_types
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.tasks import TASKS
@@ -57,6 +58,7 @@ class ModelConfig:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code from the model's repository."})
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if self.student_layers and self.student_config:
             raise UserError("student_layers and student_config each define the student: give one")
         if self.creates_student and self.distil is False:

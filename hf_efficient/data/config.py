@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_efficient.errors import UserError
+from hf_efficient.field_checks import check_field_types
 
 # Suffixes of data files, before .gz if they are compressed, and the format of each.
 FILE_FORMATS = {
@@ -35,7 +36,8 @@ SOURCE_FIELDS = (
 class DataConfig:
     """Where the data is and which of its columns are which.
 
-    Raises UserError if a number is not positive, or if a Hub dataset and files are given together.
+    Raises UserError if a value has another type, a number is not positive, or a Hub dataset and files are given
+    together.
     """
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, such as nyu-mll/glue."})
@@ -88,6 +90,7 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         for name in ("max_length", "max_target_length", "max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hf_efficient.errors import UserError
+from hf_efficient.field_checks import check_field_types
 
 EXPORT_FORMATS = ("onnx", "openvino")
 # Besides float32, which every format has.
@@ -36,6 +37,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if isinstance(self.export, str):
             raise UserError(f"export={self.export!r} must be a list: give [{self.export!r}]")
+        check_field_types(self)
         for format in self.formats:
             check_export_format(format, self.quantization)
 

@@ -29,6 +29,7 @@ from hf_efficient.exporters.inputs import (
 )
 from hf_efficient.exporters.runtime_models import load_exported, quantization_title
 from hf_efficient.exporters.signal_stack import ordinary_signal_stack
+from hf_efficient.field_checks import check_argument
 from hf_efficient.measurement.runtimes import check_runtime, suppress_output
 from hf_efficient.models import class_for, family_of, is_quantized
 from hf_efficient.models.family import stock_fields
@@ -107,6 +108,8 @@ def export(
     are missing, the model is quantized already, or the folder holds other files; UnsupportedModelError if the family
     of the model is unknown; RuntimeError if outputs in float32 differ from torch's.
     """
+    check_argument("model", model, PreTrainedModel, "a model of Transformers, as from_pretrained returns it")
+    check_argument("directory", directory, (str, os.PathLike), "a path")
     check_export(model, format, quantization)
     folder = _check_export_dir(directory)
     if needs_calibration(format, quantization) and calibration is None:

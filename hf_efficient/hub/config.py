@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from hf_efficient.errors import UserError
+from hf_efficient.field_checks import check_field_types
 
 TRANSFORMERS_JS_URL = "https://cdn.jsdelivr.net/npm/@huggingface/transformers@4"
 HUB_URL = "https://huggingface.co"
@@ -45,6 +46,7 @@ class PageSources:
     runtime: str | None = None
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         for name, address in asdict(self).items():
             if address is not None and not address.startswith(("https://", "http://")):
                 raise UserError(
@@ -71,6 +73,7 @@ class SpaceConfig:
     space_runtime: str | None = None
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if self.space is None and (self.space_teacher, self.space_library, self.space_runtime) != (
             None,
             TRANSFORMERS_JS_URL,
@@ -116,6 +119,7 @@ class PushConfig:
     commit_message: str = "Add compressed model"
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         check_repo_name(self.repo_id, "repo_id", suffix=ONNX_REPOSITORY_SUFFIX)
         if self.create_pr and (self.revision or self.tag):
             raise UserError("create_pr opens a pull request for main: leave out revision and tag, or create_pr")

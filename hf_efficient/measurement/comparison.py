@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_efficient.errors import UserError
 from hf_efficient.measurement.cost import (
     compressed_bytes,
     count_flops,
@@ -45,7 +46,16 @@ def measure(model: nn.Module, inputs: Mapping[str, torch.Tensor], name: str = "m
     | inputs | keyword arguments of its forward pass, tensors (batch, tokens) |
     | name | what the model is called in tables |
     | repeats | the number of forward passes whose median is the latency |
+
+    Raises UserError if `model` or `inputs` are something else.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model is a {type(model).__name__}: give a torch module, such as from_pretrained returns")
+    if not isinstance(inputs, Mapping) or not any(map(torch.is_tensor, inputs.values())):
+        raise UserError(
+            "inputs hold no tensors: give the arguments of the forward pass by name, such as "
+            "dict(tokenizer(['a text'], return_tensors='pt'))"
+        )
     return compare({name: model}, inputs, repeats=repeats)[0]
 
 

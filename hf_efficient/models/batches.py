@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -38,6 +39,32 @@ def require_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield batch
     if is_empty:
         raise UserError("the dataloader is empty: at least one batch is required")
+
+
+def check_batches(name: str, batches: Any) -> Iterable[Batch]:
+    """Return the argument `name`, or what iterates over it with a check that each batch maps names to tensors.
+
+    Raises UserError if it is a single batch, or cannot be iterated over.
+    """
+    example = "a DataLoader, or a list of batches, each a dict of tensors by name"
+    if isinstance(batches, (Mapping, str)) or not isinstance(batches, Iterable):
+        raise UserError(f"{name} is a {type(batches).__name__}: give {example}")
+    return _CheckedBatches(name, batches, example)
+
+
+class _CheckedBatches:
+    """Iterates over batches, as often as they can be."""
+
+    def __init__(self, name: str, batches: Iterable[Any], example: str) -> None:
+        self.name, self.batches, self.example = name, batches, example
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            if not isinstance(batch, Mapping) or not any(map(torch.is_tensor, batch.values())):
+                raise UserError(
+                    f"a batch of {self.name} is a {type(batch).__name__} without tensors: give {self.example}"
+                )
+            yield batch
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+import regex
 
 from hf_efficient.errors import UserError
 from hf_efficient.field_checks import check_field_types
@@ -11,6 +14,10 @@ from hf_efficient.field_checks import check_field_types
 INT8_SCHEMES = ("int8_static", "int8_dynamic", "int8_weight_only")
 TORCHAO_SCHEMES = ("int8_dynamic", "int8_weight_only")
 SCHEMES = (*INT8_SCHEMES, "codebook")
+MAX_PATTERN_LENGTH = 1000
+# For one pattern and one name; a usual one takes microseconds. Each pattern is tried on this name first.
+MAX_MATCHING_SECONDS = 0.05
+SAMPLE_NAME = "encoder.layer.10.attention.self.query_key_value.dense.weight"
 
 
 @dataclass(frozen=True)
@@ -97,11 +104,14 @@ class QuantizationConfig:
                 f"torchao=True cannot be combined with scheme={self.scheme!r}{' and aware=True' * self.aware}: give "
                 f"scheme={' or '.join(TORCHAO_SCHEMES)} without aware"
             )
+        if len(self.skip_modules) > MAX_PATTERN_LENGTH:
+            raise UserError(f"skip_modules has {len(self.skip_modules)} characters: give at most {MAX_PATTERN_LENGTH}")
         for pattern in self.skip_patterns:
             try:
-                re.compile(pattern)
-            except re.error as error:
+                regex.compile(pattern)
+            except (regex.error, RecursionError) as error:
                 raise UserError(f"skip_modules={pattern!r} is not a regular expression: {error}") from error
+            matches_any(pattern, [SAMPLE_NAME])
 
     @property
     def skip_patterns(self) -> tuple[str, ...]:
@@ -110,8 +120,8 @@ class QuantizationConfig:
         return tuple(pattern.strip() for pattern in re.split(r",(?![^{]*\})", self.skip_modules) if pattern.strip())
 
     def skips(self, name: str) -> bool:
-        """Whether the module called `name` stays in float."""
-        return any(re.search(pattern, name) for pattern in self.skip_patterns)
+        """Whether the module called `name` stays in float. Raises UserError if a pattern takes too long."""
+        return any(matches_any(pattern, [name]) for pattern in self.skip_patterns)
 
     @property
     def index_bits(self) -> int:
@@ -145,3 +155,14 @@ class QuantizationConfig:
     def title(self) -> str:
         """The name of the quantized model in a table."""
         return f"{self.index_bits}-bit codebook" if self.scheme == "codebook" else "8-bit"
+
+
+def matches_any(pattern: str, names: Iterable[str]) -> bool:
+    """Whether a pattern of `skip_modules` is found in one of `names`. Raises UserError if matching takes too long."""
+    try:
+        return any(regex.search(pattern, name, timeout=MAX_MATCHING_SECONDS) for name in names)
+    except TimeoutError as error:
+        raise UserError(
+            f"skip_modules={pattern!r} takes too long to match: repetitions within repetitions, such as (a+)+, try "
+            "every way to divide a name; write it without them"
+        ) from error

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_efficient.errors import UserError
-from hf_efficient.quantization.config import QuantizationConfig
+from hf_efficient.quantization.config import QuantizationConfig, matches_any
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +46,7 @@ def check_selection(model: PreTrainedModel, config: QuantizationConfig) -> None:
     """Raise UserError if no module of `model` would be quantized; warn of patterns that match no module."""
     names = [name for name, _ in (*model.named_modules(), *model.base_model.named_modules())]
     for pattern in config.skip_patterns:
-        if not any(re.search(pattern, name) for name in names):
+        if not matches_any(pattern, names):
             logger.warning(f"skip_modules={pattern!r} matches no module of {type(model).__name__}: nothing is skipped")
     if next(select_linears(model, config), None) is None and next(select_embeddings(model, config), None) is None:
         raise UserError(f"nothing to quantize in {type(model).__name__} with skip_modules={config.skip_modules!r}")
