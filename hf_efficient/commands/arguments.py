@@ -65,6 +65,7 @@ DEFAULTS: dict[str, Any] = {"scheme": None, "stop_when_flat": True}
 # Flags that `--help` only names; `--help-all` describes them.
 ADVANCED = {
     "attn_implementation",
+    "tokenizer_name",
     "text_pair_column",
     "summary_column",
     "source_prefix",
@@ -150,6 +151,8 @@ def parse_flags(
     check_model_name("model_name_or_path", flags.model.model_name_or_path)
     for teacher in flags.model.teacher_name_or_path or ():
         check_model_name("teacher_name_or_path", teacher)
+    if flags.model.tokenizer_name and not Path(flags.model.tokenizer_name).is_dir():
+        check_model_name("tokenizer_name", flags.model.tokenizer_name)
     _check_checkpoint(flags.training)
     return flags
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 from torch import nn
+from transformers.utils import logging
 
 from hf_efficient.commands.pretrained import load_config, load_model, load_tokenizer
 from hf_efficient.data.config import DataConfig
@@ -39,6 +40,8 @@ from hf_efficient.variants.builders import (
 )
 from hf_efficient.variants.config import VARIANTS
 
+logger = logging.get_logger(__name__)
+
 
 def compare_models(
     names: list[str],
@@ -47,6 +50,7 @@ def compare_models(
     sequence_length: int,
     trust_remote_code: bool = False,
     variants: Sequence[str] = (),
+    tokenizer_name: str | None = None,
 ) -> CompressionReport:
     """Return a report on existing models; the others are compared with the first.
 
@@ -72,6 +76,7 @@ def compare_models(
     num_texts: dict[str, int] = {}
     inputs: dict[str, torch.Tensor] = {}
     requested: Sequence[str | None] = variants or [None]
+    settings: dict[str, str] = {}
     with ExitStack() as stack:
         for name, config in zip(names, configs, strict=True):
             title = Path(name).name if Path(name).exists() else name
@@ -83,10 +88,13 @@ def compare_models(
                 inputs = model_inputs(model, batch_size, sequence_length)
             evaluator = None
             if has_data:
-                tokenizer = load_tokenizer(name, trust_remote_code)
+                tokenizer = load_tokenizer(tokenizer_name or name, trust_remote_code)
                 evaluator = TaskEvaluator.from_splits(
                     splits, config, tokenizer, task, data, EXPORT_CALIBRATION_SAMPLES
                 )
+                if not models:
+                    logger.warning(evaluator.describe())
+                    settings = evaluator.metric_settings
                 batches = evaluator.sample_batches()
             calibration = None
             if evaluator is not None and has_calibration_data(data):
@@ -136,6 +144,7 @@ def compare_models(
         metric=task.metric if has_data else None,
         models=rows,
         environment=describe_environment(),
+        configs={"data": data.public_values(), "metrics": settings} if has_data else {},
     )
 
 

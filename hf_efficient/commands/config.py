@@ -33,6 +33,10 @@ class ModelConfig:
             "nargs": "+",
         },
     )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer of a model whose directory has none: a directory, or a name on the Hub."},
+    )
     student_layers: str | None = field(
         default=None,
         metadata={"help": "Distil into these layers of the model: 3, or 0,2,5, or encoder=4,decoder=1."},
@@ -72,7 +76,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """All settings of a job."""
+    """All settings of a job.
+
+    Raises UserError if a training argument does not fit the metrics of the tasks.
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -81,6 +88,13 @@ class JobConfig:
     quantization: QuantizationConfig
     training: TrainingArguments
     export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        if not self.training.eval_do_concat_batches:
+            raise UserError(
+                "eval_do_concat_batches=False gives the metric a list of batches, and the metrics of the tasks read "
+                "all rows together: leave it out"
+            )
 
     @property
     def uses_distillation(self) -> bool:

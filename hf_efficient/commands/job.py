@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _run_job(
     stages: tuple[str, ...] = ()
     if _needs_fine_tuning(config, prepared):
         logger.warning(f"{config.model.model_name_or_path} has no head for {task.name}: it is fine-tuned first")
-        model, stages = _fine_tune_teacher(trainer_class, prepared, args)
+        model, stages = _fine_tune_teacher(trainer_class, prepared, config)
         prepared = dataclasses.replace(prepared, model=model)
     untrimmed = None
     if config.pruning.vocabulary:
@@ -165,8 +166,8 @@ def _run_job(
     if progress is not None:
         trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         trainer.add_callback(progress)
+    trainer.complete_report = partial(_complete_report, config=config, prepared=prepared, stages=stages)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.report = _complete_report(trainer.report, config, prepared, stages)
     if args.push_to_hub:
         trainer.push_to_hub(commit_message="Add compressed model")
     else:
@@ -245,10 +246,10 @@ def _needs_fine_tuning(config: JobConfig, prepared: PreparedJob) -> bool:
 
 
 def _fine_tune_teacher(
-    trainer_class: Any, prepared: PreparedJob, args: TrainingArguments
+    trainer_class: Any, prepared: PreparedJob, config: JobConfig
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Return the model, fine-tuned as its own teacher and saved in `_teacher`, and a description for the report."""
-    output_dir = Path(args.output_dir)
+    args, output_dir = config.training, Path(config.training.output_dir)
     directory = output_dir / "_teacher"
     if args.resume_from_checkpoint and directory.is_dir() and is_complete(directory, "config.json"):
         attention = prepared.model.config._attn_implementation
@@ -256,8 +257,12 @@ def _fine_tune_teacher(
         return model, ("fine-tuned on the same data first",)
     teacher_args = copy.copy(args)
     teacher_args.output_dir, teacher_args.push_to_hub = str(output_dir / "_tuning"), False
+    teacher_args.hub_model_id = args.hub_model_id or output_dir.resolve().name
     kwargs: Mapping[str, Any] = prepared.trainer_kwargs()
     trainer = _create_trainer(trainer_class, model=prepared.model, args=teacher_args, **kwargs)
+    if args.push_to_hub:
+        trainer.init_hf_repo()  # a push that the Hub refuses is refused before anything is trained
+    trainer.complete_report = partial(_complete_report, config=config, prepared=prepared, stages=())
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if args.should_save:
         save_atomically(trainer.model, directory, kwargs["processing_class"])

@@ -68,6 +68,7 @@ def run(argv: Sequence[str]) -> None:
             args.latency_sequence_length,
             args.trust_remote_code,
             args.variants,
+            args.tokenizer_name,
         )
         print_report(report)
         if args.variants and len(args.models) == 1 and report.recommended is not None:
@@ -143,6 +144,7 @@ def _add_comparison_flags(group: Any) -> list[str]:
         group.add_argument("--variants", **several, default=[], help=f"measure each model as {', '.join(VARIANTS)}"),
         group.add_argument("--forms", **several, help=argparse.SUPPRESS),
         *(group.add_argument(f"--{name}", **_data_flag_options(name)) for name in DATA_FIELDS),
+        group.add_argument("--tokenizer_name", help="tokenizer of models whose directories have none"),
         group.add_argument("--latency_batch_size", type=int, default=1, help="batch size of timed batches [1]"),
         group.add_argument("--latency_sequence_length", type=int, default=128, help="tokens in a timed text [128]"),
     ]

@@ -95,7 +95,7 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
     """
     name, trust_remote_code = config.model.model_name_or_path, config.model.trust_remote_code
     model_config = load_config(name, trust_remote_code)
-    tokenizer = load_tokenizer(name, trust_remote_code)
+    tokenizer = load_tokenizer(config.model.tokenizer_name or name, trust_remote_code)
     teacher_names = config.model.teacher_name_or_path or ()
     teacher_config = load_config(teacher_names[0], trust_remote_code) if teacher_names else None
     splits, data = with_label_column(splits, config.data)

@@ -47,7 +47,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     if not has_vocabulary(tokenizer):
         raise UserError(
-            f"{name!r} has no tokenizer: save the one that the model was trained with in the same directory"
+            f"{name!r} has no tokenizer: save the one that the model was trained with in the same directory, or name "
+            "it with --tokenizer_name"
         )
     return tokenizer
 

@@ -71,7 +71,7 @@ class RunManifest:
         differing = [name for name in names if self.settings.get(name) != settings.get(name)]
         return ", ".join(
             f"{name} is another one"
-            if name in ("model", "teachers", "data")
+            if name in ("model", "tokenizer", "teachers", "data")
             else f"{name} was {self.settings.get(name)!r} and is {settings.get(name)!r}"
             for name in differing
         )
@@ -85,6 +85,7 @@ def settings_of_job(config: JobConfig, splits: DatasetDict) -> dict[str, Any]:
         settings |= dataclasses.asdict(part)
     settings |= {
         "model": hash_of_model(config.model.model_name_or_path),
+        "tokenizer": hash_of_model(config.model.tokenizer_name or config.model.model_name_or_path),
         "teachers": [hash_of_model(name) for name in config.model.teacher_name_or_path or ()],
         "data": hash_of_data(splits),
         "max_length": config.data.max_length,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import re
 import string
@@ -210,6 +211,12 @@ def bleu_signature(language: str | None, references: Sequence[str] = ()) -> str:
     bleu = BLEU(tokenize=bleu_tokenizer(language, references))
     bleu.corpus_score(["a"], [["a"]])
     return str(bleu.get_signature())
+
+
+def rouge_signature() -> str:
+    """Return how ROUGE is computed, for reports: the scores of others have other words and stems."""
+    version = importlib.metadata.version("rouge_score")
+    return f"F1, words of all scripts, English ones stemmed, rouge_score {version}"
 
 
 def _main_script(texts: Sequence[str]) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hf_efficient.errors import UserError
 from hf_efficient.models import Block, family_of
 from hf_efficient.models.batches import Batch, eval_mode, non_padding_mask, require_batches
 from hf_efficient.pruning.selection import Selection
@@ -46,7 +47,7 @@ def reconstruct_outputs(
     normal equations, which are positive definite, in double precision. Blocks before the first pruned one do not
     change.
 
-    Raises UserError if there are no batches.
+    Raises UserError if there are no batches, or if the activations are infinite or too large to be fitted.
     Source: Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers", section 4.3, and Kurtic et al.
     2023, "ZipLM", section 3.1, for complete matrices instead of masks and with the residual stream as the target.
     """
@@ -127,7 +128,14 @@ def _fit(
     damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * max(
         damping * float(gram.diagonal().mean()), torch.finfo(torch.float32).tiny
     )
-    fitted = initial + torch.cholesky_solve(moments - gram @ initial, torch.linalg.cholesky(damped))
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    fitted = initial + torch.cholesky_solve(moments - gram @ initial, factor)
+    if int(failed) or not torch.isfinite(fitted.to(output.weight.dtype)).all():
+        raise UserError(
+            f"the outputs of {block.layer} cannot be reconstructed: what the model computes from the training data is "
+            "infinite, or too large for least squares, so its weights are far too large; give another model, or leave "
+            "the reconstruction out by recovery=False"
+        )
     if block.units:
         output.weight.copy_(fitted[: output.in_features].T)
     if output.bias is not None:

@@ -10,8 +10,9 @@ from datasets import DatasetDict
 from hf_efficient.data.label_checks import describe_classes
 from hf_efficient.data.label_names import is_default_name
 from hf_efficient.data.labels import Classes
+from hf_efficient.data.rows import SPLIT_TITLES
 from hf_efficient.errors import UserError
-from hf_efficient.tasks.input_length import longest_text
+from hf_efficient.tasks.input_length import longest_target, longest_text
 from hf_efficient.tasks.task import RowEncoder, Task
 
 
@@ -48,4 +49,18 @@ def describe_data(
         longest, truncated, rows = max(longest, length), truncated + count, rows + len(split)
     parts.append(f"longest text {longest} tokens")
     parts.append(f"{truncated / rows:.1%} of the texts truncated to {encoder.data.max_length}")
+    if task.generates:
+        parts.append(_describe_targets(task, splits, tokenized_splits, encoder))
     return f"{task.name}: {'; '.join(parts)}"
+
+
+def _describe_targets(task: Task, splits: DatasetDict, tokenized_splits: DatasetDict, encoder: RowEncoder) -> str:
+    """Return how long the targets are, and how many are truncated; metrics compare with what is left of them."""
+    longest, counts = 0, []
+    for name, encoded in tokenized_splits.items():
+        if "labels" in encoded.column_names:
+            length, count = longest_target(splits[name], encoded, task, encoder)
+            longest = max(longest, length)
+            counts.append(f"{count / len(encoded):.1%} of the {SPLIT_TITLES.get(name, name)} targets")
+    limit = encoder.data.max_target_length
+    return f"longest target {longest} tokens; {' and '.join(counts)} truncated to {limit} (--max_target_length)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.label_names import model_label_names
+from hf_efficient.data.labels import Classes
 from hf_efficient.data.length_order import Order, restore_order, sort_by_length
 from hf_efficient.measurement.agreement import predicted_classes
 from hf_efficient.measurement.intervals import metrics_by_row
@@ -21,7 +22,7 @@ from hf_efficient.measurement.latency import sample_batches
 from hf_efficient.measurement.row_metrics import RowMetric
 from hf_efficient.models.batches import Batch
 from hf_efficient.models.inputs import is_label
-from hf_efficient.tasks.class_ids import find_class_ids
+from hf_efficient.tasks.class_ids import describe_data, find_class_ids
 from hf_efficient.tasks.input_length import bound_max_length
 from hf_efficient.tasks.masked_lm import mask_once
 from hf_efficient.tasks.task import IGNORE_INDEX, RowEncoder, Task, model_columns
@@ -39,6 +40,7 @@ class TaskEvaluator:
     raw_splits: DatasetDict
     tokenized_splits: DatasetDict
     config: PreTrainedConfig
+    classes: Classes | None = None
 
     @classmethod
     def from_splits(
@@ -68,7 +70,23 @@ class TaskEvaluator:
         tokenized_splits = task.tokenize(raw_splits, encoder)
         if not task.has_labels:
             tokenized_splits["evaluation"] = mask_once(tokenized_splits["evaluation"], tokenizer, seed=0)
-        return cls(task, encoder, raw_splits, tokenized_splits, config)
+        return cls(task, encoder, raw_splits, tokenized_splits, config, classes)
+
+    def describe(self) -> str:
+        """Return one line that says how the rows that are evaluated were understood."""
+        classes = self.classes
+        if classes is not None:
+            classes = replace(classes, counts={"evaluation": classes.counts["evaluation"]})
+        raw, tokenized = (
+            DatasetDict(evaluation=each["evaluation"]) for each in (self.raw_splits, self.tokenized_splits)
+        )
+        return describe_data(self.task, classes, model_label_names(self.config), raw, tokenized, self.encoder)
+
+    @property
+    def metric_settings(self) -> dict[str, str]:
+        """What the metrics depend on, for the report."""
+        settings = self.task.metric_settings
+        return {} if settings is None else settings(self.raw_splits["evaluation"], self.encoder)
 
     def calibration_batches(self) -> DataLoader[Any]:
         """Return batches of training rows, which are not evaluated on."""

@@ -44,16 +44,28 @@ def longest_text(rows: Dataset, encoded: Dataset, task: Task, encoder: RowEncode
     """
     if len(encoded) != len(rows):  # windows, which hold all of a text
         return max(map(_token_count, encoded["input_ids"])), 0
-    limit = encoder.data.max_length
-    lengths = [_token_count(ids) for ids in encoded["input_ids"]]
+    return _longest(rows, encoded, task, encoder, "input_ids", "max_length")
+
+
+def longest_target(rows: Dataset, encoded: Dataset, task: Task, encoder: RowEncoder) -> tuple[int, int]:
+    """Return the tokens of the longest target of a task that generates text, and how many are truncated."""
+    return _longest(rows, encoded, task, encoder, "labels", "max_target_length")
+
+
+def _longest(
+    rows: Dataset, encoded: Dataset, task: Task, encoder: RowEncoder, column: str, limit_name: str
+) -> tuple[int, int]:
+    limit = getattr(encoder.data, limit_name)
+    lengths = [_token_count(ids) for ids in encoded[column]]
     full = [index for index, length in enumerate(lengths) if length >= limit]
     if not full:
         return max(lengths), 0
-    unlimited = dataclasses.replace(encoder, data=dataclasses.replace(encoder.data, max_length=NO_LIMIT))
+    no_limit: dict[str, Any] = {limit_name: NO_LIMIT}
+    unlimited = dataclasses.replace(encoder, data=dataclasses.replace(encoder.data, **no_limit))
     true_lengths = [
         _token_count(ids)
         for start in range(0, len(full), 1000)
-        for ids in task.encode(rows.select(full[start : start + 1000])[:], unlimited)["input_ids"]
+        for ids in task.encode(rows.select(full[start : start + 1000])[:], unlimited)[column]
     ]
     return int(np.max(true_lengths)), sum(length > limit for length in true_lengths)
 

@@ -13,7 +13,7 @@ from hf_efficient.data.config import DataConfig
 from hf_efficient.data.rows import describe_row
 from hf_efficient.data.texts import check_texts
 from hf_efficient.errors import UserError
-from hf_efficient.measurement.metrics import bleu_signature, summary_metrics, translation_metrics
+from hf_efficient.measurement.metrics import bleu_signature, rouge_signature, summary_metrics, translation_metrics
 from hf_efficient.measurement.row_metrics import summary_row_metrics, translation_row_metrics
 from hf_efficient.tasks.task import IGNORE_INDEX, Batch, RowEncoder, Task, TaskMetrics
 
@@ -69,6 +69,11 @@ def translation_settings(rows: Dataset, encoder: RowEncoder) -> dict[str, str]:
     language, column = encoder.data.target_lang, str(encoder.columns.label)
     targets = [pair[language] for pair in rows[column]] if column == TRANSLATION_COLUMN else list(rows[column])
     return {"sacrebleu": bleu_signature(language, targets)}
+
+
+def summarization_settings(rows: Dataset, encoder: RowEncoder) -> dict[str, str]:
+    """Return how ROUGE is computed."""
+    return {"rouge": rouge_signature()}
 
 
 def summarization_compute_metrics(
@@ -133,6 +138,7 @@ SUMMARIZATION = Task(
     "rougeL",
     encode_seq2seq,
     summarization_compute_metrics,
+    metric_settings=summarization_settings,
     text_columns=DOCUMENT_COLUMNS,
     label_columns=SUMMARY_COLUMNS,
     check_rows=check_generation_rows,

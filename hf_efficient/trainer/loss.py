@@ -129,7 +129,7 @@ class AccumulatedLoss(TrainerCallback):
                 "no label of a whole training step counts, all of them are -100: are they cut off by max_length?"
             )
         count = self._count_items(unwrapped, inputs)[TASK_UNIT]
-        loss, outputs = task_loss(model, inputs, return_outputs=True)
+        loss, outputs = task_loss(model, add_decoder_inputs(self.args, unwrapped, inputs), return_outputs=True)
         if not count:  # the mean over no label is NaN
             loss = sum(value.sum() for name, value in outputs.items() if name.endswith("logits")) * 0.0
         return LossTerm("hard_label_loss", weight, loss * count.to(loss.device), TASK_UNIT), outputs
@@ -151,3 +151,11 @@ class AccumulatedLoss(TrainerCallback):
 def select_model_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> Batch:
     """Return what `model` accepts of a batch, without the outputs of a teacher that the batch may hold."""
     return select_inputs(model, drop_teacher_columns(batch))
+
+
+def add_decoder_inputs(args: TrainingArguments, model: PreTrainedModel, inputs: Batch) -> Batch:
+    """Return the inputs with those of a decoder, which are made from the labels that the Trainer removes to smooth."""
+    prepare = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if not args.label_smoothing_factor or prepare is None or "labels" not in inputs or "decoder_input_ids" in inputs:
+        return inputs
+    return {**inputs, "decoder_input_ids": prepare(labels=inputs["labels"])}

@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
 from hf_efficient.hub.publisher import HubPublisher, initialize_repo
+from hf_efficient.measurement.report import CompressionReport
 
 
 class PublishingMixin(Trainer):
@@ -17,6 +18,10 @@ class PublishingMixin(Trainer):
 
     report: Any
     publisher: HubPublisher
+
+    def complete_report(self, report: CompressionReport) -> CompressionReport:
+        """Return the report with what only the caller knows, such as the name of the data; override or replace it."""
+        return report
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the report, its picture and the card made from it; the parent's card if nothing was measured."""

@@ -77,11 +77,9 @@ class CompressionRun:
         # The resources used before an interruption are not known, so a resumed run reports none.
         is_complete = output is not None and not self._is_resumed
         resources = training_resources(seconds, counter.energy) if is_complete else None
-        trainer.report = dataclasses.replace(
-            trainer.build_report(models, exported),
-            training=resources,
-            training_curve=tuple(trainer.agreement_stopping.curve),
-        )
+        curve = tuple(trainer.agreement_stopping.curve)
+        report = trainer.build_report(models, exported)
+        trainer.report = trainer.complete_report(dataclasses.replace(report, training=resources, training_curve=curve))
         return output
 
     # ---- before training --------------------------------------------------------------------------------------------

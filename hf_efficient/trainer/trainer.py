@@ -26,7 +26,7 @@ from hf_efficient.trainer.distillation import DistillationTraining, ProjectionGr
 from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel, outputs_not_kept
 from hf_efficient.trainer.finite import FiniteChecks
 from hf_efficient.trainer.fsdp import FSDPSession, uses_fsdp
-from hf_efficient.trainer.loss import AccumulatedLoss, Batch, select_model_inputs
+from hf_efficient.trainer.loss import AccumulatedLoss, Batch, add_decoder_inputs, select_model_inputs
 from hf_efficient.trainer.ordered_evaluation import OrderedEvaluation
 from hf_efficient.trainer.phases import PruningPhases
 from hf_efficient.trainer.publishing import PublishingMixin
@@ -220,9 +220,8 @@ class CompressionMixin(PublishingMixin):
             or self.compute_loss_func is not None
             or self.accumulated_loss.uses_parent_loss(self.model)
         ):
-            return super().compute_loss(
-                model, select_model_inputs(self.model, inputs), return_outputs, num_items_in_batch
-            )
+            inputs = add_decoder_inputs(self.args, self.model, select_model_inputs(self.model, inputs))
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         progress = self.state.global_step / max(1, self.state.max_steps)
         loss, outputs = self.accumulated_loss(model, self.model, inputs, super().compute_loss, progress)
         return (loss, outputs) if return_outputs else loss

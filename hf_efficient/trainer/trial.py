@@ -5,38 +5,65 @@ from __future__ import annotations
 import copy
 import itertools
 import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import CONFIG_MAPPING, EvalPrediction, PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length
 
+from hf_efficient.hub.model_card import build_model_card
+from hf_efficient.measurement.environment import describe_environment
+from hf_efficient.measurement.report import CompressionReport
+from hf_efficient.measurement.report_rows import ModelRow
 from hf_efficient.trainer.argument_checks import check_selection_metric
-from hf_efficient.trainer.evaluation import evaluated_by
+from hf_efficient.trainer.evaluation import TIMING_KEYS, describe_training, evaluated_by
 
 BATCHES = 2
 
 
-def try_evaluation_and_saving(trainer: Trainer) -> None:
-    """Evaluate two batches of each evaluation dataset, and save and load the model in a temporary folder.
+def try_evaluation_and_saving(trainer: Any) -> None:
+    """Evaluate two batches of each evaluation dataset; save, load and describe the model in a temporary folder.
 
-    An error of the metric, of the data or of the model's files stops the run before anything is trained. A copy of the
-    model is evaluated: accelerate prepares a model once, and one prepared to evaluate would be trained neither in
-    several processes together nor in mixed precision.
+    An error of the metric, of the data, of the model's files or of its card stops the run before anything is trained.
+    A push is tried before, when the trainer is built: its repository is created. A copy of the model is evaluated:
+    accelerate prepares a model once, and one prepared to evaluate would be trained neither in several processes
+    together nor in mixed precision.
 
     Raises UserError if the metric that models are selected by is not computed.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     with torch.random.fork_rng():  # data loaders draw random numbers, and the training must not depend on it
-        check_selection_metric(trainer.args, _evaluate_two_batches(trainer, copy.deepcopy(model)))
+        metrics = _evaluate_two_batches(trainer, copy.deepcopy(model))
+    check_selection_metric(trainer.args, metrics)
     if trainer.args.should_save and isinstance(model, PreTrainedModel):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as directory:
+            folder = Path(directory) / Path(trainer.args.output_dir).resolve().name  # the title of the card
             for part in (model, trainer.processing_class):
                 if hasattr(part, "save_pretrained"):
                     part.save_pretrained(folder)
             type(model).from_pretrained(folder, dtype=model.dtype)
+            if model.config.model_type in CONFIG_MAPPING or trainer.args.push_to_hub:
+                report = trainer.complete_report(_report_without_measurements(trainer, metrics))
+                report.to_json()
+                build_model_card(report, folder)
+
+
+def _report_without_measurements(trainer: Any, metrics: Mapping[str, Any]) -> CompressionReport:
+    """Return a report with the rows, metrics and settings that the report of the run will have."""
+    named = {name.removeprefix("eval_"): value for name, value in metrics.items() if isinstance(value, float)}
+    values = {name: value for name, value in named.items() if name not in TIMING_KEYS}
+    roles = ("teacher", "student") if trainer.teachers else ("model",)
+    return CompressionReport(
+        metric=next((name for name in values if not name.endswith("loss")), None),
+        stages=tuple(trainer.stages),
+        models=tuple(ModelRow(role, role, values) for role in roles),
+        environment=describe_environment(),
+        configs={"training": describe_training(trainer.args, trainer.model), **trainer.techniques.to_dict()},
+    )
 
 
 def _evaluate_two_batches(trainer: Trainer, model: Any) -> dict[str, float]:

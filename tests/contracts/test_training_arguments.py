@@ -5,11 +5,32 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
-from trainers import accuracy, arguments, build, classifier, collate, rows, without_report
+from trainers import (
+    accuracy,
+    arguments,
+    build,
+    classifier,
+    collate,
+    log_entries,
+    losses,
+    pad,
+    rows,
+    seq2seq_arguments,
+    t5,
+    without_report,
+    written,
+)
 from transformers import EarlyStoppingCallback, Trainer
 
-from hf_efficient import DistillationConfig, EfficientTrainer, PruningConfig, QuantizationConfig
+from hf_efficient import (
+    DistillationConfig,
+    EfficientSeq2SeqTrainer,
+    EfficientTrainer,
+    PruningConfig,
+    QuantizationConfig,
+)
 from hf_efficient.errors import UserError
+from hf_efficient.trainer import trial
 
 SMALL = {"heads": 0.5, "neurons": 0.5, "scoring_samples": 8, "multiple_of": 4}
 TECHNIQUES = {
@@ -38,8 +59,14 @@ SETTINGS = {
         "eval_accumulation_steps": 1,
         "prediction_loss_only": True,
         "include_for_metrics": ["inputs", "loss"],
+        "dataloader_num_workers": 2,
+        "dataloader_persistent_workers": True,
     },
 }
+COMPILED = {
+    "torch_compile": True,
+    "torch_compile_backend": "eager",
+}  # what it can trace does not depend on the backend
 
 
 class Rows(torch.utils.data.Dataset):
@@ -81,9 +108,38 @@ def train(folder, technique, settings=None, **changes):
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_arguments_work_with_every_technique(tmp_path, technique, settings):
-    trainer = train(tmp_path, technique, SETTINGS[settings])
+    stopping = [EarlyStoppingCallback(1)] if settings == "best model" else None
+    trainer = train(tmp_path, technique, SETTINGS[settings], callbacks=stopping)
     assert set(trainer.metrics) == {"loss", "accuracy"}
     assert trainer.args.prediction_loss_only is SETTINGS[settings].get("prediction_loss_only", False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("technique", ["fine-tuning", "ramp", "rounds", "distillation", "int8-aware"])
+def test_compiled_training_has_the_losses_of_an_ordinary_one(tmp_path, technique):
+    compiled = train(tmp_path / "compiled", technique, COMPILED)
+    assert compiled.args.torch_compile
+    assert losses(compiled) == pytest.approx(losses(train(tmp_path / "ordinary", technique)), abs=1e-3)
+
+
+@pytest.mark.parametrize("technique", ["pruning", "rounds", "int8-aware"])
+def test_streams_work_with_every_technique(tmp_path, technique):
+    streams = {"train_dataset": rows(16).to_iterable_dataset(), "eval_dataset": rows(8, seed=9).to_iterable_dataset()}
+    assert set(train(tmp_path, technique, EVALUATED, **streams).metrics) == {"loss", "accuracy"}
+
+
+@pytest.mark.parametrize("technique", ["fine-tuning", "rounds"])
+def test_metric_of_lists_of_batches_works(tmp_path, technique):
+    def accuracy_of_batches(prediction):
+        correct = [
+            (logits.argmax(-1) == labels).mean()
+            for logits, labels in zip(prediction.predictions, prediction.label_ids, strict=True)
+        ]
+        return {"accuracy": float(sum(correct) / len(correct))}
+
+    settings = {**EVALUATED, "eval_do_concat_batches": False, "per_device_eval_batch_size": 4}
+    trainer = train(tmp_path, technique, settings, compute_metrics=accuracy_of_batches)
+    assert trainer.metrics["accuracy"] in (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 
 
 @pytest.mark.parametrize("technique", ["fine-tuning", "ramp", "distillation"])
@@ -154,14 +210,22 @@ def test_what_cannot_work_is_refused_before_training(tmp_path, monkeypatch, tech
         train(tmp_path, technique, settings, **changes)
 
 
-def test_optimizer_or_schedule_of_other_weights_is_refused_with_pruning(tmp_path):
+@pytest.mark.parametrize("technique", ["pruning", "ramp", "rounds"])
+def test_optimizer_or_schedule_of_other_weights_is_refused_with_pruning(tmp_path, technique):
     optimizer = torch.optim.SGD(classifier().parameters(), 0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     for optimizers in ((optimizer, None), (None, schedule)):
         with pytest.raises(UserError, match="leave `optimizers` out"):
-            train(tmp_path, "pruning", optimizers=optimizers)
+            train(tmp_path, technique, optimizers=optimizers)
+
+
+@pytest.mark.parametrize("technique", ["fine-tuning", "distillation", "int8-aware"])
+def test_optimizer_and_schedule_are_used(tmp_path, technique):
     model = classifier()
-    train(tmp_path, "distillation", model=model, optimizers=(torch.optim.SGD(model.parameters(), 0.1), None))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    trainer = train(tmp_path, technique, model=model, optimizers=(optimizer, schedule))
+    assert [entry["learning_rate"] for entry in log_entries(trainer)] == [0.05, 0.05]
 
 
 def test_metric_that_fails_stops_before_training(tmp_path, monkeypatch):
@@ -173,6 +237,25 @@ def test_metric_that_fails_stops_before_training(tmp_path, monkeypatch):
 
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, "ramp", compute_metrics=fail, eval_dataset=rows(40))
+
+
+def test_card_that_fails_stops_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "training_step", lambda *args: pytest.fail("it was trained"))
+    seen = []
+
+    def fail(report, folder):
+        seen.append((report, folder))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(trial, "build_model_card", fail)
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path / "out [1]", "pruning")
+    (report, folder), *_ = seen
+    assert [row.role for row in report.models] == ["teacher", "student"]
+    assert report.metric == "accuracy"
+    assert "pruning" in report.configs
+    assert folder.name == "out [1]"
+    assert not folder.exists()
 
 
 def test_model_is_prepared_for_training_after_the_trial(tmp_path, monkeypatch):
@@ -218,3 +301,26 @@ def test_run_resumed_after_its_last_step_makes_no_other(tmp_path, technique, ass
     assert resumed.state.global_step == steps
     assert [stage for stage in resumed.stages if stage.startswith("trained")][-1] == f"trained for {steps} steps"
     assert_same_weights(resumed.model, first.model)
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_smoothed_labels_of_generated_texts_work_with_every_technique(tmp_path, technique):
+    args = seq2seq_arguments(
+        arguments(tmp_path, max_steps=2, per_device_train_batch_size=4, label_smoothing_factor=0.1, **EVALUATED)
+    )
+    data = {"train_dataset": written(8), "eval_dataset": written(4), "data_collator": pad}
+    trainer = without_report(EfficientSeq2SeqTrainer(model=t5(), args=args, **data, **TECHNIQUES[technique]))
+    trainer.train()
+    assert all(0 < entry["loss"] < 1e3 for entry in log_entries(trainer))
+
+
+def test_smoothed_loss_of_generated_texts_is_that_of_transformers(tmp_path):
+    args = seq2seq_arguments(arguments(tmp_path, label_smoothing_factor=0.1))
+    trainer = EfficientSeq2SeqTrainer(model=t5(), args=args, train_dataset=written(8), data_collator=pad)
+    batch = pad(list(written(4)))
+    logits = trainer.model(**batch).logits.log_softmax(-1)
+    counted = batch["labels"] != -100
+    likelihoods = logits.gather(-1, batch["labels"].clamp(0)[..., None])[..., 0]
+    expected = -(0.9 * likelihoods + 0.1 * logits.mean(-1))[counted].mean()
+    for model in (trainer.model.train(), trainer.model.eval()):
+        assert torch.allclose(trainer.compute_loss(model, dict(batch)), expected, rtol=1e-4)

@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 from clients import EXPORTS
+from reviews import flags, save_model, tiny_config, write_reviews
+from transformers import BertModel
 
 
 def test_branch_is_created_and_a_tag_of_another_commit_is_refused(small, shell, hub):
@@ -95,3 +97,13 @@ def test_invalid_repository_names_are_refused(small, shell):
 def test_name_without_a_namespace_is_in_that_of_the_user(small, shell, hub):
     assert shell("push", small, "--repo_id", "alone").status == 0
     assert hub.repos["me/alone"].files()["model.safetensors"] == (small / "model.safetensors").read_bytes()
+
+
+def test_push_that_the_hub_refuses_is_refused_before_a_model_without_head_is_fine_tuned(tmp_path, shell, hub):
+    save_model(tmp_path / "model", BertModel(tiny_config(id2label=None, label2id=None)))
+    for name in ("train.csv", "dev.csv"):
+        write_reviews(tmp_path / name, 16)
+    job = flags(tmp_path, target_flops=2, hub_model_id="other/films", max_steps=500)
+    result = shell("compress", *job, "--push_to_hub")
+    assert (result.status, "'loss'" in result.out) == (2, False)
+    assert "other/films" in result.err
