@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_efficient.data.label_names import complete_label_names
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import export
 from hf_efficient.field_checks import check_argument
@@ -100,9 +101,10 @@ def quantize(
         if calibration is not None and not config.is_int8:
             importance = squared_gradients(model, calibration, task_or_sampled_loss())
         model = quantize_codebook(model, config, importance)
-    if not config.is_int8:
-        return model
-    return quantize_torchao(model, config) if config.torchao else quantize_int8(model, config, statistics)
+    if config.is_int8:
+        model = quantize_torchao(model, config) if config.torchao else quantize_int8(model, config, statistics)
+    complete_label_names(model.config)
+    return model
 
 
 def _check_model(model: Any) -> None:
@@ -232,4 +234,5 @@ def prune(
         student = sparsify(
             student, connection_batches, criterion=config.criterion, loss=loss, **config.connection_settings()
         )
+    complete_label_names(student.config)
     return student

@@ -123,7 +123,7 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
     label_to_id = None if classes is None else find_class_ids(task, classes, names)
     if classes is not None:
         check_classes(classes, has_head=is_fine_tuned or teacher_config is not None)
-    adapt_tokenizer(tokenizer, model_config, task.needs_offsets)
+    adapt_tokenizer(tokenizer, model_config, task.needs_offsets, task.reads_words)
     attention = config.model.attn_implementation
     model, loading_info = load_model(
         task.auto_class,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,11 @@ from hf_efficient.errors import UserError
 # Formats whose first line has the names of the columns.
 TABLE_FORMATS = ("csv", "tsv")
 MAX_NAME_CHARACTERS = 60
+# Words in the names of columns of labels.
+LABEL_WORDS = {
+    *("label", "labels", "class", "category", "sentiment", "score", "rating", "stars", "target", "judgment", "tag"),
+    *("tags", "intent", "emotion", "topic", "answer", "answers", "polarity", "gold", "relatedness", "entailment"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,9 @@ def find_columns(
         flags = "--text_column (and --text_pair_column)" if texts is None else "--label_column"
         kind = "text" if texts is None else "label"
         names = _list_names(train)
-        raise UserError(
-            f"cannot tell which of the columns {names} is the {kind} column: give {flags}{_advise(config)}"
-        )
+        likely = [] if texts is None else _likely_labels(train, texts)
+        advice = f", such as {' or '.join(likely)}" if likely else _advise(config, train)
+        raise UserError(f"cannot tell which of the columns {names} is the {kind} column: give {flags}{advice}")
     missing = [name for name in (*texts, label) if name is not None and name not in evaluation]
     if missing:
         raise UserError(f"the evaluation data lacks the column {', '.join(missing)} of the training data")
@@ -73,9 +79,8 @@ def _check_named_columns(config: DataConfig, text_names: Sequence[str], label_na
     ):
         column = getattr(config, flag)
         if column is not None and column not in names:
-            raise UserError(
-                f"{flag}={column!r} is not a column of the data, which has {_list_names(text_names)}{_advise(config)}"
-            )
+            known = _list_names(text_names) + _advise(config, text_names)
+            raise UserError(f"{flag}={column!r} is not a column of the data, which has {known}")
 
 
 def _list_names(names: Sequence[str]) -> str:
@@ -83,8 +88,19 @@ def _list_names(names: Sequence[str]) -> str:
     return ", ".join(shown)
 
 
-def _advise(config: DataConfig) -> str:
+def _likely_labels(names: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Return the columns whose names say that they may hold labels."""
+    others = [name for name in names if name not in texts]
+    return [name for name in others if set(re.findall("[a-z]+", name.casefold())) & LABEL_WORDS]
+
+
+def _advise(config: DataConfig, names: Sequence[str]) -> str:
     """Return what to do if the first row of a table was read as its header."""
+    if len(names) == 1 and " " in names[0]:
+        return (
+            ". A file with a word and its tag on each line must be written as JSON lines such as "
+            '{"tokens": ["a", "b"], "ner_tags": ["O", "O"]}'
+        )
     tables = [path for path in config.files.values() if file_format(path) in TABLE_FORMATS]
     if not tables:
         return ""

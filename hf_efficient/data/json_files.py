@@ -13,6 +13,7 @@ from hf_efficient.data.files import DataFile
 from hf_efficient.data.schema import MixedTypesError, to_array
 
 BATCH_ROWS = 1000
+WORD_COLUMNS = ("tokens", "words")  # of which one row is a list
 FORMS = 'give one object a line, an array of objects, or {"data": [...]}'
 # What `json` raises for texts that are no JSON, numbers of thousands of digits, and brackets nested by the thousand.
 JSON_ERRORS = (ValueError, RecursionError)
@@ -98,6 +99,8 @@ def _rows_of_document(file: DataFile, text: str) -> Iterable[Row]:
             raise file.error(f"row {index + 1} is {_kind(row)}, not an object: {FORMS}")
     if isinstance(document, dict) and rows == [document] and _has_columns_of_dicts(document):
         raise file.error(f"it is written column by column: {FORMS} (pandas: orient='records')")
+    if isinstance(document, dict) and rows == [document] and _has_columns_of_lists(document):
+        return _rows_of_columns(file, document)
     if rows and all("paragraphs" in row for row in rows):
         return _squad_rows(file, rows)
     return rows
@@ -106,6 +109,26 @@ def _rows_of_document(file: DataFile, text: str) -> Iterable[Row]:
 def _has_columns_of_dicts(document: Row) -> bool:
     columns = list(document.values())
     return bool(columns) and all(isinstance(column, dict) and "0" in column for column in columns)
+
+
+def _has_columns_of_lists(document: Row) -> bool:
+    """Whether an object is a table by columns, and not the one row of a task whose texts are lists of words."""
+    is_row = any(isinstance(document.get(name), list) and not _is_nested(document[name]) for name in WORD_COLUMNS)
+    if is_row or len(document) < 2 or not all(isinstance(column, list) for column in document.values()):
+        return False
+    return any(len(column) > 1 or _is_nested(column) for column in document.values())
+
+
+def _is_nested(column: list[Any]) -> bool:
+    return any(isinstance(value, list) for value in column)
+
+
+def _rows_of_columns(file: DataFile, document: Row) -> Iterator[Row]:
+    lengths = {name: len(column) for name, column in document.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name!r} has {length} values" for name, length in lengths.items())
+        raise file.error(f"it is written column by column, and {shown}: write as many for each column")
+    return (dict(zip(document, values, strict=True)) for values in zip(*document.values(), strict=True))
 
 
 def _kind(value: Any) -> str:

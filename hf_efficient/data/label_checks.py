@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 from datasets import Dataset
@@ -18,6 +19,7 @@ MAX_COUNTED_CLASSES = 20
 
 def check_classes(classes: Classes, has_head: bool) -> None:
     """Warn of classes that cannot be learned. Raises UserError if a new head (not `has_head`) would have one class."""
+    _warn_of_similar_names(classes.names)
     if len(classes.names) < 2 and not has_head:
         raise UserError(
             f"column {classes.column!r} has one class only, {list_values(classes.names)}: there is nothing to tell "
@@ -37,6 +39,28 @@ def check_classes(classes: Classes, has_head: bool) -> None:
     unseen = [name for i, name in enumerate(classes.names) if i not in evaluation and i not in train]
     if unseen:
         logger.warning(f"no row has the labels {list_values(unseen)}")
+
+
+def _warn_of_similar_names(names: Sequence[str]) -> None:
+    """Warn of labels that look alike, and of labels that seem to be lists of others."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        visible = "".join(each for each in unicodedata.normalize("NFKC", name) if unicodedata.category(each) != "Cf")
+        alike.setdefault(" ".join(visible.casefold().split()), []).append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            logger.warning(
+                f"the labels {' and '.join(map(ascii, group))} differ only in case, blanks or the encoding of their "
+                "characters, and are different classes: write them alike if they mean the same"
+            )
+    for name in names:
+        for separator in "|;,":
+            parts = [part.strip() for part in name.split(separator)]
+            if len(parts) > 1 and set(parts) <= set(names):
+                logger.warning(
+                    f"the label {name!r} consists of other labels: give --task multi-label-classification if a row "
+                    "can have several"
+                )
 
 
 def check_correlation(evaluation: Dataset, column: str) -> None:

@@ -43,3 +43,13 @@ def find_id(name: str, model_names: Sequence[str]) -> int | None:
         return list(model_names).index(name)
     folded = [index for index, known in enumerate(model_names) if known.strip().casefold() == name.strip().casefold()]
     return folded[0] if len(folded) == 1 else None
+
+
+def complete_label_names(config: PreTrainedConfig) -> None:
+    """Make `label2id` the inverse of `id2label`, where it is missing or another one; other programs read either."""
+    indices = sorted(map(int, config.id2label or {}))
+    if not indices or indices != list(range(len(indices))):
+        return
+    names = model_label_names(config)
+    if len(set(names)) == len(names):
+        set_label_names(config, names)

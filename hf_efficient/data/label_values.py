@@ -12,6 +12,8 @@ from typing import Any
 # Zeros in front, as in 007, make a code, which is a name.
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*|(?=\.\d))(\.\d*)?([eE][+-]?\d+)?")
 _SEPARATORS = "|;,"
+# Two or more entries of a vector, as 1 0 1 or 1,0,1.
+_VECTOR = re.compile(r"[01](\.0*)?([\s,;|]+[01](\.0*)?)+")
 _TRUTH_VALUES = {"true": True, "false": False}
 
 
@@ -46,19 +48,23 @@ def parse_truth(value: Any) -> bool | None:
 
 
 def parse_list(value: Any) -> list[Any] | None:
-    """Return the list that a value is or spells, as ["a", "b"] or [1 0 1]; None if it is none."""
+    """Return the list that a value is or spells, as ["a", "b"], {'a', 'b'}, [1 0 1] or 1,0,1; None if it is none."""
     if isinstance(value, list | tuple):
         return list(value)
     text = value.strip() if isinstance(value, str) else ""
-    if not (text.startswith("[") and text.endswith("]")):
+    if _VECTOR.fullmatch(text):
+        return re.split(r"[\s,;|]+", text)
+    if text[:1] + text[-1:] not in ("[]", "()", "{}"):
         return None
     for parse in (json.loads, ast.literal_eval):
         try:
             parsed = parse(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        return parsed if isinstance(parsed, list) else None
-    return [part for part in re.split(r"[\s,]+", text[1:-1]) if part]
+        if isinstance(parsed, set):
+            return sorted(parsed, key=str)
+        return list(parsed) if isinstance(parsed, list | tuple) else None
+    return [part for part in re.split(r"[\s,]+", text[1:-1]) if part] if text.startswith("[") else None
 
 
 def split_labels(value: Any) -> list[Any]:

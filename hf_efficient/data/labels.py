@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from hf_efficient.data.rows import SPLIT_TITLES, describe_row, list_values
 from hf_efficient.errors import UserError
 
 IGNORED_TAG = -100  # a tag of a word that is neither learned nor counted
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 NO_LABEL = -1  # in all rows of a split, or where classes have names
 ReadLabels = Callable[[Any], list[Any]]
 
@@ -92,18 +94,48 @@ class Classes:
 
 
 def label_kind(splits: DatasetDict, column: str) -> Literal["classes", "lists", "numbers"]:
-    """Return what each row has: one class, a list of classes, or a number of which some have a fraction."""
+    """Return what each row has: one class, a list of classes, or a number of which some have a fraction.
+
+    Raises UserError if most rows have such numbers and some have not, or if decimal commas may also separate classes.
+    """
     values = [
         value for _, split in _splits_with(splits, column) for value in split[column][:] if not is_missing(value)
     ]
+    if any(isinstance(value, dict) for value in values):
+        return "classes"
     if values and all(parse_list(value) is not None for value in values):
         return "lists"
     if isinstance(_label_feature(splits, column), ClassLabel) or any(isinstance(value, list) for value in values):
         return "classes"
-    numbers = [parse_number(value) for value in set(values)]
-    if None in numbers or all(isinstance(number, int) for number in numbers):
+    numbers = {value: parse_number(value) for value in set(values)}
+    if None in numbers.values():
+        _check_words_among_numbers(splits, column, values, numbers)
         return "classes"
-    return "numbers"
+    return "classes" if all(isinstance(number, int) for number in numbers.values()) else "numbers"
+
+
+def _check_words_among_numbers(
+    splits: DatasetDict, column: str, values: Sequence[Any], numbers: Mapping[Any, int | float | None]
+) -> None:
+    """Raise UserError if a column that has a word is nevertheless one of numbers; the message names its row."""
+    fraction = next((value for value, number in numbers.items() if isinstance(number, float)), None)
+    num_words = sum(numbers[value] is None for value in values)
+    has_commas = all(number is not None or _DECIMAL_COMMA.fullmatch(str(value)) for value, number in numbers.items())
+    if not has_commas and (fraction is None or 2 * num_words >= len(values)):
+        return
+    for name, split in _splits_with(splits, column):
+        for index, value in enumerate(split[column][:]):
+            if not is_missing(value) and numbers[value] is None:
+                row = f"{describe_row(split, index, name)} has {value!r} in column {column!r}"
+                if has_commas:
+                    raise UserError(
+                        f"{row}, which may be a number or a list of classes: write numbers as 2.5, or give --task "
+                        "multi-label-classification, or --task text-classification if it is a name"
+                    )
+                raise UserError(
+                    f"{row}, and most rows have numbers such as {fraction!r}: write a number, or give --task "
+                    "text-classification if they are names"
+                )
 
 
 def find_classes(

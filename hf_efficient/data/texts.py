@@ -12,6 +12,8 @@ from hf_efficient.errors import UserError
 
 logger = logging.get_logger(__name__)
 
+INFERRING_BUILDERS = ("csv", "json", "pandas")
+
 
 def check_texts(split: Dataset, name: str, columns: Sequence[str]) -> None:
     """Raise UserError if one of the columns has a cell that is not a text, or only empty ones; warn of empty ones."""
@@ -21,7 +23,7 @@ def check_texts(split: Dataset, name: str, columns: Sequence[str]) -> None:
             if not isinstance(value, str):
                 raise UserError(
                     f"{describe_row(split, index, name)} has {value!r} in column {column!r}, where a text is needed: "
-                    "write one, remove the row, or name another column with --text_column"
+                    "write one, remove the row, or name another column with --text_column" + _advise(split)
                 )
         empty = [index for index, value in enumerate(values) if not value.strip()]
         if not empty:
@@ -33,3 +35,13 @@ def check_texts(split: Dataset, name: str, columns: Sequence[str]) -> None:
             f"column {column!r} of the {title} data has {len(empty)} empty texts, the first in row {empty[0] + 1}: "
             "they are used as they are"
         )
+
+
+def _advise(split: Dataset) -> str:
+    """Return what to do where `datasets` has read a file, and not the reader of this package."""
+    if split.info.builder_name not in INFERRING_BUILDERS:
+        return ""
+    return (
+        ". The `datasets` library makes numbers, dates and missing values of texts that look like these: download the "
+        "files of the dataset and give them as --train_file and --validation_file, which keep texts as they are"
+    )

@@ -16,6 +16,7 @@ import transformers
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_efficient.data.label_names import complete_label_names
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.checks import batch_difference, max_relative_difference, padded_batch, relative_speed
 from hf_efficient.exporters.config import check_export_format, needs_calibration, uses_calibration
@@ -119,6 +120,7 @@ def export(
         )
     # Runtimes lack kernels for half precision, and the user's model may be training.
     model = copy.deepcopy(model).float().eval()
+    complete_label_names(model.config)
     temporary_dir = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(temporary_dir, ignore_errors=True)
     samples = component_inputs(model, sample_export_inputs(model, 2, 16))

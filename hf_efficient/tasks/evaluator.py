@@ -57,7 +57,7 @@ class TaskEvaluator:
         Raises UserError if a column is missing, or if the data has labels that the model does not have.
         """
         columns = task.get_columns(splits, data)
-        adapt_tokenizer(tokenizer, config, task.needs_offsets)
+        adapt_tokenizer(tokenizer, config, task.needs_offsets, task.reads_words)
         data = bound_max_length(data, tokenizer, [config])
         classes = task.find_classes(splits, columns)
         label_to_id = None if classes is None else find_class_ids(task, classes, model_label_names(config))

@@ -10,6 +10,7 @@ from transformers import DataCollatorForSeq2Seq, EvalPrediction, PreTrainedConfi
 
 from hf_efficient.data.columns import Columns
 from hf_efficient.data.config import DataConfig
+from hf_efficient.data.labels import check_no_missing_labels
 from hf_efficient.data.rows import describe_row
 from hf_efficient.data.texts import check_texts
 from hf_efficient.errors import UserError
@@ -40,12 +41,17 @@ def encode_seq2seq(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
 def check_generation_rows(split: Dataset, name: str, encoder: RowEncoder) -> None:
     """Raise UserError if a row lacks the source or the target text."""
     if encoder.columns.texts != (TRANSLATION_COLUMN,):
-        columns = (*encoder.columns.texts, str(encoder.columns.label))
-        check_texts(split, name, [column for column in columns if column in split.column_names])
+        label = str(encoder.columns.label)
+        check_texts(
+            split, name, [column for column in (*encoder.columns.texts, label) if column in split.column_names]
+        )
+        if label in split.column_names:
+            check_no_missing_labels(DatasetDict({name: split}), label)
         return
     for index, pair in enumerate(split[TRANSLATION_COLUMN]):
         for language in (encoder.data.source_lang, encoder.data.target_lang):
-            if not isinstance((pair or {}).get(language), str):
+            text = (pair or {}).get(language)
+            if not isinstance(text, str) or (language == encoder.data.target_lang and not text.strip()):
                 raise UserError(
                     f"{describe_row(split, index, name)} has no text for {language!r} in column "
                     f"{TRANSLATION_COLUMN!r}: add it, or remove the row"
@@ -102,7 +108,15 @@ def _find_language_columns(splits: DatasetDict, data: DataConfig) -> Columns:
     has_pairs = TRANSLATION_COLUMN in columns
     languages = columns
     if has_pairs:
-        languages = list(dict.fromkeys(key for pair in splits["train"][TRANSLATION_COLUMN] for key in pair or {}))
+        pairs = splits["train"][TRANSLATION_COLUMN][:]
+        for index, pair in enumerate(pairs):
+            if not isinstance(pair, dict | None):
+                raise UserError(
+                    f"{describe_row(splits['train'], index, 'train')} has {pair!r} in column {TRANSLATION_COLUMN!r}: "
+                    'an object with a text for each language is needed, as {"en": "a", "de": "b"} in JSON, or a '
+                    "column for each language"
+                )
+        languages = list(dict.fromkeys(key for pair in pairs for key in pair or {}))
     for flag in ("source_lang", "target_lang"):
         if getattr(data, flag) not in languages:
             raise UserError(

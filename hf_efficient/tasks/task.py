@@ -125,7 +125,8 @@ class Task:
     | check_rows | raises UserError if a row of a split, which has a name, cannot be encoded |
     | read_labels | returns the labels of a row, if it can have several |
     | names_classes | classes must have names, which the metric reads, such as O and B-PER |
-    | needs_offsets | the tokenizer must tell which characters or words its tokens stand for |
+    | needs_offsets | the tokenizer must tell which characters its tokens stand for |
+    | reads_words | a row is a list of words |
     | has_labels | the dataset has a column of labels; if not, labels are made from the text |
     | has_classes | labels are named classes of the model |
     | generates | predictions are generated text |
@@ -148,6 +149,7 @@ class Task:
     read_labels: ReadLabels | None = None
     names_classes: bool = False
     needs_offsets: bool = False
+    reads_words: bool = False
     has_labels: bool = True
     has_classes: bool = True
     generates: bool = False

@@ -22,27 +22,51 @@ TAG_COLUMNS = ("ner_tags", "tags", "pos_tags", "labels", "label")
 
 def encode_words(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
     """Return the tokens of lists of words; the first token of a word has the word's label, the others -100."""
+    rows = [split_words(value) for value in batch[encoder.columns.texts[0]]]
+    encoded, words_of_rows = (_tokenize if encoder.tokenizer.is_fast else _tokenize_each_word)(rows, encoder)
+    tags_of_rows = encoder.get_labels(batch)
+    if tags_of_rows is None:
+        return encoded
+    labels = []
+    for words, tags in zip(words_of_rows, map(split_words, tags_of_rows), strict=True):
+        previous_word = None
+        row_labels = []
+        for word in words:
+            is_ignored = word is None or word == previous_word or tags[word] == IGNORED_TAG
+            row_labels.append(IGNORE_INDEX if is_ignored else encoder.label_id(tags[word]))
+            previous_word = word
+        labels.append(row_labels)
+    return {**encoded, "labels": labels}
+
+
+def _tokenize(rows: list[list[str]], encoder: RowEncoder) -> tuple[dict[str, Any], list[list[int | None]]]:
+    """Return the tokens of each row, and the word that each token is of; None for special tokens."""
     encoded = encoder.tokenizer(
-        [split_words(value) for value in batch[encoder.columns.texts[0]]],
+        rows,
         is_split_into_words=True,
         truncation=True,
         max_length=encoder.data.max_length,
         return_token_type_ids=encoder.return_token_type_ids,
     )
-    tags_of_rows = encoder.get_labels(batch)
-    if tags_of_rows is None:
-        return dict(encoded)
-    labels = []
-    for index, tags in enumerate(map(split_words, tags_of_rows)):
-        previous_word = None
-        row_labels = []
-        for word in encoded.word_ids(index):
-            is_first_token = word is not None and word != previous_word
-            has_label = is_first_token and tags[word] != IGNORED_TAG
-            row_labels.append(encoder.label_id(tags[word]) if has_label else IGNORE_INDEX)
-            previous_word = word
-        labels.append(row_labels)
-    return {**encoded, "labels": labels}
+    return dict(encoded), [encoded.word_ids(index) for index in range(len(rows))]
+
+
+def _tokenize_each_word(rows: list[list[str]], encoder: RowEncoder) -> tuple[dict[str, Any], list[list[int | None]]]:
+    """Do the same with a tokenizer that does not tell which word a token is of."""
+    tokenizer, encoded, words_of_rows = encoder.tokenizer, [], []
+    count = encoder.data.max_length - tokenizer.num_special_tokens_to_add()
+    for row in rows:
+        tokens = [(index, token) for index, word in enumerate(row) for token in tokenizer.tokenize(word)][:count]
+        ids = tokenizer.convert_tokens_to_ids([token for _, token in tokens])
+        with_special = tokenizer.build_inputs_with_special_tokens(ids)
+        start = next(i for i in range(len(with_special)) if with_special[i : i + len(ids)] == ids)
+        end = len(with_special) - start - len(ids)
+        words_of_rows.append([*[None] * start, *(index for index, _ in tokens), *[None] * end])
+        encoded.append(with_special)
+    inputs = {"input_ids": encoded, "attention_mask": [[1] * len(ids) for ids in encoded]}
+    if encoder.return_token_type_ids or "token_type_ids" in tokenizer.model_input_names:
+        inputs["token_type_ids"] = [[0] * len(ids) for ids in encoded]
+    return inputs, words_of_rows
 
 
 def check_tagged_rows(split: Dataset, name: str, encoder: RowEncoder) -> None:
@@ -105,6 +129,6 @@ TOKEN_CLASSIFICATION = Task(
     collator=DataCollatorForTokenClassification,
     check_rows=check_tagged_rows,
     read_labels=split_words,
-    needs_offsets=True,
+    reads_words=True,
     names_classes=True,
 )

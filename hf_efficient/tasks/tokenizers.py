@@ -13,12 +13,12 @@ from hf_efficient.errors import UserError
 logger = logging.get_logger(__name__)
 
 
-def adapt_tokenizer(tokenizer: Any, config: PreTrainedConfig, needs_offsets: bool) -> None:
+def adapt_tokenizer(tokenizer: Any, config: PreTrainedConfig, needs_offsets: bool, reads_words: bool = False) -> None:
     """Change the tokenizer in place to what a model with this config and a task need.
 
     It gets a padding token if it has none, and pads on the right, where padding does not move the positions of a text.
-    `needs_offsets`: the task must know which characters or words a token stands for; byte-level tokenizers then see a
-    space before each word, also before the first.
+    `needs_offsets`: the task must know which characters a token stands for; `reads_words`: it reads lists of words.
+    Byte-level tokenizers then see a space before each word, also before the first.
 
     Raises UserError if it has more tokens than the model, no padding token, or no offsets.
     """
@@ -35,12 +35,12 @@ def adapt_tokenizer(tokenizer: Any, config: PreTrainedConfig, needs_offsets: boo
     if tokenizer.padding_side != "right":
         logger.warning("the tokenizer pads on the left, which moves the positions of texts: padding is on the right")
         tokenizer.padding_side = "right"
-    if needs_offsets:
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"{name} does not tell which words its tokens come from, which this task needs: save the model's fast "
-                "tokenizer (a tokenizer.json file) in the model's folder"
-            )
+    if needs_offsets and not tokenizer.is_fast:
+        raise UserError(
+            f"{name} does not tell which characters its tokens come from, which this task needs: save the model's "
+            "fast tokenizer (a tokenizer.json file) in the model's folder, or name it with --tokenizer_name"
+        )
+    if tokenizer.is_fast and (needs_offsets or reads_words):
         add_prefix_space(tokenizer)
 
 

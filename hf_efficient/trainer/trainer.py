@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 
+from hf_efficient.data.label_names import complete_label_names
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import check_same_task
 from hf_efficient.distillation.head_outputs import get_head_outputs
@@ -70,6 +71,7 @@ class CompressionMixin(PublishingMixin):
         if teacher is None or isinstance(teacher, (str, PreTrainedModel)):
             teacher = () if teacher is None else (teacher,)
         check_arguments(self, self.techniques, teacher)
+        complete_label_names(self.model.config)
         self.teachers: list[PreTrainedModel] = load_teachers(teacher, self.model, distillation)
         for loaded in self.teachers:
             check_same_task(self.model if untrimmed is None else untrimmed.model, loaded)

@@ -93,6 +93,21 @@ READ = {
     "json array, indented": ("a.json", json.dumps(ROWS, indent=2), ROWS),
     "json array named jsonl": ("a.jsonl", json.dumps(ROWS), ROWS),
     "json under data": ("a.json", json.dumps({"version": 1, "data": ROWS}, indent=1), ROWS),
+    "json by columns": (
+        "a.json",
+        json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}),
+        ROWS,
+    ),
+    "one json object of lists of words": (
+        "a.json",
+        json.dumps({"tokens": ["a", "b"], "ner_tags": ["O", "O"]}),
+        [{"tokens": ["a", "b"], "ner_tags": ["O", "O"]}],
+    ),
+    "json by columns of lists of words": (
+        "a.json",
+        json.dumps({"tokens": [["a", "b"]], "ner_tags": [["O", "O"]]}),
+        [{"tokens": ["a", "b"], "ner_tags": ["O", "O"]}],
+    ),
     "one json object": ("a.json", json.dumps(ROWS[0]), ROWS[:1]),
     "blank lines in json lines": ("a.jsonl", "\n" + LINES.replace("\n", "\n\n"), ROWS),
     "json with a byte order mark": ("a.json", "\ufeff" + LINES, ROWS),
@@ -326,6 +341,11 @@ REFUSED = {
     "json number": ("a.json", "5", "it is a number, not an array of objects"),
     "data without rows": ("a.json", '{"data": "elsewhere"}', "it is a text, not an array of objects"),
     "written by columns": ("a.json", '{"text": {"0": "a", "1": "b"}}', "it is written column by column"),
+    "columns of different length": (
+        "a.json",
+        '{"text": ["a", "b"], "label": [0]}',
+        "it is written column by column, and 'text' has 2 values, 'label' has 1 values",
+    ),
     "deep brackets": ("a.json", "[" * 100_000, "it is not JSON that can be read"),
     "lists and texts": (
         "a.jsonl",

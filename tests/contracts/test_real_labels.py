@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 from reviews import flags, save_model, tiny_config
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertJapaneseTokenizer,
     BertModel,
     RobertaConfig,
     RobertaTokenizer,
@@ -17,12 +19,15 @@ from transformers import (
     set_seed,
 )
 
+from hf_efficient import EfficientTrainer, PruningConfig, QuantizationConfig, prune, quantize
 from hf_efficient.cli import main
 from hf_efficient.commands.demo_dataset import train_tokenizer
 from hf_efficient.commands.heads import configure_head
 from hf_efficient.data.columns import Columns
 from hf_efficient.data.config import DataConfig
+from hf_efficient.data.label_checks import check_classes
 from hf_efficient.data.label_names import model_label_names
+from hf_efficient.data.labels import Classes
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import max_positions
@@ -62,7 +67,7 @@ def understand(splits, tokenizer, config, data=None, task=None):
         configure_head(config, None, task, classes)
     names = model_label_names(config)
     ids = None if classes is None else find_class_ids(task, classes, names)
-    adapt_tokenizer(tokenizer, config, task.needs_offsets)
+    adapt_tokenizer(tokenizer, config, task.needs_offsets, task.reads_words)
     is_multi_hot = classes is not None and classes.is_multi_hot
     encoder = RowEncoder(columns, tokenizer, data, ids, None, len(names), is_multi_hot)
     tokenized = task.tokenize(splits, encoder)
@@ -104,6 +109,8 @@ NEW_HEADS = {
     "signed integers": (csv("+1", "-1"), CLASS, ["-1", "1"], [1, 0]),
     "a large integer": (csv(0, 1000000), CLASS, ["0", "1000000"], [0, 1]),
     "ten in order of numbers": (csv(10, 9, 2), CLASS, ["2", "9", "10"], [2, 1, 0]),
+    "words that are other words in capitals": (csv("Pos", "pos", "neg"), CLASS, ["Pos", "neg", "pos"], [0, 2, 1]),
+    "names with commas": (csv('"a, b"', "c"), CLASS, ["a, b", "c"], [0, 1]),
     "codes": (csv("007", "010"), CLASS, ["007", "010"], [0, 1]),
     "whole floats as texts": (csv("1.0", "2", "1"), CLASS, ["1", "2"], [0, 1, 0]),
     "whole floats": (labelled(0.0, 1.0), CLASS, ["LABEL_0", "LABEL_1"], [0, 1]),
@@ -120,6 +127,16 @@ NEW_HEADS = {
     "one of two, multi-hot": (many([1, 0], [0, 1]), LISTS, ["LABEL_0", "LABEL_1"], [[1, 0], [0, 1]]),
     "multi-hot vectors as texts": ("text,labels\nthe cat,[1 0 1]\nthe dog,[0 0 0]\n", LISTS,
                                    THREE, [[1, 0, 1], [0, 0, 0]]),
+    "multi-hot vectors with blanks": ("text,labels\nthe cat,1 0 1\nthe dog,0 0 0\n", LISTS,
+                                      THREE, [[1, 0, 1], [0, 0, 0]]),
+    "multi-hot vectors with commas": ("text,labels\nthe cat,\"1,0,1\"\nthe dog,\"0,0,0\"\n", LISTS,
+                                      THREE, [[1, 0, 1], [0, 0, 0]]),
+    "multi-hot tuples as texts": ("text,labels\nthe cat,\"(1, 0, 1)\"\nthe dog,\"(0, 0, 0)\"\n", LISTS,
+                                  THREE, [[1, 0, 1], [0, 0, 0]]),
+    "multi-hot truth values as texts": ("text,labels\nthe cat,\"[True, False]\"\nthe dog,\"[True, True]\"\n", LISTS,
+                                        ["LABEL_0", "LABEL_1"], [[1, 0], [1, 1]]),
+    "sets as texts": ("text,labels\nthe cat,\"{'b', 'a'}\"\nthe dog,\"{'b'}\"\n", LISTS, ["a", "b"],
+                      [[1, 1], [0, 1]]),
     "lists as texts": ("text,labels\nthe cat,\"['a', 'b']\"\nthe dog,[]\n", LISTS, ["a", "b"], [[1, 1], [0, 0]]),
     "a column for each class": ("id,text,rude,mild,kind\n0,the cat,1,0,1\n1,the dog,0,0,1\n", LISTS,
                                 ["rude", "mild", "kind"], [[1, 0, 1], [0, 0, 1]]),
@@ -234,6 +251,30 @@ REFUSED = {
     "a number that is missing": (NUMBER, csv("2.5", "", "1"), "row 2 of the training data.* has no label"),
     "a number that is a word": (NUMBER, csv("2.5", "n/a"), "row 2 of the training data.* has 'n/a' in column 'label'"),
     "a decimal comma": (NUMBER, labelled("2,5", "1"), "row 1 .* has '2,5' in column 'label': regression needs"),
+    "a word among numbers": (None, csv("2.5", "nan", "1"), "row 2 .* has 'nan' .*, and most rows have numbers such"),
+    "decimal commas": (None, csv('"2,5"', '"3"', '"1,5"'), "row 1 .* has '2,5' .*, which may be a number or a list"),
+    "an object for a label": (None, labelled({"name": "a"}, {"name": "b"}), "row 1 .* which is not a label"),
+    "a summary that is missing": (
+        "summarization",
+        "document,summary\nthe cat,\nthe dog,dog\n",
+        "row 1 .* has no label .'' in column 'summary'",
+    ),
+    "languages as one text": (
+        "translation",
+        [{"translation": "{'en': 'a', 'de': 'b'}"}] * 2,
+        "row 1 .* an object with a text for each language is needed",
+    ),
+    "a translation that is empty": (
+        "translation",
+        [{"translation": {"en": "the cat", "de": " "}}, {"translation": {"en": "the cat", "de": "wolf"}}],
+        "row 1 .* has no text for 'de'",
+    ),
+    "two columns that may hold labels": (
+        None,
+        "sentence_A,sentence_B,relatedness_score,entailment_label\na,b,4.5,NEUTRAL\n",
+        "give --label_column, such as relatedness_score or entailment_label$",
+    ),
+    "words and tags on lines": (None, "anna B-PER\nran O\n", "must be written as JSON lines such as"),
     "one row of numbers": (NUMBER, csv("2.5"), "the evaluation data has 1 row in column 'label'"),
     "a list for one class": (CLASS, labelled(["a"], ["b"]), r"row 1 .* has \['a'\] in column 'label', which is not a"),
     "a vector with a two": (LISTS, many([1, 2, 1], [0, 1, 0]), r"row 1 .* has \[1, 2, 1\] .* neither a list of"),
@@ -349,6 +390,81 @@ def test_tokenizers_are_adapted_or_refused(caplog):
     assert tokenizer.pad(tokenizer(["the cat", "the"]))["attention_mask"][1][-1] == 0
     with pytest.raises(UserError, match="is not that of the model, whose table has 5 tokens"):
         adapt_tokenizer(fresh(), BertConfig(vocab_size=5), needs_offsets=False)
+
+
+def slow_tokenizer(tmp_path):
+    """Return a tokenizer that splits each word into characters, and does not tell which word a token is of."""
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"])
+    )
+    options = {"word_tokenizer_type": "basic", "subword_tokenizer_type": "character"}
+    return BertJapaneseTokenizer(str(tmp_path / "vocab.txt"), **options)
+
+
+def test_words_are_tagged_with_a_tokenizer_without_offsets(tmp_path):
+    slow = slow_tokenizer(tmp_path)
+    assert not slow.is_fast
+    split = Dataset.from_list(
+        [{"tokens": ["anna", "ran"], "ner_tags": ["B-PER", "O"]}, {"tokens": [], "ner_tags": []}]
+    )
+    splits = DatasetDict(train=split, evaluation=split)
+    config = BertConfig(architectures=["BertModel"], vocab_size=200)
+    task, names, labels, _ = understand(splits, slow, config, DataConfig(max_length=8))
+    assert (task, names) == (TAGS, ["B-PER", "O"])
+    assert labels == [[-100, 0, -100, -100, -100, 1, -100, -100], [-100, -100]]
+    encoder = RowEncoder(Columns(("tokens",), None), slow, DataConfig())
+    encoded = TASKS[TAGS].tokenize(DatasetDict(train=split), encoder)["train"]
+    assert slow.decode(encoded[0]["input_ids"]) == "[CLS] a n n a r a n [SEP]"
+
+
+def test_questions_need_a_tokenizer_with_offsets(tmp_path):
+    rows = [{"question": "who ran", "context": "the cat ran", "answers": "cat"}]
+    split = Dataset.from_list(rows)
+    config = BertConfig(architectures=["BertModel"], vocab_size=200)
+    with pytest.raises(UserError, match=r"fast tokenizer .* or name it with --tokenizer_name"):
+        understand(DatasetDict(train=split, evaluation=split), slow_tokenizer(tmp_path), config)
+
+
+def test_labels_that_look_alike_are_named(caplog):
+    names = ("Pos", "pos ", "caf\u00e9", "cafe\u0301", "a", "b", "a;b")
+    counts = {name: Counter(range(len(names))) for name in ("train", "evaluation")}
+    check_classes(Classes("label", names, {}, None, counts), has_head=False)
+    assert "the labels 'Pos' and 'pos ' differ only in case" in caplog.text
+    assert "'caf\\xe9' and 'cafe\\u0301' differ only in" in caplog.text
+    assert "the label 'a;b' consists of other labels: give --task multi-label-classification" in caplog.text
+    assert len(caplog.messages) == 3
+
+
+def test_texts_that_datasets_has_taken_for_numbers_are_refused_with_the_remedy(tmp_path, tokenizer):
+    (tmp_path / "rows.csv").write_text("text,label\n1,0\n2,1\n")
+    splits = load_dataset("csv", data_files=str(tmp_path / "rows.csv"))
+    splits["evaluation"] = splits["train"]
+    with pytest.raises(UserError, match="download the files of the dataset and give them as --train_file"):
+        understand(splits, tokenizer, BertConfig(architectures=["BertModel"], vocab_size=200))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "rows.csv").rename(tmp_path / "folder" / "rows.csv")
+    splits = load_splits(DataConfig(dataset_name=str(tmp_path / "folder")), seed=0)
+    assert {*splits["train"]["text"], *splits["evaluation"]["text"]} == {"1", "2"}
+
+
+STALE = {"stale": {"LABEL_0": 0, "LABEL_1": 1}, "missing": None, "other order": {"good": 0, "bad": 1}}
+FORMS = {
+    "pruned": lambda model: prune(model, PruningConfig(heads=0.5, neurons=0.5, criterion="magnitude")),
+    "int8": lambda model: quantize(model, QuantizationConfig("int8_dynamic")),
+    "codebook": lambda model: quantize(model, QuantizationConfig("codebook", bits=4)),
+    "trained": lambda model: EfficientTrainer(model).model,
+}
+
+
+@pytest.mark.parametrize("stale", STALE)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_config_that_is_written_has_both_maps_of_labels(tmp_path, form, stale):
+    model = BertForSequenceClassification(tiny_config(id2label={0: "bad", 1: "good"}))
+    model.config.label2id = STALE[stale]
+    FORMS[form](model).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}
+    assert config["label2id"] == {"bad": 0, "good": 1}
 
 
 def test_byte_level_tokenizers_see_a_space_before_every_word(tmp_path):
