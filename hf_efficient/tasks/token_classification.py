@@ -32,8 +32,10 @@ def encode_words(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
         previous_word = None
         row_labels = []
         for word in words:
-            is_ignored = word is None or word == previous_word or tags[word] == IGNORED_TAG
-            row_labels.append(IGNORE_INDEX if is_ignored else encoder.label_id(tags[word]))
+            if word is None or word == previous_word or tags[word] == IGNORED_TAG:
+                row_labels.append(IGNORE_INDEX)
+            else:
+                row_labels.append(encoder.label_id(tags[word]))
             previous_word = word
         labels.append(row_labels)
     return {**encoded, "labels": labels}
