@@ -130,7 +130,7 @@ def _fit(
     )
     factor, failed = torch.linalg.cholesky_ex(damped)
     fitted = initial + torch.cholesky_solve(moments - gram @ initial, factor)
-    if int(failed) or not torch.isfinite(fitted.to(output.weight.dtype)).all():
+    if int(failed) or not torch.isfinite(fitted.to(parameters[0].dtype)).all():
         raise UserError(
             f"the outputs of {block.layer} cannot be reconstructed: what the model computes from the training data is "
             "infinite, or too large for least squares, so its weights are far too large; give another model, or leave "
