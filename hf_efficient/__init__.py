@@ -66,18 +66,8 @@ __all__ = [
     "prune",
     "quantize",
 ]
-PRUNED_MODEL_TYPES = (
-    "pruned_bert",
-    "pruned_roberta",
-    "pruned_xlm-roberta",
-    "pruned_camembert",
-    "pruned_distilbert",
-    "pruned_electra",
-    "pruned_t5",
-    "pruned_mt5",
-)
 
-register_on_lookup(PRUNED_MODEL_TYPES, "hf_efficient.models")
+register_on_lookup("pruned_", "hf_efficient.models")
 
 
 def __getattr__(name: str) -> Any:

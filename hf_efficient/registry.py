@@ -51,19 +51,19 @@ class Registry(MutableMapping[str, T]):
 
 
 class _ConfigsOnLookup(dict[str, Any]):
-    """Extra entries of `CONFIG_MAPPING`: looking up one of `model_types` imports `module`, which registers them."""
+    """Extra entries of `CONFIG_MAPPING`: looking up a name with `prefix` imports `module`, which registers its own."""
 
-    def __init__(self, entries: Mapping[str, Any], model_types: tuple[str, ...], module: str) -> None:
+    def __init__(self, entries: Mapping[str, Any], prefix: str, module: str) -> None:
         super().__init__(entries)
-        self.model_types, self.module = model_types, module
+        self.prefix, self.module = prefix, module
 
     def __contains__(self, model_type: object) -> bool:
-        return super().__contains__(model_type) or model_type in self.model_types
+        if isinstance(model_type, str) and model_type.startswith(self.prefix):
+            import_module(self.module)
+        return super().__contains__(model_type)
 
     def __missing__(self, model_type: str) -> Any:
-        if model_type in self.model_types:
-            import_module(self.module)
-        if super().__contains__(model_type):
+        if model_type in self:
             return self[model_type]
         raise KeyError(model_type)
 
@@ -71,8 +71,8 @@ class _ConfigsOnLookup(dict[str, Any]):
 class _AutoConfigFinder(MetaPathFinder, Loader):
     """Find the module of `AutoConfig`, and extend its mapping after it has been executed."""
 
-    def __init__(self, model_types: tuple[str, ...], module: str) -> None:
-        self.model_types, self.module = model_types, module
+    def __init__(self, prefix: str, module: str) -> None:
+        self.prefix, self.module = prefix, module
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return the spec of that module with this object as its loader; None for every other module."""
@@ -92,26 +92,26 @@ class _AutoConfigFinder(MetaPathFinder, Loader):
         """Execute the module and add the names of our configs to its mapping."""
         self.loader.exec_module(module)
         module.__loader__ = self.loader
-        _add_on_lookup(module, self.model_types, self.module)
+        _add_on_lookup(module, self.prefix, self.module)
 
 
-def register_on_lookup(model_types: tuple[str, ...], module: str) -> None:
-    """Let the Auto classes of Transformers find `model_types`, which `module` registers when it is imported.
+def register_on_lookup(prefix: str, module: str) -> None:
+    """Let the Auto classes of Transformers find model types with `prefix` that `module` registers on its import.
 
-    `module` is imported when one of them is first looked up, so this imports neither `module` nor Transformers.
+    `module` is imported when such a name is first looked up, so this imports neither `module` nor Transformers.
     Importing `module` together with Transformers would be too early: Transformers imports its Auto classes while its
     own modules are still being imported.
     """
     loaded = sys.modules.get(AUTO_CONFIG_MODULE)
     if loaded is None:
-        sys.meta_path.insert(0, _AutoConfigFinder(model_types, module))
+        sys.meta_path.insert(0, _AutoConfigFinder(prefix, module))
     else:
-        _add_on_lookup(loaded, model_types, module)
+        _add_on_lookup(loaded, prefix, module)
 
 
-def _add_on_lookup(auto_config: ModuleType, model_types: tuple[str, ...], module: str) -> None:
+def _add_on_lookup(auto_config: ModuleType, prefix: str, module: str) -> None:
     mapping = auto_config.CONFIG_MAPPING
     if hasattr(mapping, "_extra_content"):
-        mapping._extra_content = _ConfigsOnLookup(mapping._extra_content, model_types, module)
+        mapping._extra_content = _ConfigsOnLookup(mapping._extra_content, prefix, module)
     else:  # in a version of Transformers without this attribute
         import_module(module)

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from hf_efficient.exporters.signal_stack import use_ordinary_signal_stack
 from hf_efficient.models import family_of, int8_kernels
 from hf_efficient.models.blocks import AttentionBlock
+from hf_efficient.models.inputs import task_head_of
 from hf_efficient.pruning.selection import Selection
 
 
@@ -59,6 +60,35 @@ TINY_T5 = {
     "eos_token_id": 1,
     "decoder_start_token_id": 0,
 }
+TINY_MODERNBERT = {
+    **TINY,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 12,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1),
+}
+TINY_BART = {
+    "d_model": 32,
+    **{f"{stack}_layers": 3 for stack in ("encoder", "decoder")},
+    **{f"{stack}_attention_heads": 4 for stack in ("encoder", "decoder")},
+    **{f"{stack}_ffn_dim": 64 for stack in ("encoder", "decoder")},
+    "vocab_size": 100,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "forced_eos_token_id": None,
+    "decoder_start_token_id": 0,
+}
+TINY_DEBERTA = {
+    **TINY,
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "position_buckets": 16,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+}
 # SHAPES below assume three layers in each stack, four heads in each attention block and 64 neurons.
 TINY_OF_FAMILY: dict[str, dict[str, object]] = {
     "bert": TINY,
@@ -77,9 +107,15 @@ TINY_OF_FAMILY: dict[str, dict[str, object]] = {
     "electra": {**TINY, "embedding_size": 16},
     "t5": TINY_T5,
     "mt5": TINY_T5,  # with gated feed-forward blocks
+    "modernbert": TINY_MODERNBERT,
+    "mpnet": {**TINY, "pad_token_id": 1},
+    "deberta-v2": TINY_DEBERTA,
+    "bart": TINY_BART,
+    "marian": TINY_BART,
 }
 FAMILIES_WITH_TOKEN_TYPES = ("bert", "electra")
-FAMILIES_WITH_EOS = ("t5", "mt5")  # their classifier reads the end-of-sequence token
+FAMILIES_WITH_EOS = ("t5", "mt5", "bart", "marian")  # their classifier reads the end-of-sequence token
+ENCODER_DECODERS = ("T5Model", "MT5Model", "BartModel", "MarianModel")  # they need inputs of the decoder
 # For each kept layer, the positions of its kept heads and neurons.
 SHAPES: dict[str, dict[int, tuple[Sequence[int], Sequence[int]]]] = {
     "uneven widths": {0: ((1, 3), range(0, 64, 3)), 1: ((0,), range(5)), 2: (range(4), range(64))},
@@ -87,7 +123,7 @@ SHAPES: dict[str, dict[int, tuple[Sequence[int], Sequence[int]]]] = {
     "a block without neurons": {0: ((0, 1), ()), 1: (range(4), range(9)), 2: ((3,), range(64))},
     "a layer gone": {0: ((0, 2, 3), range(20)), 2: ((1,), range(30, 64))},
     "all of these": {0: ((), ()), 2: ((2,), (0, 63))},
-    "a stock shape": {1: (range(4), range(0, 64, 2)), 2: (range(4), range(32))},
+    "a stock shape": {0: (range(4), range(0, 64, 2)), 2: (range(4), range(32))},
 }
 UNEVEN = [shape for shape in SHAPES if shape != "a stock shape"]
 
@@ -144,7 +180,8 @@ def make_model() -> Callable[..., PreTrainedModel]:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for module in model.modules():
-                for parameter in module.parameters(recurse=False):
+                # Positions that are computed, as Marian's, are not trained and not saved.
+                for parameter in (each for each in module.parameters(recurse=False) if each.requires_grad):
                     parameter.normal_(0, 0.3, generator=generator)
                 if isinstance(module, nn.LayerNorm):
                     module.weight += 1
@@ -158,7 +195,7 @@ def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
     """Build padded inputs for a model class, on request with labels for its task head."""
 
     def make(head: str = "BertForSequenceClassification", labelled: bool = False, seed: int = 0) -> dict:
-        family, task = HEADS[head][0].model_type, head.partition("For")[2]
+        family, task = HEADS[head][0].model_type, task_head_of(head)
         padding: int = TINY_OF_FAMILY[family]["pad_token_id"]
         generator = torch.Generator().manual_seed(seed)
         shape = (3, 2, 9) if task == "MultipleChoice" else (3, 9)
@@ -171,7 +208,7 @@ def make_batch() -> Callable[..., dict[str, torch.Tensor]]:
         batch = {"input_ids": ids, "attention_mask": mask.contiguous()}
         if family in FAMILIES_WITH_TOKEN_TYPES:
             batch["token_type_ids"] = (torch.arange(9) >= 2).long().expand(shape) * mask
-        if head in ("T5Model", "MT5Model") or (task == "ConditionalGeneration" and not labelled):
+        if head in ENCODER_DECODERS or (task == "ConditionalGeneration" and not labelled):
             batch["decoder_input_ids"] = torch.randint(2, 100, (3, 5), generator=generator)
         if labelled:
             labels = {

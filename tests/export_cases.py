@@ -9,7 +9,15 @@ from hf_efficient.models import family_of
 from hf_efficient.pruning.selection import Selection, remove_units
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "nncf")}
-LAYER_FIELDS = {"distilbert": "n_layers", "t5": "num_layers", "mt5": "num_layers"}
+# Changes of a config that leave one layer a stack; of ModernBERT two, with global and with local attention.
+FEW_LAYERS = {
+    "t5": {"num_layers": 1},
+    "mt5": {"num_layers": 1},
+    "bart": {"encoder_layers": 1, "decoder_layers": 1},
+    "marian": {"encoder_layers": 1, "decoder_layers": 1},
+    "distilbert": {"n_layers": 1},
+    "modernbert": {"num_hidden_layers": 2},
+}
 FULL_PRECISION = {"openvino": {"config": {"INFERENCE_PRECISION_HINT": "f32"}}}
 
 

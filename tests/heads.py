@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from hf_efficient.models import FAMILIES
+from hf_efficient.models.inputs import task_head_of
 
 T = TypeVar("T")
 
@@ -13,6 +14,8 @@ PRUNED_CLASSES = {
     cls.__name__: pruned for family in FAMILIES.values() for cls, pruned in family.pruned_classes.items()
 }
 CLASSIFIERS = [head for head in HEADS if head.endswith("ForSequenceClassification")]
+# Classes that generate text.
+GENERATORS = [head for head in HEADS if task_head_of(head) == "ConditionalGeneration"]
 # One class of each family, of another task in each of the first six.
 ONE_HEAD_PER_FAMILY = [
     [cls.__name__ for cls in family.pruned_classes][index % len(family.pruned_classes)]
@@ -35,7 +38,7 @@ REPRESENTATIVE_HEADS = (
     *BERT_HEADS,
     *(cls.__name__ for cls in FAMILIES["t5"].pruned_classes),
     *(
-        next(cls.__name__ for cls in family.pruned_classes if "For" in cls.__name__)
+        next(cls.__name__ for cls in family.pruned_classes if task_head_of(cls.__name__))
         for name, family in FAMILIES.items()
         if name not in ("bert", "t5")
     ),

@@ -75,11 +75,12 @@ def test_lookup_of_a_model_type_imports_the_module_that_registers_it(monkeypatch
     monkeypatch.setattr(
         "hf_efficient.registry.import_module", lambda name: mapping.register("pruned_x", f"config of {name}")
     )
-    register_on_lookup(("pruned_x", "pruned_y"), "our.models")
+    register_on_lookup("pruned_", "our.models")
     configs = mapping._extra_content
-    assert "pruned_x" in configs
     assert "other" not in configs
     assert list(configs) == ["registered"]
+    assert "pruned_x" in configs
+    assert "pruned_y" not in configs
     assert configs["registered"] == "its config"
     assert configs["pruned_x"] == "config of our.models"
     assert list(configs) == ["registered", "pruned_x"]
@@ -95,5 +96,5 @@ def test_module_is_imported_where_configs_are_kept_elsewhere(monkeypatch):
     auto_config.CONFIG_MAPPING = {}
     monkeypatch.setitem(sys.modules, AUTO_CONFIG_MODULE, auto_config)
     monkeypatch.setattr("hf_efficient.registry.import_module", imported.append)
-    register_on_lookup(("pruned_x",), "our.models")
+    register_on_lookup("pruned_", "our.models")
     assert imported == ["our.models"]

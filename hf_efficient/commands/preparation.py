@@ -27,7 +27,7 @@ from hf_efficient.data.label_names import model_label_names, set_label_names
 from hf_efficient.distillation.students import student_from_config, student_from_layers
 from hf_efficient.distillation.teacher import load_teacher
 from hf_efficient.errors import UserError
-from hf_efficient.models.inputs import accepts_token_type_ids
+from hf_efficient.models.inputs import accepts_token_type_ids, task_head_of
 from hf_efficient.pruning.vocabulary import find_used_tokens, trim_vocabulary
 from hf_efficient.tasks.class_ids import describe_data, find_class_ids
 from hf_efficient.tasks.inference import get_task, infer_task, with_label_column
@@ -108,7 +108,7 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
     columns = task.get_columns(splits, data, needs_labels) if has_data else Columns((), None)
     classes = task.find_classes(splits, columns)
     has_architecture = bool(model_config.architectures)
-    is_fine_tuned = has_architecture and model_config.architectures[0].endswith(task.head)
+    is_fine_tuned = has_architecture and task_head_of(model_config.architectures[0]) == task.head
     if not is_fine_tuned:
         configure_head(model_config, teacher_config, task, classes)
         if teacher_config is None and columns.label is None and task.has_labels:

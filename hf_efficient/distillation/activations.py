@@ -15,6 +15,7 @@ from hf_efficient.models import family_of
 from hf_efficient.models.blocks import AttentionBlock
 
 HIDDEN, EMBEDDINGS, QUERIES, KEYS, VALUES = "hidden states", "embeddings", "queries", "keys", "values"
+PROJECTIONS = (QUERIES, KEYS, VALUES)  # all families list the Linears of their attention in this order
 ActivationKey = tuple[str, str]  # kind, and the layer ("encoder.3") or, of embeddings, the stack ("encoder")
 Activations = dict[ActivationKey, torch.Tensor]
 
@@ -46,9 +47,11 @@ def capture_activations(model: PreTrainedModel, keys: Collection[ActivationKey])
     handles = []
     layers, blocks = family_of(model).layers(model), self_attention_blocks(model) if keys else {}
 
-    def capture_output(key: ActivationKey) -> Callable[..., None]:
+    def capture_output(key: ActivationKey, part: int = 0, parts: int = 1) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            activations[key] = output[0] if isinstance(output, tuple) else output
+            states = output[0] if isinstance(output, tuple) else output
+            # In DeBERTa the same Linears project positions after the tokens.
+            activations.setdefault(key, states.chunk(parts, -1)[part])
 
         return hook
 
@@ -65,9 +68,8 @@ def capture_activations(model: PreTrainedModel, keys: Collection[ActivationKey])
         elif kind == EMBEDDINGS:
             handles.append(layers[f"{name}.0"].register_forward_pre_hook(capture_input(key), with_kwargs=True))
         elif name in blocks:
-            # All families list the Linears of their attention in this order.
-            linears = dict(zip((QUERIES, KEYS, VALUES), blocks[name].input_linears, strict=True))
-            handles.append(linears[kind].register_forward_hook(capture_output(key)))
+            linears, parts, number = blocks[name].input_linears, blocks[name].fused, PROJECTIONS.index(kind)
+            handles.append(linears[number // parts].register_forward_hook(capture_output(key, number % parts, parts)))
     try:
         yield activations
     finally:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hf_efficient.distillation.activations import token_masks
 from hf_efficient.distillation.losses import SumAndCount, independent_soft_label_loss, soft_label_loss, squared_error
 from hf_efficient.errors import UserError
+from hf_efficient.models.inputs import task_head_of
 
 OutputLoss = Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor | None], SumAndCount]
 TOKEN_HEADS = ("TokenClassification", "MaskedLM", "ConditionalGeneration")
@@ -126,7 +127,7 @@ class HeadOutputs:
 
 def get_head_outputs(model: PreTrainedModel) -> HeadOutputs | None:
     """Return how the outputs of `model` are compared; None if it has no task head, or an unknown one."""
-    head = type(model).__name__.partition("For")[2]
+    head = task_head_of(type(model).__name__)
     config = model.config
     if head == "QuestionAnswering":
         return HeadOutputs(("start_logits", "end_logits"), _span_loss, needs_padding_mask=True)

@@ -51,7 +51,8 @@ class IntermediateLosses:
 
         An explicit layer map refers to the layers of the first student that this is called with.
 
-        Raises UserError if the layers cannot be mapped, or if attention is compared but no mapped layer has heads.
+        Raises UserError if the layers cannot be mapped, or if attention is compared but no mapped layer has heads, or
+        its scores cannot be computed.
         """
         self.student = student
         config = self.config
@@ -61,6 +62,8 @@ class IntermediateLosses:
             self._original_layer_indices = layer_sources(student)
         self.pairs = map_layers(student, self.teacher, config.layer_map, self._original_layer_indices)
         self._add_projections(student)
+        if config.attention_weight:
+            _check_attention_scores(student, self.teacher)
         if config.attention_weight or config.relation_weight:
             self.matching_heads = _match_heads(student, self.teacher, self.pairs)
             for stack in self.stacks:
@@ -176,6 +179,17 @@ class IntermediateLosses:
         if positions is None:
             return student_scores.mean(1, keepdim=True), teacher_scores.mean(1, keepdim=True)
         return student_scores, teacher_scores[:, positions]
+
+
+def _check_attention_scores(*models: PreTrainedModel) -> None:
+    """Raise UserError if the attention scores of a model are not the products of its queries and keys."""
+    for model in models:
+        reason = family_of(model).attention_scores_differ
+        if reason is not None:
+            raise UserError(
+                f"attention_weight is not possible with {type(model).__name__}: {reason}; use relation_weight or "
+                "hidden_weight"
+            )
 
 
 def _match_heads(

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_efficient.distillation.activations import ActivationKey, Activations, capture_activations
 from hf_efficient.distillation.head_outputs import get_head_outputs
 from hf_efficient.errors import UserError
-from hf_efficient.models.inputs import is_label, select_inputs
+from hf_efficient.models.inputs import is_label, select_inputs, task_head_of
 
 TeacherOutputs = dict[str, torch.Tensor]
 TOKEN_ID_COLUMNS = ("input_ids", "decoder_input_ids", "labels")
@@ -129,7 +129,7 @@ def load_teacher(
 
 def predicts_tokens(model: PreTrainedModel) -> bool:
     """Whether the logits are distributions over the vocabulary."""
-    return type(model).__name__.endswith(("ForMaskedLM", "ForConditionalGeneration"))
+    return task_head_of(type(model).__name__) in ("MaskedLM", "ConditionalGeneration")
 
 
 def _freeze(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from hf_efficient.distillation.distiller import PROJECTIONS_NAME
 from hf_efficient.errors import UserError
+from hf_efficient.models.inputs import task_head_of
 from hf_efficient.pruning.callbacks import GATES_NAME
 
 logger = logging.get_logger(__name__)
@@ -42,14 +43,22 @@ EXCLUDED_PATTERNS = (
     GATES_NAME,
     PROJECTIONS_NAME,
 )
-TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.spm",
+)
 PIPELINE_TAGS = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-    "ForConditionalGeneration": "text2text-generation",
-    "ForMultipleChoice": "multiple-choice",
+    "SequenceClassification": "text-classification",
+    "TokenClassification": "token-classification",
+    "QuestionAnswering": "question-answering",
+    "MaskedLM": "fill-mask",
+    "ConditionalGeneration": "text2text-generation",
+    "MultipleChoice": "multiple-choice",
 }
 # Follows the name that the card's snippet loads; a push replaces the name by that of the repository.
 REPOSITORY_NAME_COMMENT = "  # this repository, or a folder with its files"
@@ -172,6 +181,4 @@ def card_metadata(contents: RepoFiles) -> dict[str, Any]:
 def pipeline_tag(contents: RepoFiles) -> str | None:
     """Return the pipeline tag of the card, or else that of the model's class; None if it is unknown."""
     architecture = str((read_json(contents["config.json"]).get("architectures") or [""])[0])
-    return card_metadata(contents).get("pipeline_tag") or next(
-        (pipeline for head, pipeline in PIPELINE_TAGS.items() if architecture.endswith(head)), None
-    )
+    return card_metadata(contents).get("pipeline_tag") or PIPELINE_TAGS.get(task_head_of(architecture))

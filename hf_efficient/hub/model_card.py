@@ -37,6 +37,7 @@ from hf_efficient.measurement.formatting import (
 from hf_efficient.measurement.recommendation import student_forms
 from hf_efficient.measurement.report import PICTURE_NAME, STUDENT_FOLDER, CompressionReport
 from hf_efficient.measurement.report_rows import ModelRow
+from hf_efficient.models.inputs import task_head_of
 
 logger = logging.get_logger(__name__)
 
@@ -188,7 +189,7 @@ def _example_text(config: PreTrainedConfig) -> str:
 def _usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) -> str:
     """Return Python code that loads the model and, for common heads, runs it."""
     architecture = (config.architectures or [""])[0]
-    head, auto = architecture.partition("For")[2], auto_class_name(config)
+    head, auto = task_head_of(architecture), auto_class_name(config)
     remote = ", trust_remote_code=True" if needs_remote_code(config) else ""
     compiles = report.recommended == "compiled"
     lines = ["import torch"] if compiles else []

@@ -10,6 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from hf_efficient.measurement.report import STUDENT_FOLDER, CompressionReport
 from hf_efficient.models import FAMILIES
+from hf_efficient.models.inputs import task_head_of
 
 # The name of each export's runtime, and the packages that it needs besides transformers and torch.
 EXPORT_RUNTIMES = {"onnx": ("ONNX Runtime", "onnx onnxruntime"), "openvino": ("OpenVINO", "openvino")}
@@ -42,7 +43,7 @@ def needs_remote_code(config: PreTrainedConfig) -> bool:
 
 def generates_text(config: PreTrainedConfig) -> bool:
     """Whether the model with this config generates text."""
-    return (config.architectures or [""])[0].endswith("ForConditionalGeneration")
+    return task_head_of((config.architectures or [""])[0]) == "ConditionalGeneration"
 
 
 def auto_class_name(config: PreTrainedConfig) -> str:
@@ -54,7 +55,7 @@ def auto_class_name(config: PreTrainedConfig) -> str:
         for cls in (stock, pruned)
     }
     architecture = (config.architectures or [""])[0]
-    head = architecture.partition("For")[2]
+    head = task_head_of(architecture)
     auto_map = getattr(config, "auto_map", None) or {}
     names |= {str(path).rpartition(".")[2]: auto for auto, path in auto_map.items() if auto.startswith("AutoModel")}
     name = names.get(architecture, f"AutoModelFor{head}")

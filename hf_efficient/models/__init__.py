@@ -14,16 +14,43 @@ from hf_efficient.errors import UnsupportedModelError
 
 from .blocks import Block
 from .family import Family
+from .pruned_bart import BART, MARIAN
 from .pruned_bert import BERT
+from .pruned_deberta_v2 import DEBERTA_V2
 from .pruned_distilbert import DISTILBERT
 from .pruned_electra import ELECTRA
+from .pruned_modernbert import MODERNBERT
+from .pruned_mpnet import MPNET
 from .pruned_roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 from .pruned_t5 import MT5, T5
 from .structure import LayerStructure, Structure
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, T5, MT5)
+    family.model_type: family
+    for family in (
+        BERT,
+        ROBERTA,
+        XLM_ROBERTA,
+        CAMEMBERT,
+        DISTILBERT,
+        ELECTRA,
+        T5,
+        MT5,
+        MODERNBERT,
+        MPNET,
+        DEBERTA_V2,
+        BART,
+        MARIAN,
+    )
 }
+
+
+def find_family(config: PreTrainedConfig) -> Family | None:
+    """Return the family of a model with this config, pruned or not; None if there is none."""
+    for family in FAMILIES.values():
+        if config.model_type in (family.model_type, family.pruned_config_class.model_type):
+            return family
+    return None
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -31,10 +58,9 @@ def family_of(model: PreTrainedModel) -> Family:
 
     Raises UnsupportedModelError if no family has its `model_type`.
     """
-    model_type = model.config.model_type
-    for family in FAMILIES.values():
-        if model_type in (family.model_type, family.pruned_config_class.model_type):
-            return family
+    model_type, family = model.config.model_type, find_family(model.config)
+    if family is not None:
+        return family
     raise UnsupportedModelError(
         f"model_type {model_type!r} cannot be pruned: supported are {', '.join(FAMILIES)}. To add a family, subclass "
         "hf_efficient.models.Family (the blocks of a layer, and one class per task head) and add it to "
@@ -65,4 +91,14 @@ for _family in FAMILIES.values():
     for _pruned in _family.pruned_classes.values():
         getattr(transformers, _pruned._auto_class).register(_family.pruned_config_class, _pruned, exist_ok=True)
 
-__all__ = ["FAMILIES", "Block", "Family", "LayerStructure", "Structure", "class_for", "family_of", "is_quantized"]
+__all__ = [
+    "FAMILIES",
+    "Block",
+    "Family",
+    "LayerStructure",
+    "Structure",
+    "class_for",
+    "family_of",
+    "find_family",
+    "is_quantized",
+]

@@ -17,10 +17,14 @@ from .structure import LayerStructure, Structure
 class EncoderFamily(Family):
     """A family with one stack of encoder layers, whose modules have the names that they have in BERT.
 
-    `width_field` is the field of the config with the number of neurons of a feed-forward block.
+    | attribute | meaning |
+    | --- | --- |
+    | width_field | field of the config with the number of neurons of a feed-forward block |
+    | fields_per_layer | fields of the config that hold a list with a value for each layer |
     """
 
     width_field: ClassVar[str] = "intermediate_size"
+    fields_per_layer: ClassVar[tuple[str, ...]] = ()
 
     @property
     def size_limits(self) -> dict[str, int]:
@@ -79,12 +83,21 @@ class EncoderFamily(Family):
         if heads - {tuple(range(config.num_attention_heads))} or len(widths) > 1 or 0 in widths:
             return None
         stock: Any = self.config_class(**stock_fields(config))
-        stock.num_hidden_layers = len(layers)
+        self._keep_layers(stock, config, structure)
         setattr(stock, self.width_field, widths.pop() if widths else getattr(config, self.width_field))
         return stock
 
     def pruned_config(self, config: PretrainedConfig, structure: Structure) -> PretrainedConfig:
         """Return the config of the pruned class that holds `structure`."""
         pruned: Any = self.pruned_config_class(**stock_fields(config), structure=structure.to_dict())
-        pruned.num_hidden_layers = len(structure.stacks["encoder"])
+        self._keep_layers(pruned, config, structure)
         return pruned
+
+    def _keep_layers(self, changed: Any, config: PretrainedConfig, structure: Structure) -> None:
+        """Give the config `changed`, which has the fields of `config`, the layers of `structure`."""
+        kept = [layer.source for layer in structure.stacks["encoder"]]
+        changed.num_hidden_layers = len(kept)
+        if self.fields_per_layer:
+            index = {layer.source: number for number, layer in enumerate(self.structure(config).stacks["encoder"])}
+            for name in self.fields_per_layer:
+                setattr(changed, name, [getattr(config, name)[index[source]] for source in kept])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +38,13 @@ _FIELDS_OF_PRUNED_CONFIG = (
     "structure",
     "transformers_version",
 )
+# The Auto class of a model class by how its name ends; of other task heads it is "AutoModel" and the task.
+_AUTO_CLASSES = {
+    "EncoderModel": "AutoModelForTextEncoding",
+    "MTModel": "AutoModelForSeq2SeqLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "Model": "AutoModel",
+}
 
 
 class Family(ABC):
@@ -49,6 +57,12 @@ class Family(ABC):
     config_class: type[PretrainedConfig]
     pruned_config_class: type[PretrainedConfig]
     pruned_classes: ClassVar[Mapping[type[PreTrainedModel], type[PreTrainedModel]]]
+    # Whether positions are counted from the one after the padding id, so that a part of their table is unused.
+    positions_follow_padding: ClassVar[bool] = False
+    # Names of tables that are not quantized, since their weights are added to attention scores or read as they are.
+    float_tables: ClassVar[tuple[str, ...]] = ("relative_attention_bias",)
+    # Why `attention_weight` is refused, where attention scores are not the products of queries and keys.
+    attention_scores_differ: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         self.pruned_config_class.family = self
@@ -220,6 +234,27 @@ class PrunedModel(PreTrainedModel):
         if config.int8 is not None:
             check_int8(self.base_model, config.int8)
             install_int8(self.base_model, config.int8)
+
+
+def build_pruned_classes(
+    config_class: type[PretrainedConfig], *stock_classes: type[PreTrainedModel]
+) -> dict[type[PreTrainedModel], type[PreTrainedModel]]:
+    """Return by stock class the class that holds a pruned model, built from `config_class`.
+
+    The classes become attributes of the module of `config_class`, where the Auto classes find them.
+    """
+    module, classes = config_class.__module__, {}
+    for stock in stock_classes:
+        ending = next((ending for ending in _AUTO_CLASSES if stock.__name__.endswith(ending)), None)
+        fields = {
+            "__module__": module,
+            "__doc__": f"`{stock.__name__}` with layers of different widths.",
+            "config_class": config_class,
+            "_auto_class": _AUTO_CLASSES[ending] if ending else f"AutoModelFor{stock.__name__.partition('For')[2]}",
+        }
+        pruned = classes[stock] = type(f"Pruned{stock.__name__}", (PrunedModel, stock), fields)
+        setattr(sys.modules[module], pruned.__name__, pruned)
+    return classes
 
 
 def stock_fields(config: PretrainedConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which columns of a batch are labels, which a model accepts, and how many tokens."""
+"""Which columns of a batch are labels, which a model accepts, how many tokens; and the task head of a model class."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
+
+from . import find_family
 
 TOKEN_TYPES = "token_type_ids"
 
@@ -30,12 +32,15 @@ def is_label(name: str) -> bool:
     return "label" in name or name.endswith("_positions")
 
 
-def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return the number of tokens that a model has positions for; None if they are not limited.
+def task_head_of(class_name: str) -> str:
+    """Return the task head of a model class, such as "SequenceClassification"; "" if it has none."""
+    return "ConditionalGeneration" if class_name.endswith("MTModel") else class_name.partition("For")[2]
 
-    RoBERTa and similar models count positions from the one after the padding id.
-    """
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the number of tokens that a model has positions for; None if they are not limited."""
     rows: int | None = getattr(config, "max_position_embeddings", None)
-    if rows is not None and config.model_type.endswith(("roberta", "camembert")):
+    family = find_family(config)
+    if rows is not None and family is not None and family.positions_follow_padding:
         rows -= (config.pad_token_id or 0) + 1
     return rows

@@ -98,6 +98,7 @@ class RobertaFamily(EncoderFamily):
     model_type = "roberta"
     config_class = RobertaConfig
     pruned_config_class = PrunedRobertaConfig
+    positions_follow_padding = True
     pruned_classes: ClassVar = {
         RobertaModel: PrunedRobertaModel,
         RobertaForMaskedLM: PrunedRobertaForMaskedLM,
@@ -169,6 +170,7 @@ class XLMRobertaFamily(EncoderFamily):
     model_type = "xlm-roberta"
     config_class = XLMRobertaConfig
     pruned_config_class = PrunedXLMRobertaConfig
+    positions_follow_padding = True
     pruned_classes: ClassVar = {
         XLMRobertaModel: PrunedXLMRobertaModel,
         XLMRobertaForMaskedLM: PrunedXLMRobertaForMaskedLM,
@@ -240,6 +242,7 @@ class CamembertFamily(EncoderFamily):
     model_type = "camembert"
     config_class = CamembertConfig
     pruned_config_class = PrunedCamembertConfig
+    positions_follow_padding = True
     pruned_classes: ClassVar = {
         CamembertModel: PrunedCamembertModel,
         CamembertForMaskedLM: PrunedCamembertForMaskedLM,

@@ -10,7 +10,7 @@ from transformers.models.mt5.modeling_mt5 import MT5Attention
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils.import_utils import is_tracing
 
-from .blocks import BiasOnly, EmptyBlock
+from .blocks import BiasOnly, EmptyBlock, count_cached_tokens
 
 BIAS_TABLE = "relative_attention_bias"
 MAX_CACHED_LENGTH = 512
@@ -143,13 +143,7 @@ class EmptyAttention(CachedPositionBuckets, EmptyBlock):
         if key_value_states is None:
             if position_bias is None:
                 position_bias = _position_bias(self, hidden_states, past_key_values)
-            if past_key_values is not None:
-                # The cache takes its length from its keys, so one number per token is stored. Keys and values are two
-                # tensors, since OpenVINO refuses a graph that returns the same tensor twice.
-                shape = (hidden_states.shape[0], 1, hidden_states.shape[1], 1)
-                placeholders = hidden_states.new_zeros(shape), hidden_states.new_zeros(shape)
-                cache = getattr(past_key_values, "self_attention_cache", past_key_values)
-                cache.update(*placeholders, self.layer_idx)
+            count_cached_tokens(hidden_states, past_key_values, self.layer_idx)
         return self.o(hidden_states), position_bias if key_value_states is None else None, None
 
 

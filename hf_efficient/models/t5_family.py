@@ -20,7 +20,7 @@ class T5AttentionBlock(AttentionBlock):
     """The heads of a T5 attention, self or cross. The `owner` is one module: attention, LayerNorm and residual."""
 
     def narrow(self, keep: Sequence[int]) -> None:
-        """Remove all heads except those at the positions `keep`, in place; without heads also the LayerNorm."""
+        """Remove all heads except those at the positions `keep`, in place."""
         attention: Any = getattr(self.owner, self.compute)
         if isinstance(attention, EmptyAttention):
             return
@@ -33,17 +33,6 @@ class T5AttentionBlock(AttentionBlock):
             attention._columns = None
         else:
             setattr(self.owner, self.compute, EmptyAttention(attention).train(attention.training))
-            self.owner.layer_norm = nn.Identity()
-
-
-class T5FeedForwardBlock(FeedForwardBlock):
-    """The neurons of a T5 feed-forward block, plain or gated. The `owner` includes LayerNorm and residual."""
-
-    def narrow(self, keep: Sequence[int]) -> None:
-        """Remove all neurons except those at the positions `keep`, in place; without neurons also the LayerNorm."""
-        super().narrow(keep)
-        if not keep:
-            self.owner.layer_norm = nn.Identity()
 
 
 class T5LikeFamily(Family):
@@ -76,10 +65,11 @@ class T5LikeFamily(Family):
                     reader=getattr(module, compute),
                     read="o",
                     unit_size=getattr(getattr(module, compute), "key_value_proj_dim", 1),
+                    input_norm="layer_norm",
                 )
                 for short_name, module, compute in attentions
             ),
-            T5FeedForwardBlock(
+            FeedForwardBlock(
                 name=f"{name}.feed_forward",
                 layer=name,
                 owner=feed_forward,
@@ -87,6 +77,7 @@ class T5LikeFamily(Family):
                 inputs=("wi",) if hasattr(dense, "wi") else ("wi_0", "wi_1"),
                 reader=dense,
                 read="wo",
+                input_norm="layer_norm",
             ),
         )
 

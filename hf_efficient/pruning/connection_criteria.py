@@ -206,21 +206,30 @@ def _mean_over_examples(
     """
     linears = block_linears(model)
     sums = {name: torch.zeros_like(linear.weight, dtype=torch.float32) for name, linear in linears.items()}
+
+    def add(batch: Batch) -> None:
+        rows = example_count(batch)
+        with torch.enable_grad(), _record_calls(linears) as calls:
+            total = loss(model, batch)
+            outputs = [output for pairs in calls.values() for _, output in pairs]
+            if any(output.shape[0] % rows for output in outputs):
+                # A Linear also reads what all examples share, such as DeBERTa's positions: one example at a time.
+                for row in range(rows):
+                    add({name: values[row : row + 1] for name, values in batch.items()})
+                return
+            gradients = iter(torch.autograd.grad(total, outputs, materialize_grads=True))
+        for name, pairs in calls.items():
+            # A multiple choice head makes a row of every choice: those of an example belong together.
+            inputs = torch.cat([each.reshape(rows, -1, each.shape[-1]) for each, _ in pairs], 1)
+            output_gradients = torch.cat(
+                [next(gradients).reshape(rows, -1, output.shape[-1]) for _, output in pairs], 1
+            )
+            for row in range(rows):
+                sums[name] += function((output_gradients[row].T @ inputs[row]).float())
+
     examples = 0
     with eval_mode(model):
         for batch in require_batches(batches):
-            rows = example_count(batch)
-            with torch.enable_grad(), _record_calls(linears) as calls:
-                total = loss(model, batch)
-                outputs = [output for pairs in calls.values() for _, output in pairs]
-                gradients = iter(torch.autograd.grad(total, outputs, materialize_grads=True))
-            for name, pairs in calls.items():
-                # A multiple choice head makes a row of every choice: those of an example belong together.
-                inputs = torch.cat([each.reshape(rows, -1, each.shape[-1]) for each, _ in pairs], 1)
-                output_gradients = torch.cat(
-                    [next(gradients).reshape(rows, -1, output.shape[-1]) for _, output in pairs], 1
-                )
-                for row in range(rows):
-                    sums[name] += function((output_gradients[row].T @ inputs[row]).float())
-            examples += rows
+            add(batch)
+            examples += example_count(batch)
     return {name: total / examples for name, total in sums.items()}

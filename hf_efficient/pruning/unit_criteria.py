@@ -237,7 +237,8 @@ def _from_weights(model: PreTrainedModel, function: Callable[[torch.Tensor], tor
             output: Any = block.output
             units[name] += function(output.weight.detach().float()).sum(0).view(block.units, -1).sum(1)
             for linear in block.input_linears:
-                units[name] += function(linear.weight.detach().float()).view(block.units, -1).sum(1)
+                rows = function(linear.weight.detach().float()).sum(1)
+                units[name] += rows.view(block.fused, block.units, -1).sum((0, 2))
     return Scores(units, _layer_scores(units))
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_efficient.errors import UserError
+from hf_efficient.models import find_family
 from hf_efficient.quantization.config import QuantizationConfig, matches_any
 
 logger = logging.get_logger(__name__)
@@ -29,15 +30,18 @@ def select_embeddings(model: PreTrainedModel, config: QuantizationConfig) -> Ite
     """Yield the embedding tables that `config` quantizes, with their names in the base model.
 
     Tables with tied weights stay in float, since the weight would no longer be shared. So do small ones that all
-    tokens read: token types, and T5's relative position bias, which is added to attention scores.
+    tokens read, such as token types, and tables that are used otherwise than to look up ids: the `float_tables` of a
+    family, and those with a forward pass of their own, such as BART's positions.
     """
     if not config.quantize_embeddings:
         return
     tied_keys: Mapping[str, str] = model.all_tied_weights_keys
     tied = {id(model.get_parameter(name)) for name in (*tied_keys, *tied_keys.values())}
+    family = find_family(model.config)
+    float_tables = () if family is None else family.float_tables
     for name, module in model.base_model.named_modules():
         is_table = isinstance(module, nn.Embedding) and module.num_embeddings >= MIN_EMBEDDING_ROWS
-        is_table = is_table and not name.endswith("relative_attention_bias")
+        is_table = is_table and type(module).forward is nn.Embedding.forward and not name.endswith(float_tables)
         if is_table and id(module.weight) not in tied and not _is_skipped(model, config, name):
             yield name, module
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from hf_efficient.data.class_columns import merge_class_columns
 from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
+from hf_efficient.models.inputs import task_head_of
 from hf_efficient.tasks import TASKS
 from hf_efficient.tasks.classification import has_lists_of_labels
 from hf_efficient.tasks.seq2seq import TRANSLATION_COLUMN
@@ -34,7 +35,7 @@ def infer_task(config: PreTrainedConfig, splits: DatasetDict, data: DataConfig) 
 
     `splits` may be empty. Raises UserError if the model has the head of a task that is not supported.
     """
-    head = (config.architectures or [""])[0].partition("For")[2]
+    head = task_head_of((config.architectures or [""])[0])
     if head == "SequenceClassification":
         return TASKS[_sequence_classification_task(config, splits, data)]
     if head == "ConditionalGeneration":

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.comparison import model_inputs
+from hf_efficient.models.inputs import task_head_of
 from hf_efficient.tasks.masked_lm import MASKING_PROBABILITY
 from hf_efficient.tasks.task import IGNORE_INDEX
 
@@ -19,7 +20,7 @@ Inputs = dict[str, torch.Tensor]
 
 def task_head(model: PreTrainedModel) -> str:
     """Return the task head of `model`, a key of `LABEL_FACTORIES`. Raises UserError if there is none for it."""
-    head = type(model).__name__.partition("For")[2]
+    head = task_head_of(type(model).__name__)
     if head not in LABEL_FACTORIES:
         raise UserError(
             f"{type(model).__name__} has no task head with random labels: give --task, or a model with one of the "

@@ -161,8 +161,8 @@ class Task:
 
     @property
     def head(self) -> str:
-        """The suffix of model classes with the task's head, such as "ForSequenceClassification"."""
-        return "ForConditionalGeneration" if self.generates else self.auto_class.__name__.removeprefix("AutoModel")
+        """The head of the task, as `task_head_of` returns it, such as "SequenceClassification"."""
+        return "ConditionalGeneration" if self.generates else self.auto_class.__name__.removeprefix("AutoModelFor")
 
     def get_columns(self, splits: DatasetDict, data: DataConfig, needs_labels: bool = True) -> Columns:
         """Return the columns that the task uses; without `needs_labels` the training data may have no labels.

@@ -20,7 +20,7 @@ from hf_efficient.distillation.generated_targets import generate_targets
 from hf_efficient.distillation.teacher import Teacher, load_teacher
 from hf_efficient.distillation.teacher_cache import PREFIX, TOP_TOKENS, TeacherOutputsCollator, cache_teacher_outputs
 from hf_efficient.errors import UserError
-from hf_efficient.models.inputs import TOKEN_TYPES, accepts_token_type_ids
+from hf_efficient.models.inputs import TOKEN_TYPES, accepts_token_type_ids, task_head_of
 from hf_efficient.trainer.fsdp import uses_fsdp
 
 DEFAULT_MAX_TARGET_LENGTH = 128  # tokens
@@ -41,7 +41,7 @@ def _load_teacher(
         return copy.deepcopy(teacher)  # as it is now: the model itself will be trained
     if not isinstance(teacher, str):
         return teacher
-    head = type(model).__name__.partition("For")[2]
+    head = task_head_of(type(model).__name__)
     auto_class = {"": "AutoModel", "ConditionalGeneration": "AutoModelForSeq2SeqLM"}.get(head, f"AutoModelFor{head}")
     requires_head = config is not None and config.uses_logits
     attention = model.config._attn_implementation

@@ -61,7 +61,7 @@ def test_useless_unit_has_the_lowest_score(make_model, make_batch, criterion, he
         useless[name] = 2 if isinstance(block, AttentionBlock) else 17
         rows = block.rows([useless[name]])
         if criterion not in ACTIVATIONS:
-            block.output.weight[:, rows] = 0
+            block.output.weight[:, block.columns([useless[name]])] = 0
         if criterion in MAGNITUDES + ACTIVATIONS:
             for linear in block.input_linears:
                 linear.weight[rows] = 0

@@ -15,9 +15,9 @@ from heads import CLASSIFIERS, HEADS, PRUNED_CLASSES
 from hf_efficient import QuantizationConfig, quantize
 from hf_efficient.pruning.selection import remove_units
 
-GENERATION = "T5ForConditionalGeneration"
+GENERATION = ("T5ForConditionalGeneration", "MarianMTModel")
 LOADED_HEADS = [*CLASSIFIERS, *(head for head in HEADS if head.startswith("Bert") and head not in CLASSIFIERS)]
-LOADED_HEADS.append(GENERATION)
+LOADED_HEADS += GENERATION
 # By folder, with the scheme.
 QUANTIZED = {
     "BertForSequenceClassification-static": "int8_static",
@@ -27,7 +27,7 @@ QUANTIZED = {
 }
 CODEBOOKS = [f"{head}-codebook" for head in ("BertForSequenceClassification", "T5ForSequenceClassification")]
 # All families, and all folders that are saved again where the package is not installed.
-SAVED_AGAIN = [*CLASSIFIERS, GENERATION, *CODEBOOKS, *QUANTIZED]
+SAVED_AGAIN = [*CLASSIFIERS, *GENERATION, *CODEBOOKS, *QUANTIZED]
 INT8_CODE = {"config_checks.py", "in_place_gelu.py", "int8.py", "int8_kernels.py"}
 # Runs where `hf_efficient` cannot be imported. `expected.pt` holds for each folder the Auto class, whether to save
 # again, inputs, outputs, weights and generated tokens.
@@ -107,9 +107,10 @@ def consumer(tmp_path_factory, make_model, make_batch, outputs, select):
             "outputs": outputs(student, batch),
             "weights": student.state_dict(),
         }
-    source = {name: make_batch(GENERATION)[name] for name in ("input_ids", "attention_mask")}
-    generated = students[GENERATION].generate(**source, max_new_tokens=8, min_new_tokens=8)
-    expected[GENERATION] |= {"source": source, "generated": generated}
+    for head in GENERATION:
+        source = {name: make_batch(head)[name] for name in ("input_ids", "attention_mask")}
+        generated = students[head].generate(**source, max_new_tokens=8, min_new_tokens=8)
+        expected[head] |= {"source": source, "generated": generated}
     torch.save(expected, root / "expected.pt")
     environment = {**os.environ, "HF_HOME": str(root / "home"), "HF_MODULES_CACHE": str(root / "home" / "modules")}
     process = subprocess.run(
@@ -143,7 +144,8 @@ def test_config_names_the_code_of_every_auto_class(consumer, head):
 def test_code_in_the_folder_is_the_code_of_the_package(consumer, head):
     code = code_in(consumer.root / head)
     source = Path(sys.modules["hf_efficient.models"].__file__).parent
-    family = {"t5_attention.py", "t5_family.py"} if "T5" in head else {"encoder.py"}
+    shared = {"T5": {"t5_attention.py", "t5_family.py"}, "Bart": {"bart_family.py"}}
+    family = next((files for name, files in shared.items() if head.removeprefix("M").startswith(name)), {"encoder.py"})
     module = f"{PRUNED_CLASSES[head].__module__.rpartition('.')[2]}.py"
     assert code.keys() == {module, *family, "blocks.py", "codebook.py", "family.py", "structure.py"} | INT8_CODE
     assert code == {name: (source / name).read_bytes() for name in code}
@@ -163,7 +165,7 @@ def test_loading_without_the_package_requires_trust(consumer, head):
     assert "trust_remote_code=True" in consumer.facts[head]["untrusted"]
 
 
-@pytest.mark.parametrize("head", [*CLASSIFIERS, GENERATION])
+@pytest.mark.parametrize("head", [*CLASSIFIERS, *GENERATION])
 def test_model_saved_without_the_package_is_the_same(
     consumer, make_batch, outputs, assert_same, assert_same_weights, head
 ):
@@ -178,15 +180,16 @@ def test_model_saved_without_the_package_is_the_same(
     assert_same(outputs(reloaded, make_batch(head)), consumer.expected[head]["outputs"], atol=1e-6)
 
 
-@pytest.mark.parametrize("head", [*CLASSIFIERS, GENERATION])
+@pytest.mark.parametrize("head", [*CLASSIFIERS, *GENERATION])
 def test_base_model_loads_from_a_folder_with_a_task_head(consumer, head):
     facts = consumer.facts[head]
-    assert facts["base"] == f"Pruned{head.partition('For')[0]}Model"
+    assert facts["base"] == f"Pruned{next(iter(HEADS[head][0].pruned_classes)).__name__}"
     assert facts["base_weights"] == []
 
 
-def test_generates_the_same_without_the_package(consumer):
-    assert consumer.facts[GENERATION]["generates_the_same"]
+@pytest.mark.parametrize("head", GENERATION)
+def test_generates_the_same_without_the_package(consumer, head):
+    assert consumer.facts[head]["generates_the_same"]
 
 
 @pytest.mark.parametrize("folder", QUANTIZED)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from hf_efficient.distillation.head_outputs import get_head_outputs
 from hf_efficient.distillation.losses import independent_soft_label_loss, soft_label_loss, squared_error
+from hf_efficient.models.inputs import task_head_of
 
 # Every task, every family, and every task of a T5, whose batches and outputs differ.
 TASK_HEADS = [
@@ -29,7 +30,7 @@ TASK_HEADS = [
 ]
 TOKEN_TASKS = ("TokenClassification", "MaskedLM", "ConditionalGeneration", "PreTraining")
 TOKEN_HEADS = [head for head in TASK_HEADS if head.endswith(TOKEN_TASKS)]
-HEADLESS = [head for head in HEADS if "For" not in head]
+HEADLESS = [head for head in HEADS if not task_head_of(head)]
 
 
 def outputs_of(model, batch):
@@ -59,11 +60,11 @@ def test_model_without_task_head_has_no_outputs(make_model, head):
     assert get_head_outputs(make_model(head)) is None
 
 
-@pytest.mark.parametrize("head", [head for head in HEADS if "For" in head])
+@pytest.mark.parametrize("head", [head for head in HEADS if task_head_of(head)])
 def test_model_with_task_head_has_its_outputs(make_model, make_batch, head):
     model = make_model(head)
     head_outputs = get_head_outputs(model)
-    task = head.partition("For")[2]
+    task = task_head_of(head)
     assert head_outputs.outputs == (("start_logits", "end_logits") if task == "QuestionAnswering" else ("logits",))
     assert head_outputs.per_token is (task in TOKEN_TASKS)
     assert head_outputs.decoder_reads_labels is (task == "ConditionalGeneration")

@@ -4,7 +4,7 @@ from functools import cache
 from types import SimpleNamespace
 
 import pytest
-from export_cases import LAYER_FIELDS, PACKAGES, remove_every_other_unit, require
+from export_cases import FEW_LAYERS, PACKAGES, remove_every_other_unit, require
 
 from hf_efficient import export
 from hf_efficient.exporters.config import uses_calibration
@@ -23,7 +23,7 @@ def one_layer_model(make_model):
 
     def build(head, **changes):
         model_type = family_of(make_model(head)).model_type
-        return make_model(head, **{LAYER_FIELDS.get(model_type, "num_hidden_layers"): 1}, **changes)
+        return make_model(head, **FEW_LAYERS.get(model_type, {"num_hidden_layers": 1}), **changes)
 
     return build
 

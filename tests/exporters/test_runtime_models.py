@@ -32,7 +32,13 @@ def test_runtime_model_is_evaluated_like_a_module(runtime, exported, make_batch)
 
 @pytest.mark.slow  # exports the three graphs of a generating model
 @pytest.mark.parametrize(
-    ("head", "runtime"), [("T5ForConditionalGeneration", "onnx"), ("MT5ForConditionalGeneration", "openvino")]
+    ("head", "runtime"),
+    [
+        ("T5ForConditionalGeneration", "onnx"),
+        ("MT5ForConditionalGeneration", "openvino"),
+        ("BartForConditionalGeneration", "openvino"),
+        ("MarianMTModel", "onnx"),
+    ],
 )
 def test_exported_pruned_model_generates_the_same_text(runtime, head, exported):
     case = exported(head, runtime, pruned=True)

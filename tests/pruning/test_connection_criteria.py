@@ -108,6 +108,7 @@ def test_scores_use_the_gradients_of_every_example(make_model, make_batch, crite
     ("head", "criterion"),
     [
         ("BertForSequenceClassification", fisher),
+        ("DebertaV2ForSequenceClassification", fisher),
         ("BertForMultipleChoice", taylor),
         ("BertForMultipleChoice", snip),
         ("BertForMultipleChoice", wanda),
