@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -47,6 +48,7 @@ ONNX_QUANTIZERS: Registry[Any] = Registry(
 )
 # What quantization needs besides the packages of the runtime.
 QUANTIZER_PACKAGES = {"openvino": ("nncf",)}
+COMMON_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 MAX_RELATIVE_DIFFERENCE = 1e-3
 # A few activations that are rounded differently change outputs by less; one range for a whole batch by more.
 MAX_BATCH_DIFFERENCE = 1e-2
@@ -143,6 +145,7 @@ def export(
             generation_config=model.generation_config if generates_text(model) else None,
         )
         exported_model.save_pretrained(temporary_dir)
+        _add_common_sizes(temporary_dir)
         loaded = load_exported(temporary_dir, full_precision=True)
         difference = max_relative_difference(model, loaded)
     if quantization is None and not difference <= MAX_RELATIVE_DIFFERENCE:  # NaN is refused too
@@ -212,6 +215,14 @@ def _exporter_config(format: str, model: PreTrainedModel, quantization: str | No
         quantizer = transformers.exporters.NNCFOpenVINOQuantizer(transformers.exporters.NNCFWeightCompressionConfig())
     # A cache inside the model would be shared by all calls that generate at the same time.
     return transformers.exporters.OpenVINOConfig(dynamic=True, quantizer=quantizer, stateful=False)
+
+
+def _add_common_sizes(folder: Path) -> None:
+    """Write the sizes in `config.json` under the names that servers read too, which some architectures do not use."""
+    path = folder / "config.json"
+    config = transformers.AutoConfig.from_pretrained(folder)
+    sizes = {name: getattr(config, name) for name in COMMON_SIZES if hasattr(config, name)}
+    path.write_text(json.dumps({**sizes, **json.loads(path.read_text("utf-8"))}, indent=2) + "\n", "utf-8")
 
 
 def _stock_config(model: PreTrainedModel) -> Any:

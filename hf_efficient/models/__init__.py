@@ -9,6 +9,10 @@ room registers its classes with the Auto classes.
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from hf_efficient.errors import UnsupportedModelError
 
@@ -61,10 +65,16 @@ def family_of(model: PreTrainedModel) -> Family:
     model_type, family = model.config.model_type, find_family(model.config)
     if family is not None:
         return family
+    error = f"model_type {model_type!r} cannot be pruned: supported are {', '.join(FAMILIES)}. "
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"{error}Models with a decoder only are compressed by other libraries, such as llm-compressor and Optimum"
+        )
     raise UnsupportedModelError(
-        f"model_type {model_type!r} cannot be pruned: supported are {', '.join(FAMILIES)}. To add a family, subclass "
-        "hf_efficient.models.Family (the blocks of a layer, and one class per task head) and add it to "
-        "hf_efficient.models.FAMILIES"
+        f"{error}What works with other models: distillation from soft labels, 8 bits with torchao, measurement; what "
+        "does not: removal of heads, neurons and layers, distillation from hidden states, other 8 bits, codebooks and "
+        "exports. To add a family, subclass hf_efficient.models.Family and add it to hf_efficient.models.FAMILIES, as "
+        "hf_efficient/models/README.md describes"
     )
 
 

@@ -162,7 +162,9 @@ def test_gradient_checkpointing_changes_no_gradient_and_captures_once(make_model
     assert gradients[0].keys() == gradients[1].keys()
     for name, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-6, atol=1e-5 * float(expected.abs().max()))
-    queries = [name for name in gradients[0] if re.search(r"0.*(query|q_lin|\.q)\.weight", name)]
+    queries = [
+        name for name in gradients[0] if re.search(r"0.*(query|q_lin|\.q|query_proj|q_proj|Wqkv)\.weight", name)
+    ]
     assert queries
     assert all(float(gradients[0][name].abs().sum()) > 0 for name in queries)
 

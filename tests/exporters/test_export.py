@@ -1,6 +1,7 @@
 """Exported models compute as in torch, for every head and every family; what cannot work is refused before."""
 
 import copy
+import json
 import shutil
 from functools import cache
 from types import SimpleNamespace
@@ -66,6 +67,14 @@ def test_every_head_of_bert_is_exported_after_pruning(head, exported):
 @pytest.mark.parametrize("head", [*OTHER_ENCODERS, *T5_HEADS])
 def test_every_encoder_and_every_head_of_t5_is_exported(head, exported):
     assert exported(head, pruned=head in OTHER_ENCODERS).result.difference < 1e-4
+
+
+def test_exported_config_has_the_common_names_of_sizes(exported):
+    folder = exported("DistilBertForSequenceClassification", pruned=True).folder
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]) == (32, 1, 4)
+    loaded = AutoConfig.from_pretrained(folder)
+    assert (loaded.dim, loaded.n_layers, loaded.n_heads) == (32, 1, 4)
 
 
 @pytest.fixture(scope="module")
