@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_efficient.models import family_of
 from hf_efficient.models.batches import Batch
-from hf_efficient.models.blocks import EmptyBlock
+from hf_efficient.models.blocks import EmptyBlock, FeedForwardBlock
 from hf_efficient.models.int8_kernels import WEIGHT_LIMIT
 from hf_efficient.quantization.calibration import InputStatistics, observe_inputs
 from hf_efficient.quantization.config import QuantizationConfig
@@ -21,6 +22,9 @@ from hf_efficient.quantization.rounding import quantize_rows, round_with_compens
 
 ACTIVATIONS = {"int8_static": "static", "int8_dynamic": "dynamic", "int8_weight_only": None}
 EMBEDDING_LIMIT = 127
+LARGE_NEURON = 20.0  # times the median neuron
+
+logger = logging.get_logger(__name__)
 
 
 def quantize_int8(
@@ -41,6 +45,9 @@ def quantize_int8(
     activations = ACTIVATIONS[str(config.scheme)]
     settings: dict[str, Any] = {"activations": activations, "linears": {}, "embeddings": []}
     linears = dict(select_linears(model, config))
+    for name in () if activations == "static" else sorted(linears.keys() & readers_of_large_neurons(model)):
+        del linears[name]
+        logger.warning(f"{name} stays in float: it reads neurons that are far larger than the others")
     for name, members in merged_linears(model, linears).items():
         observed = statistics.get(members[0])
         fixed = observed if activations == "static" else None
@@ -102,6 +109,24 @@ def merged_linears(model: PreTrainedModel, names: Collection[str]) -> dict[str, 
             merged[f"{paths[module]}.{'_'.join(inputs)}"] = members
     alone = set(names) - {member for members in merged.values() for member in members}
     return {**merged, **{name: [name] for name in names if name in alone}}
+
+
+def readers_of_large_neurons(model: PreTrainedModel) -> set[str]:
+    """Return the names in the base model of Linears that read gated neurons of which some are far larger than others.
+
+    A neuron is the product of two values: by their weights alone one can be so large that a scale for all of them
+    leaves nothing of the others, as in Flan-T5.
+    """
+    paths = {module: name for name, module in model.base_model.named_modules()}
+    readers = set()
+    for block in family_of(model).blocks(model).values():
+        gates = len(block.input_linears) * block.fused
+        if isinstance(block, FeedForwardBlock) and block.units and gates > 1:
+            for linear in block.input_linears:
+                sizes = linear.weight.detach().float().norm(dim=1).view(block.fused, block.units)
+                if bool((sizes.amax(1) > LARGE_NEURON * sizes.median(1).values).any()):
+                    readers.add(paths[block.output])
+    return readers
 
 
 def without_outliers(weight: torch.Tensor, outliers: tuple[int, ...]) -> torch.Tensor:

@@ -393,3 +393,26 @@ def test_models_of_other_families_are_refused():
     config = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20)
     with pytest.raises(UnsupportedModelError):
         quantize(transformers.GPT2Model(config))
+
+
+@torch.no_grad()
+def test_gated_neuron_that_is_far_larger_does_not_ruin_the_others(
+    make_model, make_batch, outputs, scheme, monkeypatch
+):
+    head, warnings = "MT5ForConditionalGeneration", []
+    monkeypatch.setattr("hf_efficient.quantization.int8.logger.warning", warnings.append)
+    batch, calibration = make_batch(head), [make_batch(head, seed=seed) for seed in (1, 2)]
+    errors = []
+    for factor in (1, 100):
+        model = make_model(head)
+        dense = model.encoder.block[1].layer[-1].DenseReluDense
+        dense.wi_1.weight[5] *= factor
+        dense.wo.weight[:, 5] /= factor
+        quantized = quantize(model, QuantizationConfig(scheme), calibration)
+        errors.append(error(outputs(quantized, batch)["logits"], outputs(model, batch)["logits"]))
+    assert errors[1] < 1.3 * errors[0]
+    name = "encoder.block.1.layer.1.DenseReluDense.wo"
+    is_in_float = isinstance(quantized.get_submodule(name), torch.nn.Linear)
+    assert is_in_float == (scheme != "int8_static")
+    expected = f"{name} stays in float: it reads neurons that are far larger than the others"
+    assert warnings == [expected] * is_in_float
