@@ -6,6 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from hf_efficient.measurement.intervals import Interval
 from hf_efficient.measurement.report_plot import plot_report, role_colours
 from hf_efficient.measurement.report_rows import GenerationLatency, Latency, ModelRow, with_ratios
+from hf_efficient.measurement.training_curve import TrainingPoint
 
 LONG_NAME = "distilbert-base-uncased-finetuned-sst-2-english"
 CONDITIONS = "Latency: median of one forward pass at batch 1 x 128 tokens, on a processor. " * 3
@@ -80,6 +81,25 @@ def test_share_that_is_kept_has_its_interval_in_a_second_line(teacher_row, stude
     figure = draw([teacher_row, replace(student_row, retained_intervals={"accuracy": interval})])
     assert "90.0% kept\n85.0 to 95.2" in shown(figure)
     assert_readable(figure)
+
+
+@pytest.mark.parametrize("has_loss", [True, False])
+def test_course_of_the_training_is_drawn_round_after_round(teacher_row, student_row, has_loss):
+    curve = [
+        TrainingPoint(round, 20 * index, 0.8 + 0.01 * index, 0.5 - 0.01 * index if has_loss else None)
+        for round in (1, 2)
+        for index in range(4)
+    ]
+    models = with_ratios([teacher_row, student_row], "accuracy")
+    figure = plot_report(models, "accuracy", "reviews", CONDITIONS, curve)
+    FigureCanvasAgg(figure).draw()
+    assert_readable(figure)
+    assert "Agreement with the teacher on held-out training rows" in shown(figure)
+    axes = next(axes for axes in figure.axes if axes.get_ylabel() == "agreement")
+    drawn = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 4]
+    assert drawn == [[0, 20, 40, 60], [60, 80, 100, 120]]
+    loss_axes = next(axes for axes in figure.axes if axes.get_ylabel() == "loss")
+    assert loss_axes.axison == has_loss
 
 
 def test_models_that_are_slower_and_larger_say_so(teacher_row, student_row):
