@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.debug("traceback of the error", exc_info=True)
         _write_error(f"hf-efficient {command}: {error}")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"hf-efficient {command}: interrupted\n")
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"hf-efficient {command}: {str(error) or 'interrupted'}\n")
         return 130
     except Exception:
         _write_error(f"{traceback.format_exc()}\n{REPORT_BUG}")

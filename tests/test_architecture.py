@@ -14,7 +14,7 @@ PACKAGE = Path(hf_efficient.__file__).parent
 # A room imports rooms of earlier lines only, never one of its own line.
 LEVELS = (
     ("errors",),
-    ("registry", "field_checks"),
+    ("registry", "field_checks", "files"),
     ("models",),
     ("data", "pruning", "distillation", "quantization", "measurement"),
     ("tasks", "exporters", "hub"),
@@ -27,7 +27,7 @@ LEVELS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Measures any torch module, not only the models of this package.
-INDEPENDENT = {"measurement": {"errors", "registry"}}
+INDEPENDENT = {"measurement": {"errors", "registry", "files"}}
 MAX_FILES_BESIDE_ROOMS = 6
 MAX_LINES = 330
 MIN_DOCSTRING_LINES = 3

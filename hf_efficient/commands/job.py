@@ -31,6 +31,7 @@ from hf_efficient.commands.output_dir import (
     create_output_dir,
     explain_write_errors,
     is_finished,
+    recover_output_dir,
     run_in,
 )
 from hf_efficient.commands.preparation import PreparedJob, create_student, prepare_job, trim_job_vocabulary
@@ -104,6 +105,9 @@ def compress(config: JobConfig, progress: TrainerCallback | None = None) -> Comp
     args, output_dir = config.training, Path(config.training.output_dir)
     resume = str(args.resume_from_checkpoint).lower()
     args.resume_from_checkpoint = RESUME_VALUES.get(resume, args.resume_from_checkpoint)
+    with args.main_process_first(local=False, desc="the end of what a killed run had begun"):
+        if args.process_index == 0:
+            recover_output_dir(output_dir)
     if args.resume_from_checkpoint and is_finished(output_dir):
         return _finished_report(output_dir, args)
     check_output_dir(config, output_dir)
@@ -171,7 +175,6 @@ def _run_job(
     if args.push_to_hub:
         trainer.push_to_hub(commit_message="Add compressed model")
     else:
-        trainer.save_model()
         trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()
     report: CompressionReport = trainer.report

@@ -15,6 +15,7 @@ import pyarrow as pa
 from datasets import DatasetDict
 
 from hf_efficient.commands.config import JobConfig
+from hf_efficient.files.replacing import replacing
 
 MANIFEST_NAME = ".hf_efficient_run.json"
 LOCK_NAME = ".hf_efficient_run.lock"
@@ -61,9 +62,8 @@ class RunManifest:
 
     def save(self, folder: Path) -> None:
         """Write the record into `folder` in one atomic step."""
-        temporary = folder / f"{MANIFEST_NAME}.partial"
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / MANIFEST_NAME)
+        with replacing(folder / MANIFEST_NAME) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     def differences(self, settings: Mapping[str, Any]) -> str:
         """Return "rounds was 2 and is 1, ..." for the settings that differ from those of the run."""
@@ -110,13 +110,16 @@ def hash_of_model(name: str) -> str:
 
 
 def hash_of_data(splits: DatasetDict) -> str:
-    """Return a hash of all rows of all splits."""
+    """Return a hash of all rows of all splits: of the table that a split selects from, and of what it selects."""
     digest = hashlib.sha256()
     for name in sorted(splits):
         digest.update(name.encode())
-        for table in splits[name].with_format("arrow").iter(ROWS_OF_A_BATCH):
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
-                writer.write_table(table.replace_schema_metadata(None).combine_chunks())
-            digest.update(memoryview(sink.getvalue()))
+        for part in (splits[name].data, splits[name]._indices):  # the rows in their order would be copied one by one
+            if part is not None:
+                table = part.table.replace_schema_metadata(None).combine_chunks()
+                for batch in table.to_batches(ROWS_OF_A_BATCH):
+                    sink = pa.BufferOutputStream()
+                    with pa.ipc.new_stream(sink, batch.schema) as writer:
+                        writer.write_batch(batch)
+                    digest.update(memoryview(sink.getvalue()))
     return digest.hexdigest()

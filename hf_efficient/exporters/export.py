@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -32,6 +31,7 @@ from hf_efficient.exporters.inputs import (
 from hf_efficient.exporters.runtime_models import load_exported, quantization_title
 from hf_efficient.exporters.signal_stack import ordinary_signal_stack
 from hf_efficient.field_checks import check_argument
+from hf_efficient.files.replacing import replacing
 from hf_efficient.measurement.runtimes import check_runtime, suppress_output
 from hf_efficient.models import class_for, family_of, is_quantized
 from hf_efficient.models.family import stock_fields
@@ -123,11 +123,9 @@ def export(
     # Runtimes lack kernels for half precision, and the user's model may be training.
     model = copy.deepcopy(model).float().eval()
     complete_label_names(model.config)
-    temporary_dir = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(temporary_dir, ignore_errors=True)
     samples = component_inputs(model, sample_export_inputs(model, 2, 16))
     batches, by_component = [], {}
-    with suppress_output():
+    with replacing(folder) as temporary_dir, suppress_output():
         if calibration is not None and uses_calibration(format, quantization):
             batches = [complete_batch(model, batch) for batch in take_calibration_batches(calibration)]
             by_component = calibration_inputs(model, batches, list(samples))
@@ -148,14 +146,11 @@ def export(
         _add_common_sizes(temporary_dir)
         loaded = load_exported(temporary_dir, full_precision=True)
         difference = max_relative_difference(model, loaded)
-    if quantization is None and not difference <= MAX_RELATIVE_DIFFERENCE:  # NaN is refused too
-        raise RuntimeError(
-            f"the {format} export in {temporary_dir} differs from torch by {difference:.2%} of the largest output: do "
-            "not use it, and report the versions of torch, transformers and the runtime"
-        )
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary_dir.replace(folder)
+        if quantization is None and not difference <= MAX_RELATIVE_DIFFERENCE:  # NaN is refused too
+            raise RuntimeError(
+                f"the {format} export for {folder} differs from torch by {difference:.2%} of the largest output and "
+                "is not kept: report the versions of torch, transformers and the runtime"
+            )
     in_batch = batch_difference(loaded, batches[0] if batches else padded_batch(model))
     is_timed = quantization is not None and model.device.type == "cpu"
     speed = relative_speed(model, load_exported(folder)) if is_timed else None

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from hf_efficient.files.replacing import replacing
 from hf_efficient.hub.citations import list_citations
 from hf_efficient.hub.config import is_repo_name
 from hf_efficient.hub.escaping import escape_markdown, escape_names
@@ -55,10 +56,8 @@ def write_report_and_card(
     """
     report.save(folder)  # first, so that what fails below loses no measurement
     complete_tokenizer_files(Path(folder))
-    path = Path(folder) / "README.md"
-    temporary = path.with_suffix(".md.partial")
-    build_model_card(report, folder, base_model).save(temporary)
-    temporary.replace(path)
+    with replacing(Path(folder) / "README.md") as temporary:
+        build_model_card(report, folder, base_model).save(temporary)
     report.plot(folder)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from hf_efficient.files.replacing import replacing
 from hf_efficient.hub.files import read_json
 from hf_efficient.models.inputs import max_positions
 
@@ -43,6 +44,5 @@ def _content(token: Any) -> str:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".json.partial")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

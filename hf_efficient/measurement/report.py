@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_efficient.errors import UserError
+from hf_efficient.files.replacing import replacing
 from hf_efficient.measurement.energy import Energy
 from hf_efficient.measurement.formatting import format_number, printable
 from hf_efficient.measurement.recommendation import (
@@ -149,10 +150,9 @@ class CompressionReport:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `compression_report.json` into `folder` in one atomic step, and return its path."""
         path = Path(folder) / REPORT_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".json.partial")
-        temporary.write_text(self.to_json(), encoding="utf-8")
-        return temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+        return path
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> CompressionReport:
@@ -257,11 +257,11 @@ class CompressionReport:
         Returns the path of the picture.
         """
         path, shown = Path(folder) / PICTURE_NAME, self.with_names(printable)
-        temporary = path.with_suffix(".partial.png")
         caption = " ".join(filter(None, [shown.target_note(), shown.recommendation(), shown.conditions()]))
         figure = plot_report(shown.models, shown.metric, shown._title(), caption, self.training_curve)
-        figure.savefig(temporary)
-        return temporary.replace(path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary)
+        return path
 
     def _title(self) -> str:
         return " · ".join(name for name in (self.dataset, self.task) if name)

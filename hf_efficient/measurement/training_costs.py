@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_efficient.errors import UserError
+from hf_efficient.files.replacing import replacing
 from hf_efficient.measurement.formatting import format_bytes, format_duration_ms, format_number
 from hf_efficient.measurement.training_settings import Setting
 
@@ -163,10 +164,9 @@ class TrainingCosts:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `training_costs.json` into `folder` in one atomic step, and return its path."""
         path = Path(folder) / COSTS_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".json.partial")
-        temporary.write_text(self.to_json(), encoding="utf-8")
-        return temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+        return path
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> TrainingCosts:

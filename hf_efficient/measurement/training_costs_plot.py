@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_efficient.files.replacing import replacing
 from hf_efficient.measurement.canvas import LINE_HEIGHT, MUTED, TEXT, Canvas, text_width
 from hf_efficient.measurement.formatting import format_bytes
 from hf_efficient.measurement.training_costs import TrainingCost, TrainingCosts
@@ -77,10 +78,9 @@ def plot_costs(costs: TrainingCosts, folder: str | os.PathLike[str], budget: int
     canvas.write(MARGIN, caption_top, "\n".join(caption), size=8.5, color=MUTED)
 
     path = Path(folder) / PICTURE_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial.png")
-    canvas.figure.savefig(temporary)
-    return temporary.replace(path)
+    with replacing(path) as temporary:
+        canvas.figure.savefig(temporary)
+    return path
 
 
 def _limits(rows: Sequence[TrainingCost], budget: int | None) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_efficient.errors import UserError
+from hf_efficient.files.replacing import replacing
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.scoring import BudgetSelector, select_fractions
 from hf_efficient.pruning.selection import CostTable, Scores, Selection, remove_units
@@ -238,8 +239,6 @@ def _load_cost_table(file: Path | None, cache_key: Mapping[str, Any]) -> tuple[f
 
 
 def _save_cost_table(file: Path, cache_key: Mapping[str, Any], reference_cost: float, table: CostTable) -> None:
-    temporary_file = file.with_name(file.name + ".partial")
-    temporary_file.parent.mkdir(parents=True, exist_ok=True)
     content = {"key": cache_key, "reference_cost": reference_cost, "table": asdict(table)}
-    temporary_file.write_text(json.dumps(content), encoding="utf-8")
-    temporary_file.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from hf_efficient.errors import UserError
+from hf_efficient.files.replacing import replacing
 
 logger = logging.get_logger(__name__)
 
@@ -53,19 +53,12 @@ def save_atomically(
 
     `processing_class`, such as a tokenizer, and what `save_state` writes are saved with it.
     """
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for part in (model, processing_class):
-        if part is not None:
-            part.save_pretrained(temporary)
-    if save_state is not None:
-        save_state(temporary)
-    replaced = folder.with_name(folder.name + ".replaced.partial")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    temporary.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with replacing(folder) as temporary:
+        for part in (model, processing_class):
+            if part is not None:
+                part.save_pretrained(temporary)
+        if save_state is not None:
+            save_state(temporary)
 
 
 def has_resumable_run(folder: Path) -> bool:

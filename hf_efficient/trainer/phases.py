@@ -32,7 +32,7 @@ from hf_efficient.trainer.checkpoints import (
 )
 from hf_efficient.trainer.scoring import Batches, PruningScorer
 
-PHASE_NAME = re.compile(r"(_round|_cut)-\d+(\.replaced)?(\.partial)?|_costs-\d+\.json(\.partial)?")
+PHASE_NAME = re.compile(r"(_round|_cut)-\d+(\.replaced)?(\.partial)?|_costs-\d+(\.partial)?\.json")
 
 
 def has_training_steps(args: TrainingArguments) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import check_same_task
 from hf_efficient.distillation.head_outputs import get_head_outputs
 from hf_efficient.exporters.config import ExportConfig
+from hf_efficient.files.replacing import replacing_model
 from hf_efficient.hub.publisher import HubPublisher
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
@@ -270,9 +272,11 @@ class CompressionMixin(PublishingMixin):
         folder = Path(output_dir or self.args.output_dir)
         weights = self.model.named_parameters() if state_dict is None else state_dict.items()
         self.finite_checks.check_weights(weights, self.state.global_step)
-        with without_secrets(self.args, folder):
-            super()._save(output_dir, state_dict)
-        for part in self.checkpoint_states if folder.name.startswith(PREFIX_CHECKPOINT_DIR) else ():
+        is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)  # complete when `Trainer` has written its state
+        target = replacing_model(folder) if self.args.should_save and not is_checkpoint else nullcontext(folder)
+        with target as written_dir, without_secrets(self.args, written_dir):
+            super()._save(str(written_dir), state_dict)
+        for part in self.checkpoint_states if is_checkpoint else ():
             part.save_state(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

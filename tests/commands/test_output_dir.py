@@ -1,11 +1,29 @@
+import contextlib
 import dataclasses
+import itertools
+import shutil
 
 import pytest
 from datasets import Dataset, DatasetDict
+from killing import killed_at
+from transformers import TrainingArguments
 
-from hf_efficient.commands.output_dir import check_same_run, explain_write_errors, is_finished, run_in
-from hf_efficient.commands.run_manifest import RunManifest, hash_of_data, hash_of_model
+from hf_efficient.commands.config import JobConfig, ModelConfig
+from hf_efficient.commands.output_dir import (
+    check_output_dir,
+    check_same_run,
+    explain_write_errors,
+    is_finished,
+    recover_output_dir,
+    run_in,
+)
+from hf_efficient.commands.run_manifest import MANIFEST_NAME, RunManifest, hash_of_data, hash_of_model
+from hf_efficient.data.config import DataConfig
+from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.errors import NonFiniteLossError, PushError, UserError
+from hf_efficient.exporters.config import ExportConfig
+from hf_efficient.pruning.config import PruningConfig
+from hf_efficient.quantization.config import QuantizationConfig
 
 REPORT, STUDENT, ROUND = "compression_report.json", "_student/config.json", "_round-1/config.json"
 SETTINGS = {"rounds": 2, "model": "a hash"}
@@ -32,7 +50,7 @@ def test_finished_run_records_its_files_and_removes_its_rounds(tmp_path):
     write(tmp_path, "_notes/a.txt", "checkpoint-9/b")
     finish_a_run(tmp_path)
     manifest = RunManifest.load(tmp_path)
-    assert set(manifest.files) == {REPORT, STUDENT, "onnx/model.onnx"}
+    assert set(manifest.files) >= {REPORT, STUDENT, "onnx/model.onnx"}
     assert is_finished(tmp_path)
     assert not (tmp_path / "_round-1").exists()
 
@@ -67,6 +85,79 @@ def test_run_that_can_be_resumed_keeps_its_rounds(tmp_path, error, kept):
         stop_a_run(tmp_path, ROUND, error("stopped"))
     assert (tmp_path / kept).exists()
     assert not is_finished(tmp_path)
+
+
+def job_config(folder):
+    parts = (DataConfig(), DistillationConfig(), PruningConfig(), QuantizationConfig(scheme=None))
+    return JobConfig(ModelConfig("model"), *parts, TrainingArguments(str(folder)), ExportConfig(("onnx",)))
+
+
+def visible_files(folder):
+    names = {path.relative_to(folder): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {str(name): text for name, text in names.items() if not name.parts[0].startswith(".")}
+
+
+@pytest.mark.parametrize("is_possible", [True, False], ids=["complete", "impossible"])
+def test_a_run_killed_at_any_file_operation_loses_nothing_of_the_run_before(tmp_path, is_possible):
+    """After each kill the same run is started again, without a fault; the results are those of a run never killed."""
+    card = "README.md"
+
+    def overwrite():
+        with run_in(folder, SETTINGS, is_resumed=False):
+            write(folder, ROUND, STUDENT)
+            if not is_possible:
+                raise UserError("out of reach")
+            write(folder, REPORT, card)
+
+    def overwrite_and_report():
+        with contextlib.suppress(UserError):
+            overwrite()
+
+    for operation in itertools.count():
+        folder = tmp_path / str(operation)
+        folder.mkdir()
+        write(folder, "_notes/a.txt", "onnx-notes.txt", text="mine")
+        with run_in(folder, SETTINGS, is_resumed=False):
+            write(folder, REPORT, STUDENT, "onnx/model.onnx", ROUND, card, text="old")
+        before = visible_files(folder)
+        was_killed = killed_at(operation, folder, overwrite_and_report)
+        recover_output_dir(folder)
+        overwrite_and_report()
+        own = {REPORT: "new", STUDENT: "new", card: "new"} if is_possible else {}
+        mine = {"_notes/a.txt": "mine", "onnx-notes.txt": "mine"}
+        assert visible_files(folder) == ({**mine, **own} if is_possible else before)
+        assert {path.name for path in folder.iterdir() if path.name.startswith(".")} == {MANIFEST_NAME}
+        if not was_killed:
+            break
+    assert operation > 20
+
+
+@pytest.mark.parametrize("name", ["checkpoint-9/b", "_round-1/b", "README.md", "_student/b", "onnx/b"])
+def test_what_others_wrote_under_a_name_of_a_run_is_neither_replaced_nor_removed(tmp_path, name):
+    write(tmp_path, name)
+    config = job_config(tmp_path)
+    with pytest.raises(UserError, match=f"{name} was not written by this program"):
+        check_output_dir(config, tmp_path)
+
+
+def test_a_link_to_nothing_and_a_file_are_refused_as_output_directory(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    for name, reason in (("link", "is a link to nothing"), ("file", "is not a writable directory")):
+        config = job_config(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name} {reason}"):
+            check_output_dir(config, tmp_path / name)
+
+
+def test_files_behind_a_link_are_not_removed(tmp_path):
+    folder, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    folder.mkdir()
+    finish_a_run(folder)
+    shutil.move(folder / "onnx", elsewhere)
+    (folder / "onnx").symlink_to(elsewhere)
+    with run_in(folder, SETTINGS, is_resumed=False):
+        write(folder, REPORT)
+    assert (elsewhere / "model.onnx").exists()
 
 
 def test_result_that_could_not_be_pushed_is_finished(tmp_path):

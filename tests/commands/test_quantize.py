@@ -1,6 +1,9 @@
 """`hf-efficient quantize`: from the command line to the model that loads."""
 
+import errno
+import os
 import shutil
+import signal
 
 import pytest
 from reviews import flags, save_model, tiny_config
@@ -8,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, BertModel, set_seed
 
 from hf_efficient import CompressionReport
 from hf_efficient.cli import main
+from hf_efficient.commands.output_dir import is_finished
 
 
 def flags_without_data(directory, **changes):
@@ -122,3 +126,41 @@ def test_failed_push_is_repeated_when_a_finished_run_is_resumed(quantized_dir, m
 def test_quantized_model_has_no_other_variants(quantized_dir, capsys):
     assert main(["measure", str(quantized_dir / "out"), "--variants", "float32"]) == 2
     assert "out is quantized already: leave out --variants, or give its float model" in capsys.readouterr().err
+
+
+def disturb(monkeypatch, name, action):
+    """Call `action` once, when Python opens a file to write whose path contains `name`."""
+    replace = os.replace
+
+    def wrapped(source, target, **kwargs):
+        if name in str(target):
+            monkeypatch.undo()
+            action()
+        return replace(source, target, **kwargs)
+
+    monkeypatch.setattr(os, "replace", wrapped)
+
+
+def fill_the_disk():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file")
+
+
+@pytest.mark.parametrize(
+    ("action", "status", "sentence"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGINT), 130, "interrupted: the same command with --resume_from_"),
+        (fill_the_disk, 2, "the file cannot be written: No space left on device. Make room"),
+    ],
+    ids=["Ctrl-C", "disk full"],
+)
+def test_interruption_is_a_sentence_and_the_run_can_be_resumed(job_dir, monkeypatch, capsys, action, status, sentence):
+    folder, command = job_dir / "out", ["quantize", *flags_without_data(job_dir, scheme="int8_dynamic")]
+    disturb(monkeypatch, "compression_report.json", action)
+    assert main(command) == status
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert main(command) == 2
+    assert "already contains a model" in capsys.readouterr().err
+    assert main([*command, "--resume_from_checkpoint", "True"]) == 0
+    assert is_finished(folder)
