@@ -25,7 +25,7 @@ CARD_NAME = "README.md"
 REPORT_FILES = (REPORT_NAME, CARD_NAME, PICTURE_NAME)
 _SUFFIX = r"(\.replaced)?(\.partial)?"
 # What a run needs to be resumed, and nobody after its end.
-TEMPORARY_NAME = re.compile(rf"{PHASE_NAME.pattern}|_tuning{_SUFFIX}|_push-\w+")
+TEMPORARY_NAME = re.compile(rf"{PHASE_NAME.pattern}|_tuning{_SUFFIX}|_(push|trial)-\w+")
 # All that a run writes besides the files of its model, which replace those of the model before when it is saved.
 OWN_NAME = re.compile(
     rf"{TEMPORARY_NAME.pattern}|checkpoint-\d+|(_teacher|_student|{'|'.join(EXPORT_FORMATS)}){_SUFFIX}"

@@ -15,6 +15,7 @@ import torch
 from transformers import CONFIG_MAPPING, EvalPrediction, PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length
 
+from hf_efficient.errors import UserError
 from hf_efficient.hub.model_card import build_model_card
 from hf_efficient.measurement.environment import describe_environment
 from hf_efficient.measurement.report import CompressionReport
@@ -33,14 +34,14 @@ def try_evaluation_and_saving(trainer: Any) -> None:
     accelerate prepares a model once, and one prepared to evaluate would be trained neither in several processes
     together nor in mixed precision.
 
-    Raises UserError if the metric that models are selected by is not computed.
+    Raises UserError if the metric that models are selected by is not computed, or `output_dir` cannot be written.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     with torch.random.fork_rng():  # data loaders draw random numbers, and the training must not depend on it
         metrics = _evaluate_two_batches(trainer, copy.deepcopy(model))
     check_selection_metric(trainer.args, metrics)
     if trainer.args.should_save and isinstance(model, PreTrainedModel):
-        with tempfile.TemporaryDirectory() as directory:
+        with _temporary_folder(trainer.args.output_dir) as directory:
             folder = Path(directory) / Path(trainer.args.output_dir).resolve().name  # the title of the card
             for part in (model, trainer.processing_class):
                 if hasattr(part, "save_pretrained"):
@@ -64,6 +65,13 @@ def _report_without_measurements(trainer: Any, metrics: Mapping[str, Any]) -> Co
         environment=describe_environment(),
         configs={"training": describe_training(trainer.args, trainer.model), **trainer.techniques.to_dict()},
     )
+
+
+def _temporary_folder(output_dir: str) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="_trial-", dir=output_dir)
+    except OSError as error:
+        raise UserError(f"output_dir={output_dir!r} cannot be written: {error.strerror}") from error
 
 
 def _evaluate_two_batches(trainer: Trainer, model: Any) -> dict[str, float]:

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from trainers import arguments, classifier
+from trainers import arguments, build, classifier
 
 from hf_efficient.errors import UserError
 from hf_efficient.trainer.checkpoints import (
@@ -116,3 +116,11 @@ def test_phase_with_damaged_weights_is_pruned_again(tmp_path):
         classifier().save_pretrained(tmp_path / f"_round-{number}")
     cut_short(tmp_path / "_round-1" / "model.safetensors")
     assert last_complete_phase(tmp_path) == 0
+
+
+def test_output_directory_that_cannot_be_written_is_found_before_the_training(tmp_path):
+    trainer = build(tmp_path / "out")
+    (tmp_path / "out").rmdir()
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match="out' cannot be written: Not a directory"):
+        trainer.train()
