@@ -89,7 +89,7 @@ def test_run_that_can_be_resumed_keeps_its_rounds(tmp_path, error, kept):
 
 def job_config(folder):
     parts = (DataConfig(), DistillationConfig(), PruningConfig(), QuantizationConfig(scheme=None))
-    return JobConfig(ModelConfig("model"), *parts, TrainingArguments(str(folder)), ExportConfig(("onnx",)))
+    return JobConfig(ModelConfig("model"), *parts, TrainingArguments(str(folder)), ExportConfig(["onnx"]))
 
 
 def visible_files(folder):
