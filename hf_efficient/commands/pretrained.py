@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from hf_efficient.errors import UserError
+from hf_efficient.models.config_checks import MAX_HEADS, MAX_LAYERS, MAX_NEURONS, check_sizes
 
 # What `from_pretrained` raises for what is missing, cannot be read or reached, or needs a package or permission.
-LOADING_ERRORS = (OSError, ValueError, ImportError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError)
+# What it raises for values that it does not check, in files that are damaged.
+DAMAGE_ERRORS = (TypeError, KeyError, AttributeError, AssertionError, ZeroDivisionError, RecursionError)
+# No model of these families comes near these; they bound what a config can make a program build.
+MAX_SIZES = {
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "num_decoder_layers"), MAX_LAYERS),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "type_vocab_size"), 1 << 26),
+    **dict.fromkeys(("hidden_size", "embedding_size", "d_model", "d_kv"), 1 << 16),
+    **dict.fromkeys(("intermediate_size", "d_ff"), MAX_NEURONS),
+    **dict.fromkeys(("num_attention_heads", "num_heads"), MAX_HEADS),
+    "num_labels": 1 << 20,
+}
+MAX_NUMBERS_OF_A_BYTE, SMALL_MODEL = 8, 10**7  # a codebook of 2 bits holds four numbers in a byte
 
 
 @contextmanager
@@ -22,13 +38,15 @@ def explain_loading_errors(name: str, part: str = "model") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except LOADING_ERRORS as error:
+    except (*LOADING_ERRORS, *DAMAGE_ERRORS) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"the {part} of {name!r} is code in its repository, which is not run unasked: read that code, and "
                 "give --trust_remote_code if you trust it"
             ) from error
         reason = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, DAMAGE_ERRORS):
+            reason = f"its files are damaged ({type(error).__name__}: {reason})"
         raise UserError(
             f"the {part} of {name!r} cannot be loaded: {reason}. Give a directory that save_pretrained wrote, with "
             "its tokenizer, or the name of a model on the Hub"
@@ -38,7 +56,23 @@ def explain_loading_errors(name: str, part: str = "model") -> Iterator[None]:
 def load_config(name: str, trust_remote_code: bool = False) -> Any:
     """Return the config of a model. Raises UserError if it cannot be loaded."""
     with explain_loading_errors(name, "config"):
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        values, _ = PreTrainedConfig.get_config_dict(name)
+        check_sizes(SimpleNamespace(**values), {field: MAX_SIZES[field] for field in MAX_SIZES.keys() & values.keys()})
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        _check_embeddings(name, config, sum(path.stat().st_size for path in Path(name).glob("*.safetensors")))
+        return config
+
+
+def _check_embeddings(name: str, config: Any, weights_bytes: int) -> None:
+    """Raise UserError if `config` asks for many more numbers than the weights have bytes; 0: not known."""
+    fields = ("vocab_size", "max_position_embeddings", "type_vocab_size")
+    rows = sum(getattr(config, field, None) or 0 for field in fields)
+    numbers = rows * (getattr(config, "embedding_size", None) or getattr(config, "hidden_size", None) or 0)
+    if weights_bytes and numbers > MAX_NUMBERS_OF_A_BYTE * weights_bytes + SMALL_MODEL:
+        raise UserError(
+            f"the config of {name!r} cannot be loaded: it asks for {numbers:,} numbers in the embeddings alone, and "
+            f"the files of the weights hold {weights_bytes:,} bytes: give a config.json that belongs to the weights"
+        )
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:

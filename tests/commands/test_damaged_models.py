@@ -1,0 +1,99 @@
+"""Configs, tokenizers and weights that are damaged or hostile end in a sentence, before much is built from them."""
+
+import json
+import shutil
+import time
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from hf_efficient.commands.pretrained import load_config, load_model, load_tokenizer
+from hf_efficient.errors import UserError
+
+OVERLAP = {
+    name: {"dtype": "F32", "shape": [4], "data_offsets": [start, start + 16]} for name, start in (("a", 0), ("b", 8))
+}
+
+
+def load(folder):
+    load_model(AutoModelForSequenceClassification, str(folder), config=load_config(str(folder)))
+    load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": 10**12},
+        {"vocab_size": 10**30},
+        {"vocab_size": 1 << 25},
+        {"hidden_size": 10**9},
+        {"hidden_size": 32.0},
+        {"hidden_size": "32"},
+        {"num_hidden_layers": 10**6},
+        {"num_hidden_layers": -1},
+        {"num_hidden_layers": None},
+        {"num_labels": 10**9},
+        {"max_position_embeddings": 10**12},
+        {"type_vocab_size": 10**12},
+        {"intermediate_size": 10**12},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": 3},
+        {"hidden_act": "evil"},
+        {"pad_token_id": 10**9},
+        {"dtype": "evil"},
+        {"layer_norm_eps": "x"},
+        {"auto_map": 3},
+        {"model_type": "bert\n"},
+    ],
+    ids=str,
+)
+def test_config(review_model_dir, tmp_path, changes):
+    folder = shutil.copytree(review_model_dir, tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **changes}))
+    start = time.process_time()
+    with pytest.raises(UserError, match="cannot be loaded: "):
+        load(folder)
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[" * 100_000),
+        ("config.json", "[]"),
+        ("config.json", ""),
+        ("config.json", '{"model_type": "bert", "vocab_size": \u0661\u0662}'),
+        ("config.json", '{"model_type": "bert", "vocab_size": ' + "9" * 5000 + "}"),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", "[" * 100_000),
+        ("tokenizer.json", '{"version": "1.0"}'),
+        ("tokenizer.json", ""),
+        ("model.safetensors", ""),
+        ("model.safetensors", (1 << 62).to_bytes(8, "little").decode("latin-1") + "{}"),
+        (
+            "model.safetensors",
+            len(HEADER).to_bytes(8, "little").decode("latin-1") + HEADER + "\0" * 24,
+        ),
+    ],
+    ids=range(12),
+)
+def test_file(review_model_dir, tmp_path, file, content):
+    folder = shutil.copytree(review_model_dir, tmp_path / "model")
+    encoding = "latin-1" if file == "model.safetensors" else "utf-8"
+    (folder / file).write_bytes(content.encode(encoding))
+    with pytest.raises(UserError, match="cannot be loaded: "):
+        load(folder)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", json.dumps({"weight_map": {"a": 3}})])
+def test_index_of_weights(review_model_dir, tmp_path, index):
+    folder = shutil.copytree(review_model_dir, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match="cannot be loaded: its files are damaged"):
+        load(folder)
+
+
+def test_model_that_is_not_damaged(review_model_dir):
+    load(review_model_dir)
