@@ -13,6 +13,7 @@ from hf_efficient.errors import UserError
 OVERLAP = {
     name: {"dtype": "F32", "shape": [4], "data_offsets": [start, start + 16]} for name, start in (("a", 0), ("b", 8))
 }
+HEADER = json.dumps(OVERLAP)
 
 
 def load(folder):
