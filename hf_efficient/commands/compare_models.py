@@ -80,7 +80,12 @@ def compare_models(
     with ExitStack() as stack:
         for name, config in zip(names, configs, strict=True):
             title = Path(name).name if Path(name).exists() else name
-            model = load_model(task.auto_class, name, trust_remote_code=trust_remote_code).eval()
+            model, missing = load_model(task.auto_class, name, trust_remote_code=trust_remote_code)
+            if has_data and missing:
+                raise UserError(
+                    f"the files of {name!r} have no weights for {', '.join(sorted(missing))}: its {task.metric} would "
+                    "be that of random weights; measure a model that is fine-tuned for the task"
+                )
             check_finite_weights(model, title)
             if variants:
                 check_not_quantized(model, title)

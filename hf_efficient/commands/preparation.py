@@ -125,17 +125,15 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
         check_classes(classes, has_head=is_fine_tuned or teacher_config is not None)
     adapt_tokenizer(tokenizer, model_config, task.needs_offsets, task.reads_words)
     attention = config.model.attn_implementation
-    model, loading_info = load_model(
+    model, missing = load_model(
         task.auto_class,
         name,
         config=model_config,
         dtype=torch.float32,
         trust_remote_code=trust_remote_code,
         attn_implementation=attention,
-        output_loading_info=True,
     )
-    if not has_architecture:
-        is_fine_tuned = not loading_info["missing_keys"]
+    is_fine_tuned = (is_fine_tuned or not has_architecture) and not missing
     needs_logits = config.uses_distillation and config.distillation.uses_logits
     teachers = []
     for teacher_name in teacher_names:

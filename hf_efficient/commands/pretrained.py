@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from hf_efficient.errors import UserError
 from hf_efficient.models.config_checks import MAX_HEADS, MAX_LAYERS, MAX_NEURONS, check_sizes
+from hf_efficient.models.loading import load_pretrained
 
 # What `from_pretrained` raises for what is missing, cannot be read or reached, or needs a package or permission.
 LOADING_ERRORS = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError)
@@ -92,11 +93,14 @@ def has_vocabulary(tokenizer: Any) -> bool:
     return len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) > 1
 
 
-def load_model(auto_class: Any, name: str, **options: Any) -> Any:
-    """Return a model, loaded by `auto_class`. Raises UserError if it cannot be loaded, or its weights do not fit."""
+def load_model(auto_class: Any, name: str, **options: Any) -> tuple[Any, set[str]]:
+    """Return a model, loaded by `auto_class`, and the names of the weights of its head that it lacks.
+
+    Raises UserError if it cannot be loaded, or its weights do not fit.
+    """
     try:
         with explain_loading_errors(name):
-            return auto_class.from_pretrained(name, **options)
+            return load_pretrained(auto_class, name, **options)
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise

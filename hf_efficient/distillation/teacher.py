@@ -14,6 +14,7 @@ from hf_efficient.distillation.activations import ActivationKey, Activations, ca
 from hf_efficient.distillation.head_outputs import get_head_outputs
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import is_label, select_inputs, task_head_of
+from hf_efficient.models.loading import load_pretrained
 
 TeacherOutputs = dict[str, torch.Tensor]
 TOKEN_ID_COLUMNS = ("input_ids", "decoder_input_ids", "labels")
@@ -110,18 +111,14 @@ def load_teacher(
 ) -> PreTrainedModel:
     """Return the model called `name`, a folder or a repository on the Hub, in the data type of its weights.
 
-    Raises UserError with `requires_trained_head` if its weights lack those of the task head.
+    Raises UserError if its weights are incomplete; those of the task head only with `requires_trained_head`.
     """
-    teacher: PreTrainedModel
-    teacher, info = auto_class.from_pretrained(
-        name,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=attn_implementation,
-        output_loading_info=True,
+    teacher, missing = load_pretrained(
+        auto_class, name, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
     )
-    if requires_trained_head and info["missing_keys"]:
+    if requires_trained_head and missing:
         raise UserError(
-            f"teacher {name!r} has no weights for {', '.join(sorted(info['missing_keys']))}: its logits would be "
+            f"teacher {name!r} has no weights for {', '.join(sorted(missing))}: its logits would be "
             "random; name a model that is fine-tuned for the task, or train without soft labels (logits_weight=0)"
         )
     return teacher

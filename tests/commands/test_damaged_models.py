@@ -5,9 +5,13 @@ import shutil
 import time
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from hf_efficient.commands.compare_models import compare_models
 from hf_efficient.commands.pretrained import load_config, load_model, load_tokenizer
+from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
 
 OVERLAP = {
@@ -98,3 +102,32 @@ def test_index_of_weights(review_model_dir, tmp_path, index):
 
 def test_model_that_is_not_damaged(review_model_dir):
     load(review_model_dir)
+
+
+def test_weights_that_are_not_there_are_not_random(review_model_dir, tmp_path):
+    folder = shutil.copytree(review_model_dir, tmp_path / "incomplete")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".layer.0." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"no weights for {len(weights) - len(kept)} of the tensors .* incomplete"):
+        load(folder)
+
+
+def test_pickles_are_not_read(review_model_dir, tmp_path):
+    folder = shutil.copytree(review_model_dir, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="safetensors"):
+        load(folder)
+
+
+def test_a_head_without_weights_is_not_measured(review_model_dir, tmp_path):
+    folder = shutil.copytree(review_model_dir, tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("classifier.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    rows = tmp_path / "rows.csv"
+    labels = list(load_config(str(folder)).id2label.values())
+    rows.write_text("text,label\n" + "".join(f"good film,{label}\n" for label in labels))
+    with pytest.raises(UserError, match=r"no weights for classifier.bias, classifier.weight: its accuracy"):
+        compare_models([str(folder)], DataConfig(validation_file=str(rows)), 1, 8)
