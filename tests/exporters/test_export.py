@@ -165,7 +165,7 @@ def test_wrong_export_is_refused_and_the_earlier_one_is_kept(exported, one_layer
     folder = shutil.copytree(exported().folder, tmp_path / "onnx")
     before = (folder / "export.json").read_bytes()
     monkeypatch.setattr("hf_efficient.exporters.export.max_relative_difference", lambda *_: 0.5)
-    with pytest.raises(RuntimeError, match=r"differs from torch by 50.00% .* do not use it"):
+    with pytest.raises(RuntimeError, match=r"differs from torch by 50.00% .* is not kept"):
         export(one_layer_model("BertForSequenceClassification", seed=2), folder, "onnx")
     assert (folder / "export.json").read_bytes() == before
 
