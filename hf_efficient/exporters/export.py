@@ -143,7 +143,7 @@ def export(
             generation_config=model.generation_config if generates_text(model) else None,
         )
         exported_model.save_pretrained(temporary_dir)
-        _add_common_sizes(temporary_dir)
+        _add_common_sizes(temporary_dir, exported_model.config)
         loaded = load_exported(temporary_dir, full_precision=True)
         difference = max_relative_difference(model, loaded)
         if quantization is None and not difference <= MAX_RELATIVE_DIFFERENCE:  # NaN is refused too
@@ -212,10 +212,9 @@ def _exporter_config(format: str, model: PreTrainedModel, quantization: str | No
     return transformers.exporters.OpenVINOConfig(dynamic=True, quantizer=quantizer, stateful=False)
 
 
-def _add_common_sizes(folder: Path) -> None:
+def _add_common_sizes(folder: Path, config: Any) -> None:
     """Write the sizes in `config.json` under the names that servers read too, which some architectures do not use."""
     path = folder / "config.json"
-    config = transformers.AutoConfig.from_pretrained(folder)
     sizes = {name: getattr(config, name) for name in COMMON_SIZES if hasattr(config, name)}
     path.write_text(json.dumps({**sizes, **json.loads(path.read_text("utf-8"))}, indent=2) + "\n", "utf-8")
 
