@@ -82,7 +82,7 @@ def test_failure_reason_is_the_signal_or_the_last_error():
 @pytest.mark.parametrize("head", ["SequenceClassification", "MultipleChoice", "ConditionalGeneration"])
 def test_training_run_is_measured(make_model, head, tmp_path):
     make_model(f"{'T5' if head == 'ConditionalGeneration' else 'Bert'}For{head}").save_pretrained(tmp_path)
-    task = next(task.name for task in reversed(list(TASKS.values())) if task.head == f"For{head}")
+    task = next(task.name for task in reversed(list(TASKS.values())) if task.head == head)
     setting = Setting(checkpointing=True, accumulation=2, precision="bf16", attention="eager", distillation=True)
     row = measure_training_run(TrainingRunSpec(setting, str(tmp_path), task, 4, 8, 1, 2))
     assert (row.setting, row.micro_batch_size, row.failure) == (setting, 2, None)
