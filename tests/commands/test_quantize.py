@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import signal
 
 import pytest
 from reviews import flags, save_model, tiny_config
@@ -141,6 +140,10 @@ def disturb(monkeypatch, name, action):
     monkeypatch.setattr(os, "replace", wrapped)
 
 
+def press_ctrl_c():
+    raise KeyboardInterrupt  # a signal is ignored in processes that run in the background
+
+
 def fill_the_disk():
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file")
 
@@ -148,7 +151,7 @@ def fill_the_disk():
 @pytest.mark.parametrize(
     ("action", "status", "sentence"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGINT), 130, "interrupted: the same command with --resume_from_"),
+        (press_ctrl_c, 130, "interrupted: the same command with --resume_from_"),
         (fill_the_disk, 2, "the file cannot be written: No space left on device. Make room"),
     ],
     ids=["Ctrl-C", "disk full"],

@@ -115,7 +115,7 @@ def test_arguments_work_with_every_technique(tmp_path, technique, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("technique", ["ramp", "rounds", "int8-aware"])
+@pytest.mark.parametrize("technique", ["ramp", "int8-aware"])
 def test_compiled_training_has_the_losses_of_an_ordinary_one(tmp_path, technique):
     torch.compiler.reset()  # what other tests compiled counts towards the limit of compilations
     compiled = train(tmp_path / "compiled", technique, COMPILED)
