@@ -60,7 +60,6 @@ SETTINGS = {
         "prediction_loss_only": True,
         "include_for_metrics": ["inputs", "loss"],
         "dataloader_num_workers": 2,
-        "dataloader_persistent_workers": True,
     },
 }
 COMPILED = {
