@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
+from hf_efficient.data.length_order import sort_by_length
 from hf_efficient.distillation.agreement import agreement_of, decide
 from hf_efficient.distillation.distiller import Distiller
 from hf_efficient.distillation.teacher_cache import drop_teacher_columns
@@ -147,7 +148,9 @@ class AgreementStopping(TrainerCallback):
         assert self.distiller is not None
         head, trainer = self.distiller.teacher.head_outputs, self.trainer
         assert head is not None
-        rows = trainer._remove_unused_columns(self._rows, "early stopping")
+        order = sort_by_length(self._rows)  # little padding in a batch
+        ordered = self._rows if order is None else self._rows.select(order)
+        rows = trainer._remove_unused_columns(ordered, "early stopping")
         loader = DataLoader(rows, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator)
         stored = 0
         with torch.random.fork_rng():  # masks may be drawn, and the training must not depend on it
