@@ -66,6 +66,7 @@ def build_model_card(
 ) -> ModelCard:
     """Return the card of the model in `folder`: metadata with evaluation results, and a text rendered from `report`.
 
+    It shows the picture that `CompressionReport.plot` draws, which may be drawn after it.
     `base_model` is named in the metadata if it is a repository on the Hub, and not if it is a local path.
     """
     config, folder = read_config(folder), Path(folder)
@@ -108,7 +109,7 @@ def build_model_card(
         table=shown.markdown(),
         conditions=shown.conditions(),
         evaluation=_evaluation_note(shown),
-        picture=PICTURE_NAME if (folder / PICTURE_NAME).exists() else None,
+        picture=PICTURE_NAME,
         stages=[*(shown.stages or ["fine-tuned, not compressed"]), *_training_cost_lines(report)],
         requirements=" ".join(_requirements(config)),
         snippet=_usage_snippet(config, report, folder),

@@ -56,6 +56,7 @@ def test_card_has_the_measurements_and_metadata_of_the_report(folder, report):
         "| latency | 50.0 ms | 20.0 ms |",
         "| energy of 1,000 predictions | not measured | not measured |",
         "batch 8 x 64 tokens, models timed alternately, on abacus, 2 threads",
+        "\n\n![Quality, latency, size and structure of the models](compression_report.png)\n\n## Compression\n",
         "* trained for 7 steps",
         "AutoModelForSequenceClassification.from_pretrained(name).eval()",
         "pip install transformers torch\n",
