@@ -37,29 +37,31 @@ class EncoderFamily(Family):
 
     def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
         """Return the blocks "attention" and "feed_forward" of the layer called `name`."""
+        feed_forward = FeedForwardBlock(
+            name=f"{name}.feed_forward",
+            layer=name,
+            owner=layer,
+            compute="intermediate",
+            inputs=("dense",),
+            reader=layer.output,
+            read="dense",
+            norm=layer.output.LayerNorm,
+        )
+        return self.attention_block(name, layer), feed_forward
+
+    def attention_block(self, name: str, layer: Any) -> AttentionBlock:
+        """Return the block "attention" of the layer called `name`."""
         attention = layer.attention
-        return (
-            AttentionBlock(
-                name=f"{name}.attention",
-                layer=name,
-                owner=attention,
-                compute="self",
-                inputs=("query", "key", "value"),
-                reader=attention.output,
-                read="dense",
-                unit_size=getattr(attention.self, "attention_head_size", 1),
-                norm=attention.output.LayerNorm,
-            ),
-            FeedForwardBlock(
-                name=f"{name}.feed_forward",
-                layer=name,
-                owner=layer,
-                compute="intermediate",
-                inputs=("dense",),
-                reader=layer.output,
-                read="dense",
-                norm=layer.output.LayerNorm,
-            ),
+        return AttentionBlock(
+            name=f"{name}.attention",
+            layer=name,
+            owner=attention,
+            compute="self",
+            inputs=("query", "key", "value"),
+            reader=attention.output,
+            read="dense",
+            unit_size=getattr(attention.self, "attention_head_size", 1),
+            norm=attention.output.LayerNorm,
         )
 
     def full_structure(self, config: Any) -> Structure:

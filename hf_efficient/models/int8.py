@@ -153,13 +153,8 @@ class Int8Linear(nn.Module):
         excess = rows[outside]
         excess = excess - excess.clamp(low, high)
         channels = (excess != 0).any(0).nonzero().flatten()
-        products = excess[:, channels] @ self._packed_weights(packed.kernel, channels)
+        products = excess[:, channels] @ channel_weights(packed.kernel, channels, self.in_features)
         outputs.index_add_(0, outside, products)
-
-    def _packed_weights(self, kernel: Kernel, channels: torch.Tensor) -> torch.Tensor:
-        """Return the weights (channels, out_features) that are packed in `kernel`."""
-        bias = None if self.bias is None or self.activations != "static" else self.bias.detach().float()
-        return channel_weights(kernel, channels, self.in_features, bias)
 
     def float_weight(self) -> torch.Tensor:
         """Return the weight (out_features, in_features) as floats; kept if the module computes with it."""
@@ -175,7 +170,7 @@ class Int8Linear(nn.Module):
         weight: Any = self.weight
         packed: Any = self._packed
         if weight is None:
-            products = self._packed_weights(packed.kernel, torch.arange(self.in_features)).T
+            products = channel_weights(packed.kernel, torch.arange(self.in_features), self.in_features).T
             weight = (products / self.weight_scale.float()[:, None]).round()
         # transformers casts it too where it keeps a module in float32.
         return weight.to(torch.int8, memory_format=torch.contiguous_format)

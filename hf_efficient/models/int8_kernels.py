@@ -73,7 +73,7 @@ class AmxKernel:
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight: torch.Tensor | None = weight
-        self._scale, self._bias = scale, bias
+        self._scale, self._bias, self._in_features = scale, bias, weight.shape[1]
         self._small: Kernel | None = None
         self._large: Kernel | None = None
 
@@ -81,18 +81,18 @@ class AmxKernel:
         """Return the outputs; see `Kernel`."""
         is_small = rows.numel() * len(self._scale) <= SMALL_PRODUCT
         kernel = self._small if is_small else self._large
-        return (kernel or self._pack(is_small, rows.shape[-1]))(rows, input_scale, zero_point)
+        return (kernel or self._pack(is_small))(rows, input_scale, zero_point)
 
-    def any_kernel(self, in_features: int) -> Kernel:
+    def any_kernel(self) -> Kernel:
         """Return a kernel for which the weight is packed."""
-        return self._small or self._large or self._pack(True, in_features)
+        return self._small or self._large or self._pack(True)
 
-    def _pack(self, is_small: bool, in_features: int) -> Kernel:
+    def _pack(self, is_small: bool) -> Kernel:
         with torch.inference_mode(False), _LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             weight = self._weight
             if weight is None:
-                products = channel_weights(self, torch.arange(in_features), in_features, self._bias).T
+                products = channel_weights(self, torch.arange(self._in_features), self._in_features).T
                 weight = (products / self._scale[:, None]).round().to(torch.int8)
             builder = fbgemm_kernel if is_small else onednn_kernel
             kernel = builder(weight.contiguous(), self._scale, self._bias)
@@ -104,17 +104,12 @@ class AmxKernel:
         return kernel
 
 
-def channel_weights(
-    kernel: Kernel, channels: torch.Tensor, in_features: int, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """Return the scaled weights (channels, out_features) of input channels from a kernel that adds `bias`."""
-    probes = torch.zeros(len(channels), in_features)
+def channel_weights(kernel: Kernel, channels: torch.Tensor, in_features: int) -> torch.Tensor:
+    """Return the weights (channels, out_features), scaled, of some of the inputs of a kernel."""
+    probes = torch.zeros(len(channels) + 1, in_features)
     probes[torch.arange(len(channels)), channels] = _PROBE
-    multiply = kernel.any_kernel(in_features) if isinstance(kernel, AmxKernel) else kernel
-    products = multiply(probes, _PROBE, 0)
-    if bias is not None:
-        products -= bias
-    return products / _PROBE
+    products = (kernel.any_kernel() if isinstance(kernel, AmxKernel) else kernel)(probes, _PROBE, 0)
+    return (products[:-1] - products[-1]) / _PROBE  # without the bias, which is the output of zeros
 
 
 # For smaller weights the product in float is faster: the quantization of the inputs, and the constant cost of a call,

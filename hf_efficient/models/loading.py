@@ -20,10 +20,9 @@ def load_pretrained(auto_class: Any, name: str, **options: Any) -> tuple[PreTrai
     """
     model, info = auto_class.from_pretrained(name, use_safetensors=True, output_loading_info=True, **options)
     missing = set(info["missing_keys"])
-    prefix = f"{model.base_model_prefix}."
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     of_base = {key for key in missing if key.startswith(prefix) and ".pooler." not in f".{key}"}
-    if model.base_model is model:  # its names have no prefix
-        of_base = {key for key in missing if ".pooler." not in f".{key}" and not key.startswith("lm_head.")}
+    of_base = {key for key in of_base if not key.startswith("lm_head.")}  # a head, where there is no prefix
     if of_base:
         shown = ", ".join(sorted(of_base)[:SHOWN]) + (", ..." if len(of_base) > SHOWN else "")
         raise UserError(

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .blocks import AttentionBlock, Block, FeedForwardBlock
+from .blocks import AttentionBlock
 
 # Transformers 4 copies from a local folder only the files that this one imports itself.
 from .codebook import install_codebooks as install_codebooks
@@ -67,32 +67,20 @@ class DebertaV2Family(EncoderFamily):
             )
         return super().class_for(model_class, config)
 
-    def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
+    def attention_block(self, name: str, layer: Any) -> AttentionBlock:
         attention = layer.attention
         positions = [projection for projection in POSITION_PROJECTIONS if hasattr(attention.self, projection)]
-        return (
-            AttentionBlock(
-                name=f"{name}.attention",
-                layer=name,
-                owner=attention,
-                compute="self",
-                inputs=("query_proj", "key_proj", "value_proj"),
-                other_inputs=tuple(positions),
-                reader=attention.output,
-                read="dense",
-                unit_size=getattr(attention.self, "attention_head_size", 1),
-                norm=attention.output.LayerNorm,
-            ),
-            FeedForwardBlock(
-                name=f"{name}.feed_forward",
-                layer=name,
-                owner=layer,
-                compute="intermediate",
-                inputs=("dense",),
-                reader=layer.output,
-                read="dense",
-                norm=layer.output.LayerNorm,
-            ),
+        return AttentionBlock(
+            name=f"{name}.attention",
+            layer=name,
+            owner=attention,
+            compute="self",
+            inputs=("query_proj", "key_proj", "value_proj"),
+            other_inputs=tuple(positions),
+            reader=attention.output,
+            read="dense",
+            unit_size=getattr(attention.self, "attention_head_size", 1),
+            norm=attention.output.LayerNorm,
         )
 
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
-from .blocks import AttentionBlock, Block, FeedForwardBlock
+from .blocks import AttentionBlock
 
 # Transformers 4 copies from a local folder only the files that this one imports itself.
 from .codebook import install_codebooks as install_codebooks
@@ -92,30 +92,18 @@ class MPNetFamily(EncoderFamily):
     )
     positions_follow_padding = True
 
-    def layer_blocks(self, name: str, layer: Any) -> tuple[Block, ...]:
+    def attention_block(self, name: str, layer: Any) -> AttentionBlock:
         attention = layer.attention
-        return (
-            MPNetAttentionBlock(
-                name=f"{name}.attention",
-                layer=name,
-                owner=attention,
-                compute="attn",
-                inputs=("q", "k", "v"),
-                reader=attention.attn,
-                read="o",
-                unit_size=getattr(attention.attn, "attention_head_size", 1),
-                norm=attention.LayerNorm,
-            ),
-            FeedForwardBlock(
-                name=f"{name}.feed_forward",
-                layer=name,
-                owner=layer,
-                compute="intermediate",
-                inputs=("dense",),
-                reader=layer.output,
-                read="dense",
-                norm=layer.output.LayerNorm,
-            ),
+        return MPNetAttentionBlock(
+            name=f"{name}.attention",
+            layer=name,
+            owner=attention,
+            compute="attn",
+            inputs=("q", "k", "v"),
+            reader=attention.attn,
+            read="o",
+            unit_size=getattr(attention.attn, "attention_head_size", 1),
+            norm=attention.LayerNorm,
         )
 
 

@@ -111,7 +111,7 @@ def test_a_weight_that_is_packed_for_amx_is_packed_once_for_the_products_that_oc
     kernel(torch.ones(3, 192), 1.0, 0)
     assert kernel._large is None
     assert kernel._weight is None
-    assert torch.equal(channel_weights(kernel, torch.arange(192), 192, None), torch.ones(192, 256))
+    assert torch.equal(channel_weights(kernel, torch.arange(192), 192), torch.ones(192, 256))
     assert kernel._large is None
 
 
