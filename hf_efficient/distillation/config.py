@@ -56,8 +56,12 @@ class DistillationConfig:
     logits_weight_end: float | None = field(
         default=None, metadata={"help": "Change logits_weight linearly to this value over the training."}
     )
-    hidden_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the distance between hidden states after each pair of layers."}
+    hidden_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the distance between hidden states after each pair of layers. By default 10 for a "
+            "student that is cut from its teacher, else 0."
+        },
     )
     hidden_distance: str = field(
         default="mse", metadata={"help": f"Distance between hidden states: {' or '.join(HIDDEN_DISTANCES)}."}

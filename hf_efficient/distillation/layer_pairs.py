@@ -91,11 +91,14 @@ def _explicit_pairs(
     return pairs
 
 
+def is_pruned(model: PreTrainedModel) -> bool:
+    """Whether the config of `model` tells that it was cut from a larger one."""
+    return isinstance(model.config, family_of(model).pruned_config_class) or hasattr(model.config, "layer_sources")
+
+
 def _pairs_from_sources(student: PreTrainedModel, teacher: PreTrainedModel, stack: str) -> Pairs | None:
     """Return the pairs of "auto"; None if the student is not known to be pruned from the teacher."""
-    family = family_of(student)
-    is_pruned = isinstance(student.config, family.pruned_config_class) or hasattr(student.config, "layer_sources")
-    if family is not family_of(teacher) or not is_pruned:
+    if family_of(student) is not family_of(teacher) or not is_pruned(student):
         return None
     student_sources, teacher_sources = layer_sources(student)[stack], layer_sources(teacher)[stack]
     if not set(student_sources) <= set(teacher_sources):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hf_efficient.data.label_names import complete_label_names
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import check_same_task
 from hf_efficient.distillation.head_outputs import get_head_outputs
+from hf_efficient.distillation.intermediate import resolve_hidden_weight
 from hf_efficient.exporters.config import ExportConfig
 from hf_efficient.files.replacing import replacing_model
 from hf_efficient.hub.publisher import HubPublisher
@@ -77,6 +79,9 @@ class CompressionMixin(PublishingMixin):
         self.teachers: list[PreTrainedModel] = load_teachers(teacher, self.model, distillation)
         for loaded in self.teachers:
             check_same_task(self.model if untrimmed is None else untrimmed.model, loaded)
+        if distillation is not None and self.model_init is None:
+            resolved = resolve_hidden_weight(distillation, self.model, self.teachers)
+            self.techniques = replace(self.techniques, distillation=resolved)
         self._build_parts()
 
     def _build_parts(self) -> None:
