@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from transformers import AutoModelForSequenceClassification, BertModel
+from two_processes import train
 
 from hf_efficient import CompressionReport
 
@@ -37,73 +38,63 @@ RUNS = {
 COMPARED_WITH_ONE_PROCESS = ("labels", "hidden states", "pruning", "fake quantization")
 SHARDED = ("hidden states and attention", "rounds", "gates", "rewound connections", "fake quantization")
 GATES = {**HALF, "ramp": 0.9, "distillation": {}, "saves": True}
-RESUMED = {"plain gates": GATES, "sharded gates": {**GATES, "shards": True}}
-RESUMED |= {"sharded distillation": {"distillation": {}, "saves": True, "shards": True}}
+RESUMED = {
+    "resumed gates": {**GATES, "resumes": True},
+    "resumed sharded gates": {**GATES, "shards": True, "stops_at": 7},
+    "resumed sharded distillation": {"distillation": {}, "saves": True, "shards": True, "stops_at": 7},
+}
+REFUSED = {"tied weights": {"generates": True, "distillation": {}, "shards": True}}
 
 
-def launch(command, processes=2, timeout=1800):
-    """Run a script with its arguments in several processes."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+def launch(command, timeout=1800):
+    """Run a script with its arguments in two processes."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    folders = os.pathsep.join(str(SCRIPT.parents[level]) for level in (1, 2))  # the modules of tests, and the package
     return subprocess.run(
         [sys.executable, *launcher, *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(SCRIPT.parents[1])},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": folders},
         capture_output=True,
         text=True,
         timeout=timeout,
     )
 
 
-def launch_runs(folder, runs, processes=2):
-    return launch([SCRIPT, folder, json.dumps(runs)], processes)
+def launch_runs(folder, runs):
+    return launch([SCRIPT, folder, json.dumps(runs)])
 
 
-def launch_with_resumed_runs(folder, runs, names):
-    """Interrupt the runs of these names, then resume them, repeat them without interruption, and do the other runs."""
-    interrupted = {name: launch_runs(folder, {name: {**RESUMED[name], "fails_at": 7}}) for name in names}
-    checkpoints = {name: list((folder / name).rglob("checkpoint-4/*")) for name in names}
-    resumed = {name: {**RESUMED[name], "resumes": True} for name in names}
-    uninterrupted = {f"uninterrupted {name}": RESUMED[name] for name in names}
-    result = launch_runs(folder, {**runs, **resumed, **uninterrupted})
-    assert result.returncode == 0, result.stderr[-3000:]
-    return interrupted, checkpoints
+def uninterrupted(settings):
+    return {name: value for name, value in settings.items() if name not in ("resumes", "stops_at")}
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """Return the folder of RUNS in two processes, the output of the interrupted run, and its checkpoint's files."""
+def interrupted(tmp_path_factory):
+    """Return the folder of a run in which one process has failed, and the output of both."""
     folder = tmp_path_factory.mktemp("two_processes")
-    return folder, *launch_with_resumed_runs(folder, RUNS, ["plain gates"])
+    return folder, launch_runs(folder, {"resumed gates": {**GATES, "fails_at": 7}})
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory):
-    """Return the same for runs in which FSDP shards the model."""
-    folder = tmp_path_factory.mktemp("sharded")
-    runs = {name: {**RUNS[name], "shards": True} for name in SHARDED}
-    return folder, *launch_with_resumed_runs(folder, runs, ["sharded gates", "sharded distillation"])
-
-
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
-    """Return the folder of runs in one process with batches twice as large."""
-    folder = tmp_path_factory.mktemp("one_process")
-    result = launch_runs(folder, {name: {**RUNS[name], "batch_size": 8} for name in COMPARED_WITH_ONE_PROCESS}, 1)
+def two_processes(interrupted):
+    """Return the folder of all runs in two processes; the interrupted one is resumed there."""
+    folder, _ = interrupted
+    runs = {**RUNS, **{f"sharded {name}": {**RUNS[name], "shards": True} for name in SHARDED}, **RESUMED, **REFUSED}
+    runs |= {f"uninterrupted {name}": uninterrupted(settings) for name, settings in RESUMED.items()}
+    # Accelerate shards everything after the first sharded run.
+    result = launch_runs(folder, dict(sorted(runs.items(), key=lambda run: "shards" in run[1])))
     assert result.returncode == 0, result.stderr[-3000:]
     return folder
 
 
 def read_result(folder, name, rank=0):
     """Return the result that the process `rank` wrote."""
-    result = json.loads((folder / name / f"result-{rank}.json").read_text())
-    assert result.pop("rank") == rank
-    return result
+    return json.loads((folder / name / f"result-{rank}.json").read_text())
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_end_with_the_same_units_and_weights(two_processes, name):
-    folder, *_ = two_processes
-    result = read_result(folder, name)
-    assert read_result(folder, name, rank=1) == result
+    result = read_result(two_processes, name)
+    assert read_result(two_processes, name, rank=1) == result
     assert result["projections"][0] == (2 * 16 * 32 if name == "projections" else 0)
     assert result["weight class"] == "Tensor"
     assert result["losses"]
@@ -111,21 +102,21 @@ def test_two_processes_end_with_the_same_units_and_weights(two_processes, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_predictions_of_two_processes_are_in_the_order_of_the_data(two_processes, name):
-    assert read_result(two_processes[0], name)["prediction error"] < 1e-5
+    assert read_result(two_processes, name)["prediction error"] < 1e-5
 
 
 @pytest.mark.parametrize("name", COMPARED_WITH_ONE_PROCESS)
-def test_two_processes_train_as_one_does_with_batches_twice_as_large(two_processes, one_process, name):
-    result, expected = read_result(two_processes[0], name), read_result(one_process, name)
+def test_two_processes_train_as_one_does_with_batches_twice_as_large(two_processes, name, tmp_path):
+    result, expected = read_result(two_processes, name), train(tmp_path, **RUNS[name], batch_size=8)
     assert len(expected["losses"]) == 8
     assert result["losses"] == pytest.approx(expected["losses"], abs=1e-4)
     assert result["structure"] == expected["structure"]
 
 
 @pytest.mark.parametrize("name", SHARDED)
-def test_sharded_model_is_trained_as_a_replicated_one(two_processes, sharded, name):
-    result, expected = read_result(sharded[0], name), read_result(two_processes[0], name)
-    assert read_result(sharded[0], name, rank=1) == result
+def test_sharded_model_is_trained_as_a_replicated_one(two_processes, name):
+    result, expected = read_result(two_processes, f"sharded {name}"), read_result(two_processes, name)
+    assert read_result(two_processes, f"sharded {name}", rank=1) == result
     assert result["weight class"] == "DTensor"
     assert result["losses"] == pytest.approx(expected["losses"], abs=1e-4)
     assert result["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=5e-3)  # biases of keys have no effect
@@ -134,28 +125,26 @@ def test_sharded_model_is_trained_as_a_replicated_one(two_processes, sharded, na
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_run(name, request):
-    folder, interrupted, checkpoints = request.getfixturevalue("sharded" if "sharded" in name else "two_processes")
-    assert interrupted[name].returncode != 0
-    files = {path.name for path in checkpoints[name]}
-    assert "model.safetensors" in files
-    assert not any(file.startswith("_fsdp") for file in files)  # complete models, not shards
-    result, expected = read_result(folder, name), read_result(folder, f"uninterrupted {name}")
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_run(two_processes, name):
+    result, expected = read_result(two_processes, name), read_result(two_processes, f"uninterrupted {name}")
+    assert "model.safetensors" in result["checkpoint"]
+    assert not any(file.startswith("_fsdp") for file in result["checkpoint"])  # complete models, not shards
+    assert expected["checkpoint"] == []
     assert result["weights"] == expected["weights"]
     assert result["structure"] == expected["structure"]
 
 
-def test_process_that_fails_ends_the_other(two_processes):
-    _, interrupted, _ = two_processes
-    assert interrupted["plain gates"].returncode != 0
-    assert "this process has failed on purpose" in interrupted["plain gates"].stderr
-
-
-def test_model_that_fsdp_cannot_shard_is_refused(tmp_path):
-    result = launch_runs(tmp_path, {"tied weights": {"generates": True, "distillation": {}, "shards": True}})
+def test_process_that_fails_ends_the_other(interrupted):
+    _, result = interrupted
     assert result.returncode != 0
-    assert "ties weights of several modules" in result.stderr
-    assert not list(tmp_path.rglob("result-*"))
+    assert "this process has failed on purpose" in result.stderr
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_model_that_fsdp_cannot_shard_is_refused(two_processes, name):
+    for rank in range(2):
+        assert "ties weights of several modules" in read_result(two_processes, name, rank)["error"]
+    assert not list((two_processes / name).rglob("*.safetensors"))
 
 
 def test_command_in_two_processes_leaves_one_model(job_dir, tmp_path):

@@ -1,7 +1,8 @@
-"""Run by two processes, or by one: trains with several settings, one after the other, and writes the results of each.
+"""Run by two processes: trains with several settings, one after the other, and writes the results of each.
 
 Usage: two_processes.py FOLDER JSON, with JSON from the name of a run to its settings. Each process writes
-FOLDER/<name>/result-<rank>.json. Of the settings, those that `train` does not name are fields of `PruningConfig`.
+FOLDER/<name>/result-<rank>.json, with the error alone if the run was refused. Of the settings, those that `train` does
+not name are fields of `PruningConfig`.
 """
 
 import hashlib
@@ -13,11 +14,12 @@ from pathlib import Path
 import accelerate.state
 import torch
 from accelerate import DistributedType
-from trainers import build, classifier, collate, losses, rows, t5, without_report
+from trainers import build, classifier, collate, losses, rows, stop, t5, without_report
 from transformers import TrainerCallback
 
 from hf_efficient import DistillationConfig, PruningConfig, QuantizationConfig
 from hf_efficient.distillation.students import student_from_config
+from hf_efficient.errors import UserError
 from hf_efficient.models import family_of
 
 
@@ -76,7 +78,7 @@ def prediction_error(trainer):
     return float((predictions - alone).abs().max())
 
 
-def train(
+def build_run(
     folder,
     distillation=None,
     student_sizes=None,
@@ -86,12 +88,9 @@ def train(
     streams=False,
     shards=False,
     saves=False,
-    resumes=False,
-    fails_at=None,
     **pruning,
 ):
-    """Train for two epochs and return the result; the second process fails at the step `fails_at`, if it is given."""
-    rank = int(os.environ.get("RANK", 0))
+    """Build a trainer of two epochs."""
     techniques = {} if distillation is None else {"distillation": DistillationConfig(**distillation)}
     if fake_quantization:
         techniques["quantization"] = QuantizationConfig(fake_quantization, aware=True, compile=False)
@@ -109,16 +108,28 @@ def train(
     if saves:
         changes |= {"save_strategy": "epoch"}
     data = rows().to_iterable_dataset() if streams else None
-    trainer = without_report(build(folder, model=model, data=data, techniques=techniques, **changes))
+    return without_report(build(folder, model=model, data=data, techniques=techniques, **changes))
+
+
+def train(folder, resumes=False, fails_at=None, stops_at=None, **settings):
+    """Train and return the result.
+
+    The second process fails at the step `fails_at`, if it is given. All processes stop at `stops_at`, and resume.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    if stops_at is not None:
+        stop(build_run(folder, **settings), stops_at)
+    checkpoint = sorted(path.name for path in Path(folder).rglob("checkpoint-4/*"))
+    trainer = build_run(folder, **settings)
     if fails_at is not None and rank == 1:
         trainer.training_step = fail_at(trainer.training_step, fails_at)
     recorder = TrainingRecorder(trainer.distillation_training)
     trainer.add_callback(recorder)
-    trainer.train(resume_from_checkpoint=resumes)
+    trainer.train(resume_from_checkpoint=resumes or stops_at is not None)
     weights = [weight.dequantize() for weight in trainer.model.state_dict().values()]
     all_weights = torch.cat([weight.flatten() for weight in weights])
     return {
-        "rank": rank,
+        "checkpoint": checkpoint,
         "losses": losses(trainer),
         "structure": family_of(trainer.model).structure(trainer.model.config).to_dict(),
         "weights": hash_weights(all_weights),
@@ -137,8 +148,11 @@ def main(folder: str, runs: dict) -> None:
     for name, settings in runs.items():
         path = Path(folder) / name
         path.mkdir(exist_ok=True)
-        result = train(path, **settings)
-        (path / f"result-{result['rank']}.json").write_text(json.dumps(result))
+        try:
+            result = train(path, **settings)
+        except UserError as error:
+            result = {"error": str(error)}
+        (path / f"result-{os.environ['RANK']}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
