@@ -33,6 +33,7 @@ from hf_efficient.tasks.class_ids import describe_data, find_class_ids
 from hf_efficient.tasks.inference import get_task, infer_task, with_label_column
 from hf_efficient.tasks.input_length import bound_max_length
 from hf_efficient.tasks.masked_lm import mask_once
+from hf_efficient.tasks.score_activation import configure_score_loss
 from hf_efficient.tasks.task import RowEncoder, Task, iterate_texts, model_columns
 from hf_efficient.tasks.tokenizers import adapt_tokenizer
 
@@ -118,6 +119,9 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
             )
     elif task.problem_type == "multi_label_classification":
         model_config.problem_type = task.problem_type
+    if task.problem_type == "regression" and model_config.num_labels == 1:
+        is_ranking = task.name == "text-ranking"
+        configure_score_loss(model_config, teacher_config, splits, columns.label, is_ranking, not is_fine_tuned)
     names = model_label_names(model_config)
     set_label_names(model_config, names)
     label_to_id = None if classes is None else find_class_ids(task, classes, names)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from hf_efficient.errors import UserError
 from hf_efficient.models.config_checks import MAX_HEADS, MAX_LAYERS, MAX_NEURONS, check_sizes
 from hf_efficient.models.loading import load_pretrained
+from hf_efficient.tasks.score_activation import complete_score_activation
 
 # What `from_pretrained` raises for what is missing, cannot be read or reached, or needs a package or permission.
 LOADING_ERRORS = (OSError, ValueError, ImportError, SafetensorError, StrictDataclassError)
@@ -61,6 +62,7 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
         check_sizes(SimpleNamespace(**values), {field: MAX_SIZES[field] for field in MAX_SIZES.keys() & values.keys()})
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_embeddings(name, config, sum(path.stat().st_size for path in Path(name).glob("*.safetensors")))
+        complete_score_activation(config, name)
         return config
 
 

@@ -140,8 +140,8 @@ def get_head_outputs(model: PreTrainedModel) -> HeadOutputs | None:
         return HeadOutputs(("logits",), soft_label_loss)
     if head != "SequenceClassification":
         return None
-    if config.problem_type == "multi_label_classification":
-        return HeadOutputs(("logits",), independent_soft_label_loss)
     if config.problem_type == "regression" or config.num_labels == 1:
         return HeadOutputs(("logits",), _regression_loss)
+    if config.problem_type == "multi_label_classification":
+        return HeadOutputs(("logits",), independent_soft_label_loss)
     return HeadOutputs(("logits",), soft_label_loss)

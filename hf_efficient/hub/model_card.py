@@ -16,16 +16,14 @@ from hf_efficient.files.replacing import replacing
 from hf_efficient.hub.citations import list_citations
 from hf_efficient.hub.config import is_repo_name
 from hf_efficient.hub.escaping import escape_markdown, escape_names
-from hf_efficient.hub.files import REPOSITORY_NAME_COMMENT
+from hf_efficient.hub.snippets import example_text, library_of, required_packages, usage_snippet, uses_torchao
 from hf_efficient.hub.tokenizer_files import complete_tokenizer_files
 from hf_efficient.hub.usage import (
     EXPORT_RUNTIMES,
-    auto_class_name,
     generates_text,
     is_pruned,
     loading_code,
     needs_remote_code,
-    quoted,
     read_config,
 )
 from hf_efficient.measurement.formatting import (
@@ -38,7 +36,6 @@ from hf_efficient.measurement.formatting import (
 from hf_efficient.measurement.recommendation import student_forms
 from hf_efficient.measurement.report import PICTURE_NAME, STUDENT_FOLDER, CompressionReport
 from hf_efficient.measurement.report_rows import ModelRow
-from hf_efficient.models.inputs import task_head_of
 
 logger = logging.get_logger(__name__)
 
@@ -87,10 +84,10 @@ def build_model_card(
     dataset = (report.configs.get("data") or {}).get("dataset_name")
     summaries = {"model": "A fine-tuned model.", "teacher": "A fine-tuned model with exports for other runtimes."}
     data = ModelCardData(
-        library_name="transformers",
+        library_name=library_of(config),
         pipeline_tag=report.task if report.task != "regression" else "text-classification",
         base_model=public_base,
-        base_model_relation=("quantized" if _is_quantized(config) or _has_codebooks(config) else "finetune")
+        base_model_relation=("quantized" if uses_torchao(config) or _has_codebooks(config) else "finetune")
         if public_base
         else None,
         tags=["hf_efficient", *sorted(set(report.configs) & {"pruning", "distillation", "quantization"})],
@@ -111,8 +108,8 @@ def build_model_card(
         evaluation=_evaluation_note(shown),
         picture=PICTURE_NAME,
         stages=[*(shown.stages or ["fine-tuned, not compressed"]), *_training_cost_lines(report)],
-        requirements=" ".join(_requirements(config)),
-        snippet=_usage_snippet(config, report, folder),
+        requirements=" ".join(required_packages(config)),
+        snippet=usage_snippet(config, report, folder),
         loading_note=_loading_note(config, report),
         exports=[
             (EXPORT_RUNTIMES[model.role], model.role) for model in report.models if model.role in EXPORT_RUNTIMES
@@ -120,7 +117,7 @@ def build_model_card(
         recommendation=_recommendation_note(shown),
         loading_code="\n".join(_recommended_code(report, folder)),
         generates_text=generates_text(config),
-        example=_example_text(config),
+        example=example_text(config),
         limitations=_limitations(shown),
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
         citations=list_citations(report.configs),
@@ -166,53 +163,8 @@ def _training_cost_lines(report: CompressionReport) -> list[str]:
     return [f"pruning and training took {duration} and {format_watt_hours(energy)}"]
 
 
-def _requirements(config: PreTrainedConfig) -> list[str]:
-    """Return the packages that loading the model needs."""
-    return ["transformers", "torch"] + (["torchao"] if _is_quantized(config) else [])
-
-
-def _is_quantized(config: PreTrainedConfig) -> bool:
-    return getattr(config, "quantization_config", None) is not None
-
-
 def _has_codebooks(config: PreTrainedConfig) -> bool:
     return bool(getattr(config, "codebooks", None))
-
-
-def _example_text(config: PreTrainedConfig) -> str:
-    """Return the text of the usage examples."""
-    if generates_text(config):
-        return "A text to translate or summarize."
-    return "A text to classify." if "Classification" in (config.architectures or [""])[0] else "A text."
-
-
-def _usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) -> str:
-    """Return Python code that loads the model and, for common heads, runs it."""
-    architecture = (config.architectures or [""])[0]
-    head, auto = task_head_of(architecture), auto_class_name(config)
-    remote = ", trust_remote_code=True" if needs_remote_code(config) else ""
-    compiles = report.recommended == "compiled"
-    lines = ["import torch"] if compiles else []
-    lines += [
-        f"from transformers import {auto}, AutoTokenizer",
-        "",
-        f"name = {quoted(folder.resolve().name)}{REPOSITORY_NAME_COMMENT}",
-        f"tokenizer = AutoTokenizer.from_pretrained(name{remote})",
-        f"model = {auto}.from_pretrained(name{remote}).eval()",
-    ]
-    if compiles:
-        lines += ["model = torch.compile(model, dynamic=True)  # the first call compiles"]
-    if generates_text(config):
-        lines += [
-            f'inputs = tokenizer("{_example_text(config)}", return_tensors="pt")',
-            "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))",
-        ]
-    if head == "SequenceClassification":
-        lines += [
-            f'inputs = tokenizer("{_example_text(config)}", return_tensors="pt")',
-            "print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])",
-        ]
-    return "\n".join(lines)
 
 
 def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
@@ -230,7 +182,7 @@ def _loading_note(config: PreTrainedConfig, report: CompressionReport) -> str:
         notes.append("The model has a class of its own: `trust_remote_code=True` runs the code that its config names.")
     else:
         notes.append("The model loads as a class of Transformers, without code from this repository.")
-    if _is_quantized(config):
+    if uses_torchao(config):
         notes.append(
             "The int8 weights are torchao tensors. "
             + (

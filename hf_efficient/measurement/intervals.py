@@ -32,6 +32,7 @@ class Interval:
     | level | the probability that such an interval holds the true value, 0.95 |
     | rows | the number of evaluation rows |
     | method | how it was computed |
+    | unit | what is counted as a row: rows, or queries with all their documents |
     """
 
     low: float
@@ -39,6 +40,7 @@ class Interval:
     level: float
     rows: int
     method: str
+    unit: str = "rows"
 
     @property
     def can_tell_one_point(self) -> bool:
@@ -55,7 +57,7 @@ def retained_intervals(student: Mapping[str, RowMetric], teacher: Mapping[str, R
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
     intervals = {
-        name: paired_interval(_ratio(metric.statistic, teacher[name].statistic), metric.rows)
+        name: paired_interval(_ratio(metric.statistic, teacher[name].statistic), metric.rows, unit=metric.unit)
         for name, metric in sorted(student.items())
         if name in teacher and metric.rows == teacher[name].rows > 1
     }
@@ -81,7 +83,7 @@ def metrics_by_row(compute_metrics: Any, prediction: Any, values: Mapping[str, f
     }
 
 
-def paired_interval(statistic: Statistic, rows: int, seed: int = 0) -> Interval | None:
+def paired_interval(statistic: Statistic, rows: int, seed: int = 0, unit: str = "rows") -> Interval | None:
     """Return the interval of a statistic over resampled rows; None if it is NaN in one of them.
 
     `statistic` compares models on the same rows: it gets weights (draws, rows), how often each row was drawn.
@@ -109,7 +111,7 @@ def paired_interval(statistic: Statistic, rows: int, seed: int = 0) -> Interval 
     if not np.isfinite(result.bootstrap_distribution).all():
         return None
     low, high = map(float, result.confidence_interval)
-    return Interval(low, high, LEVEL, rows, f"paired bootstrap, {resamples} resamples, percentiles")
+    return Interval(low, high, LEVEL, rows, f"paired bootstrap, {resamples} resamples, percentiles", unit)
 
 
 def _ratio(student: Statistic, teacher: Statistic) -> Statistic:

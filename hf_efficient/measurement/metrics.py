@@ -100,9 +100,9 @@ def masked_lm_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float
 
 
 def regression_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return Pearson and Spearman correlation of `logits` (examples, 1) with `labels` (examples,)."""
+    """Return Pearson and Spearman correlation of `logits` (examples, 1) with `labels` (examples,) or (examples, 1)."""
     metrics = evaluate.combine([Pearson(), Spearman()])
-    result: dict[str, float] = metrics.compute(predictions=logits.squeeze(-1), references=labels)
+    result: dict[str, float] = metrics.compute(predictions=logits.reshape(-1), references=labels.reshape(-1))
     return result
 
 

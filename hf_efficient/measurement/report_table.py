@@ -144,10 +144,10 @@ def describe_intervals(models: Sequence[ModelRow], metric: str | None) -> str:
     if not intervals:
         return ""
     first = intervals[0]
-    sentence = f"{metric} kept: {first.level:.0%} interval, from a paired bootstrap of the {first.rows:,} rows"
+    sentence = f"{metric} kept: {first.level:.0%} interval, from a paired bootstrap of the {first.rows:,} {first.unit}"
     if all(interval.can_tell_one_point for interval in intervals):
         return f"{sentence}."
-    return f"{sentence}: {first.rows:,} rows cannot tell 1 point."
+    return f"{sentence}: {first.rows:,} {first.unit} cannot tell 1 point."
 
 
 def _describe_retained(model: ModelRow, metric: str | None) -> str:

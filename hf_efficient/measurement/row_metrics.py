@@ -21,6 +21,7 @@ from hf_efficient.measurement.metrics import (
     iob_rows,
     summary_scores,
 )
+from hf_efficient.measurement.ranking import query_scores
 
 Array: TypeAlias = NDArray[Any]
 # From weights (draws, rows), how often each row counts in each draw, to the statistic of each draw (draws,).
@@ -29,10 +30,11 @@ Statistic: TypeAlias = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class RowMetric:
-    """A metric on so many rows, as a function of how often each of them counts."""
+    """A metric on so many rows, as a function of how often each of them counts; `unit` says what a row is."""
 
     rows: int
     statistic: Statistic
+    unit: str = "rows"
 
     def value(self) -> float:
         """Return the metric on the data: every row counts once."""
@@ -63,7 +65,7 @@ def multi_label_row_metrics(logits: Array, labels: Array) -> dict[str, RowMetric
 
 
 def regression_row_metrics(logits: Array, labels: Array) -> dict[str, RowMetric]:
-    """Return Pearson and Spearman correlation of `logits` (examples, 1) with `labels` (examples,)."""
+    """Return Pearson and Spearman correlation of `logits` (examples, 1) with `labels` (examples,) or (examples, 1)."""
     predictions, references = (np.asarray(values, dtype=np.float64).reshape(-1) for values in (logits, labels))
 
     def pearson(weights: Array) -> Array:
@@ -75,6 +77,12 @@ def regression_row_metrics(logits: Array, labels: Array) -> dict[str, RowMetric]
         )
 
     return _on_rows(len(references), {"pearson": pearson, "spearman": spearman})
+
+
+def ranking_row_metrics(scores: Array, labels: Array, queries: Array) -> dict[str, RowMetric]:
+    """Return nDCG@10 and MRR@10; a row is a query with all its documents. See `query_scores`."""
+    values = query_scores(scores, labels, queries)
+    return {name: RowMetric(len(each), _mean_of(each), "queries") for name, each in values.items()}
 
 
 def masked_lm_row_metrics(scores: Array, labels: Array) -> dict[str, RowMetric]:

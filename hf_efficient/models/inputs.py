@@ -12,6 +12,8 @@ from transformers import PreTrainedConfig
 from . import find_family
 
 TOKEN_TYPES = "token_type_ids"
+# Where CrossEncoder of sentence-transformers reads the activation of the score: the first since version 4.
+ACTIVATION_FIELD, OLD_ACTIVATION_FIELD = "sentence_transformers", "sbert_ce_default_activation_function"
 
 
 def accepts_token_type_ids(model: nn.Module) -> bool:
@@ -44,3 +46,13 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     if rows is not None and family is not None and family.positions_follow_padding:
         rows -= (config.pad_token_id or 0) + 1
     return rows
+
+
+def score_activation(config: PreTrainedConfig) -> str | None:
+    """Return the class that CrossEncoder applies to the score, such as "torch.nn.modules.activation.Sigmoid".
+
+    None if `config` names none: then CrossEncoder applies a sigmoid, and nothing else is known of the model.
+    """
+    field = getattr(config, ACTIVATION_FIELD, None)
+    activation = field.get("activation_fn") if isinstance(field, dict) else None
+    return activation or getattr(config, OLD_ACTIVATION_FIELD, None)

@@ -23,6 +23,7 @@ TASKS: Registry[Task] = Registry(
         "token-classification": "hf_efficient.tasks.token_classification:TOKEN_CLASSIFICATION",
         "multiple-choice": "hf_efficient.tasks.multiple_choice:MULTIPLE_CHOICE",
         "multi-label-classification": "hf_efficient.tasks.classification:MULTI_LABEL",
+        "text-ranking": "hf_efficient.tasks.ranking:RANKING",
         "regression": "hf_efficient.tasks.classification:REGRESSION",
         "fill-mask": "hf_efficient.tasks.masked_lm:MASKED_LM",
         "text-classification": "hf_efficient.tasks.classification:CLASSIFICATION",

@@ -47,11 +47,11 @@ def encode_multi_label(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
 
 
 def encode_number(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
-    """Return the tokens of a text or a pair of texts, and its label as a number."""
+    """Return the tokens of a text or a pair of texts, and its label as a list of one number, like the outputs."""
     encoded = encoder.tokenize(*(batch[name] for name in encoder.columns.texts))
     labels = encoder.get_labels(batch)
     if labels is not None:
-        encoded["labels"] = [label_number(value) for value in labels]
+        encoded["labels"] = [[label_number(value)] for value in labels]
     return encoded
 
 

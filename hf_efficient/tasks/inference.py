@@ -60,9 +60,9 @@ def with_label_column(splits: DatasetDict, data: DataConfig) -> tuple[DatasetDic
 
 
 def _sequence_classification_task(config: PreTrainedConfig, splits: DatasetDict, data: DataConfig) -> str:
+    if config.problem_type == "regression" or config.num_labels == 1:
+        return "text-ranking" if splits and TASKS["text-ranking"].matches(splits, data) else "regression"
     if config.problem_type == "multi_label_classification":
         return "multi-label-classification"
-    if config.problem_type == "regression" or config.num_labels == 1:
-        return "regression"
     has_lists = config.problem_type is None and splits and has_lists_of_labels(splits, data)
     return "multi-label-classification" if has_lists else "text-classification"

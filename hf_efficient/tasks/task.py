@@ -33,6 +33,8 @@ TEXT_COLUMNS = (
     ("content",),
     ("review",),
 )
+# The pipeline with the same models, of those that the Hub knows and Transformers does not.
+PIPELINES_OF_MODELS = {"text-ranking": "text-classification"}
 LABEL_COLUMNS = ("label", "labels", "target", "score", "Quality")
 IGNORE_INDEX = -100  # the label of tokens that the loss and the metrics ignore
 # In front of the names of encoded columns within `map`, which else gives them the types of raw columns of these names.
@@ -157,7 +159,7 @@ class Task:
     @property
     def auto_class(self) -> Any:
         """The Auto class that loads a model for the task."""
-        return TasksManager.get_model_class_for_task(self.pipeline)
+        return TasksManager.get_model_class_for_task(PIPELINES_OF_MODELS.get(self.pipeline, self.pipeline))
 
     @property
     def head(self) -> str:

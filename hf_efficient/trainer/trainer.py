@@ -24,6 +24,7 @@ from hf_efficient.hub.publisher import HubPublisher
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig
+from hf_efficient.tasks.score_activation import complete_score_activation
 from hf_efficient.trainer.agreement_stopping import AgreementStopping
 from hf_efficient.trainer.argument_checks import check_report_to
 from hf_efficient.trainer.checkpoints import CheckpointState, without_secrets
@@ -76,6 +77,7 @@ class CompressionMixin(PublishingMixin):
             teacher = () if teacher is None else (teacher,)
         check_arguments(self, self.techniques, teacher)
         complete_label_names(self.model.config)
+        complete_score_activation(self.model.config, self.model.config._name_or_path, local_files_only=True)
         self.teachers: list[PreTrainedModel] = load_teachers(teacher, self.model, distillation)
         for loaded in self.teachers:
             check_same_task(self.model if untrimmed is None else untrimmed.model, loaded)

@@ -19,7 +19,7 @@ def test_every_task_has_its_name_head_and_metric(name, task):
 
 def test_names_are_listed_without_importing_datasets():
     code = (
-        "import sys; from hf_efficient.tasks import TASKS; assert 'fill-mask' in TASKS and len(list(TASKS)) == 9; "
+        "import sys; from hf_efficient.tasks import TASKS; assert 'fill-mask' in list(TASKS); "
         "sys.exit(bool({'datasets', 'transformers', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
