@@ -99,7 +99,10 @@ class HeadOutputs:
     def count(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the number of compared positions of a batch, shape ()."""
         mask = self.mask(inputs) if self.per_token else None
-        return torch.tensor(next(iter(inputs.values())).shape[0]) if mask is None else mask.sum()
+        if mask is not None:
+            return mask.sum()
+        first = next(iter(inputs.values()))
+        return torch.full((), first.shape[0], device=first.device)
 
     def loss(
         self,

@@ -65,9 +65,9 @@ class IntermediateLosses:
         self.projections = nn.ModuleDict()
         self.student: PreTrainedModel
         self.pairs: list[LayerPair] = []
-        # For each pair of layers with heads, the positions of the student's heads among the teacher's heads; None if
-        # they are not known, so that the means over the heads are compared.
-        self.matching_heads: dict[LayerPair, list[int] | None] = {}
+        # For each pair of layers with heads, the positions of the student's heads among the teacher's heads, (heads,);
+        # None if they are not known, so that the means over the heads are compared.
+        self.matching_heads: dict[LayerPair, torch.Tensor | None] = {}
         self._original_layer_indices: dict[str, list[int]] | None = None
 
     def prepare(self, student: PreTrainedModel) -> None:
@@ -202,7 +202,7 @@ class IntermediateLosses:
         positions = self.matching_heads[pair]
         if positions is None:
             return student_scores.mean(1, keepdim=True), teacher_scores.mean(1, keepdim=True)
-        return student_scores, teacher_scores[:, positions]
+        return student_scores, teacher_scores.index_select(1, positions.to(teacher_scores.device))
 
 
 def _check_attention_scores(*models: PreTrainedModel) -> None:
@@ -218,10 +218,10 @@ def _check_attention_scores(*models: PreTrainedModel) -> None:
 
 def _match_heads(
     student: PreTrainedModel, teacher: PreTrainedModel, pairs: Iterable[LayerPair]
-) -> dict[LayerPair, list[int] | None]:
+) -> dict[LayerPair, torch.Tensor | None]:
     """Return, for the pairs whose layers both have heads, which of the teacher's heads the student's are."""
     student_blocks, teacher_blocks = self_attention_blocks(student), self_attention_blocks(teacher)
-    matching: dict[LayerPair, list[int] | None] = {}
+    matching: dict[LayerPair, torch.Tensor | None] = {}
     for pair in pairs:
         if pair[STUDENT] not in student_blocks or pair[TEACHER] not in teacher_blocks:
             continue
@@ -230,7 +230,8 @@ def _match_heads(
         is_known = len(student_heads) == len(teacher_heads) or isinstance(student.config, PrunedConfig)
         has_same_size = student_blocks[pair[STUDENT]].unit_size == teacher_blocks[pair[TEACHER]].unit_size
         if is_known and has_same_size and set(student_heads) <= set(teacher_heads):
-            matching[pair] = [teacher_heads.index(head) for head in student_heads]
+            positions = [teacher_heads.index(head) for head in student_heads]
+            matching[pair] = torch.tensor(positions, device=teacher.device)
         else:
             matching[pair] = None
     return matching

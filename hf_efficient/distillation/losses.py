@@ -161,5 +161,5 @@ def relation_loss(
 
 def _masked_sum(values: torch.Tensor, mask: torch.Tensor | None) -> SumAndCount:
     if mask is None:
-        return values.sum(), torch.tensor(values.numel(), device=values.device)
+        return values.sum(), torch.full((), values.numel(), device=values.device)
     return values.masked_fill(~mask.bool(), 0.0).sum(), mask.bool().sum()

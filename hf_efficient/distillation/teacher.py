@@ -54,7 +54,8 @@ class Teacher(nn.Module):
             )
         self.head_outputs, self.weights = head_outputs[0], tuple(weights)
         self.models = nn.ModuleList(_freeze(model, dtype) for model in models)
-        self.token_ids = token_ids
+        # On their device, since copying them there in every step would wait for it.
+        self.token_ids = None if token_ids is None else token_ids.to(self.model.device)
 
     @property
     def model(self) -> PreTrainedModel:

@@ -122,21 +122,32 @@ class GateClosingCallback(TrainerCallback):
             return
         progress = cubic_fraction(state.global_step, 0, state.max_steps, final=1.0)
         selection = self.choose(progress, self.scores())
-        with torch.no_grad():
-            for name, gate in self.units.items():
-                gate.zero_()
-                gate[list(selection.units[name])] = 1
-            for name, gate in self.layers.items():
-                gate.fill_(float(name in selection.layers))
+        self._set_gates(selection)
         if self.decays_scores and state.global_step < state.max_steps:
             for total in self.sums.values():
                 total *= SCORE_DECAY
 
+    @torch.no_grad()
+    def _set_gates(self, selection: Selection) -> None:
+        """Open the gates of `selection` and close the others, with one copy to the device."""
+        values = []
+        for name, gate in self.units.items():
+            value = torch.zeros(len(gate))
+            value[list(selection.units[name])] = 1
+            values.append(value)
+        values.append(torch.tensor([float(name in selection.layers) for name in self.layers]))
+        gates = list(self._gates.values())
+        values_on_device = torch.cat(values).to(gates[0].device)
+        for gate, value in zip(gates, torch.split(values_on_device, [gate.numel() for gate in gates]), strict=True):
+            gate.copy_(value.view_as(gate))
+
     def scores(self) -> Scores:
-        """Return the scores so far, the same in all processes."""
+        """Return the scores so far, on the CPU, the same in all processes."""
         if self.gradient_score is None:
             return self.rescore()
-        sums = {name: self.reduce(total) for name, total in self.sums.items()}
+        flat = self.reduce(torch.cat([total.flatten() for total in self.sums.values()])).cpu()
+        parts = torch.split(flat, [total.numel() for total in self.sums.values()])
+        sums = dict(zip(self.sums, parts, strict=True))
         return Scores(
             units={name: sums[name] for name in self.units},
             layers={name: float(sums[name]) for name in self.layers},

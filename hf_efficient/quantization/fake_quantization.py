@@ -56,19 +56,27 @@ def round_tokens(states: torch.Tensor) -> torch.Tensor:
     return straight_through(states, rounded.to(states.dtype))
 
 
-def round_inputs(states: torch.Tensor, statistics: InputStatistics) -> torch.Tensor:
-    """Return `states` (..., channels) as an int8 Linear with fixed ranges reads them, see `Int8Linear`."""
-    values, outliers = states.detach().float(), list(statistics.outliers)
+def outlier_mask(statistics: InputStatistics, channels: int, device: torch.device) -> torch.Tensor:
+    """Return which input channels are outliers, (channels,)."""
+    mask = torch.zeros(channels, dtype=torch.bool)
+    mask[list(statistics.outliers)] = True
+    return mask.to(device)
+
+
+def round_inputs(states: torch.Tensor, statistics: InputStatistics, is_outlier: torch.Tensor) -> torch.Tensor:
+    """Return `states` (..., channels) as an int8 Linear with fixed ranges reads them, see `Int8Linear`.
+
+    `is_outlier` is the `outlier_mask` of the statistics.
+    """
+    values = states.detach().float()
     scale, zero_point = range_to_scale(statistics.low, statistics.high)
     integers = (values * (1 / scale)).round().add(zero_point).clamp(0, ACTIVATION_MAX)
     rounded = (integers - zero_point) * scale
     is_outside = (values < statistics.lowest) | (values > statistics.highest)
-    is_outside[..., outliers] = False
-    is_outside = is_outside.any(-1, keepdim=True)
+    is_outside = (is_outside & ~is_outlier).any(-1, keepdim=True)
     low, high = -zero_point * scale, (ACTIVATION_MAX - zero_point) * scale
     rounded = torch.where(is_outside, rounded + values - values.clamp(low, high), rounded).to(states.dtype)
-    rounded[..., outliers] = states.detach()[..., outliers]
-    return straight_through(states, rounded)
+    return straight_through(states, torch.where(is_outlier, states.detach(), rounded))
 
 
 class FakeInt8Linear(nn.Linear):
@@ -78,23 +86,23 @@ class FakeInt8Linear(nn.Linear):
     | --- | --- |
     | scheme | the int8 scheme |
     | statistics | what its inputs are, for fixed ranges; None: not known yet, the inputs stay in float |
+    | is_outlier | (in_features,) the input channels that stay in float, with their weights; None: none |
     """
 
     scheme: str
     statistics: InputStatistics | None
+    is_outlier: torch.Tensor | None
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return outputs (..., out_features) of inputs (..., in_features)."""
-        weight, outliers = self.weight, []
+        weight = self.weight
+        if self.scheme == "int8_static" and self.statistics is not None and self.is_outlier is not None:
+            states = round_inputs(states, self.statistics, self.is_outlier)
+            rounded = round_rows(weight.masked_fill(self.is_outlier, 0), WEIGHT_LIMIT)
+            return F.linear(states, torch.where(self.is_outlier, weight, rounded), self.bias)
         if self.scheme == "int8_dynamic":
             states = round_tokens(states)
-        elif self.scheme == "int8_static" and self.statistics is not None:
-            states = round_inputs(states, self.statistics)
-            outliers = list(self.statistics.outliers)
-        is_ordinary = torch.ones(self.in_features, dtype=weight.dtype, device=weight.device)
-        is_ordinary[outliers] = 0
-        rounded = round_rows(weight * is_ordinary, WEIGHT_LIMIT) + weight * (1 - is_ordinary)
-        return F.linear(states, rounded, self.bias)
+        return F.linear(states, round_rows(weight, WEIGHT_LIMIT), self.bias)
 
 
 class FakeInt8Embedding(nn.Embedding):
@@ -114,7 +122,7 @@ def enable_fake_quantization(model: PreTrainedModel, config: QuantizationConfig)
     check_selection(model, config)
     for _, linear in select_linears(model, config):
         linear.__class__ = FakeInt8Linear
-        linear.scheme, linear.statistics = str(config.scheme), None
+        linear.scheme, linear.statistics, linear.is_outlier = str(config.scheme), None, None
     for _, embedding in select_embeddings(model, config):
         if not config.embeddings_are_codebooks:
             embedding.__class__ = FakeInt8Embedding
@@ -126,8 +134,12 @@ def set_input_statistics(
     """Set the ranges of inputs of a `model` with fake quantization; `statistics` are those of `calibrate`."""
     linears = dict(select_linears(model, config))
     for members in merged_linears(model, linears).values():
+        known = statistics.get(members[0])
         for member in members:
-            linears[member].statistics = statistics.get(members[0])
+            linear = linears[member]
+            linear.statistics = known
+            if known is not None:
+                linear.is_outlier = outlier_mask(known, linear.in_features, linear.weight.device)
 
 
 def disable_fake_quantization(model: PreTrainedModel) -> None:
@@ -135,6 +147,6 @@ def disable_fake_quantization(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, FakeInt8Linear):
             module.__class__ = nn.Linear  # type: ignore[assignment]
-            del module.scheme, module.statistics
+            del module.scheme, module.statistics, module.is_outlier
         elif isinstance(module, FakeInt8Embedding):
             module.__class__ = nn.Embedding  # type: ignore[assignment]

@@ -12,46 +12,63 @@ from transformers import TrainingArguments
 from hf_efficient.errors import NonFiniteLossError
 from hf_efficient.measurement.finite import find_non_finite
 
+LOSS, NORM = "the loss", "the norm of the gradients"
+
+
+def waits_for_device(value: torch.Tensor) -> bool:
+    """Whether reading `value` waits until its device has computed it."""
+    return value.device.type != "cpu"
+
 
 class FiniteChecks:
     """Stops a training at a loss or at gradients that are NaN or infinite.
 
-    The norm of the gradients is read together with the loss of the next batch, which the CPU waits for anyway.
+    On a CPU it stops at once. Reading a tensor of another device would wait for it in every step, so the first value
+    that is not finite is kept there, and looked at when `check` is called: at each log, and before anything is saved.
     """
 
     def __init__(self, args: TrainingArguments, accelerator: Accelerator) -> None:
         self.args, self.accelerator = args, accelerator
-        self._norm: tuple[torch.Tensor, int] | None = None
+        # By what was watched: (2,) the first value that is not finite and its step, which is -1 as long as all are.
+        self._first: dict[str, torch.Tensor] = {}
+
+    def watch_loss(self, loss: torch.Tensor, step: int) -> None:
+        """Watch the loss of a batch after so many steps."""
+        self._watch(LOSS, loss, step)
 
     def watch_norm(self, norm: Any, step: int) -> None:
-        """Keep the norm of the gradients of `step`; with a loss scaler infinite ones only mean a smaller scale."""
+        """Watch the norm of the gradients of `step`; with a loss scaler infinite ones only mean a smaller scale."""
         if self.accelerator.scaler is None:
-            self._norm = torch.as_tensor(norm).detach(), step
+            self._watch(NORM, torch.as_tensor(norm), step)
 
-    def check_loss(self, loss: torch.Tensor, step: int) -> None:
-        """Raise NonFiniteLossError if `loss`, or the gradients of the step before, are not finite."""
-        norm = torch.zeros_like(loss) if self._norm is None else self._norm[0].to(loss)
-        if torch.isfinite(loss + 0 * norm):
-            self._norm = None
+    def _watch(self, name: str, value: torch.Tensor, step: int) -> None:
+        value = value.detach().float().reshape(())
+        first = self._first.get(name)
+        if first is None:
+            first = torch.full((2,), -1.0, device=value.device)
+        is_first = (first[1] < 0) & ~torch.isfinite(value)
+        self._first[name] = torch.where(is_first, torch.stack([value, torch.full_like(value, step)]), first)
+        if not waits_for_device(value):
+            self.check()
+
+    def check(self) -> None:
+        """Raise NonFiniteLossError if a loss or gradients since the last call were not finite."""
+        watched, self._first = self._first, {}
+        if not watched:
             return
-        self.check_gradients()
-        raise NonFiniteLossError(
-            f"the loss is {loss.item()} at step {step}: the weights are not updated and the last checkpoint in "
-            f"{self.args.output_dir} is kept. {self._advice()}"
-        )
-
-    def check_gradients(self) -> None:
-        """Raise NonFiniteLossError if the gradients of the last step are not finite."""
-        norm, self._norm = self._norm, None
-        if norm is not None and not torch.isfinite(norm[0]):
+        values = zip(torch.stack(list(watched.values())).tolist(), watched, strict=True)
+        found = sorted((step, name == LOSS, value) for (value, step), name in values if step >= 0)
+        for step, is_loss, value in found[:1]:  # the gradients of a step make the loss after it NaN
+            name = LOSS if is_loss else NORM
+            beside = "" if is_loss else ", while the loss is finite"
             raise NonFiniteLossError(
-                f"the norm of the gradients is {norm[0].item()} at step {norm[1]}, while the loss is finite: the "
-                f"weights are not saved and the last checkpoint in {self.args.output_dir} is kept. {self._advice()}"
+                f"{name} is {value} at step {step:.0f}{beside}: the weights are not saved and the last checkpoint "
+                f"in {self.args.output_dir} is kept. {self._advice()}"
             )
 
     def check_weights(self, weights: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
-        """Raise NonFiniteLossError if gradients or `weights`, by name, are not finite after so many steps."""
-        self.check_gradients()
+        """Raise NonFiniteLossError if a loss, gradients or `weights`, by name, are not finite after so many steps."""
+        self.check()
         name = find_non_finite(weights)
         if name is not None:
             raise NonFiniteLossError(

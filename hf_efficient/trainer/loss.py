@@ -16,6 +16,7 @@ from hf_efficient.distillation.losses import LossTerm
 from hf_efficient.distillation.teacher_cache import drop_teacher_columns
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import is_label, select_inputs
+from hf_efficient.trainer.finite import waits_for_device
 
 TASK_UNIT = "hard"  # what the loss of the task is a mean of: examples or labelled tokens
 IGNORED_LABEL = -100
@@ -37,6 +38,7 @@ class AccumulatedLoss(TrainerCallback):
         self.labels_are_sampled = labels_are_sampled  # masked tokens: a batch may have none
         self.distiller: Distiller | None = None
         self.window_counts: dict[str, torch.Tensor] = {}
+        self.has_empty_window: torch.Tensor | None = None  # (): a window had no label, whether or not it was noticed
         self.term_sums: dict[str, torch.Tensor] = {}
         self.last_logged_step = 0
 
@@ -54,7 +56,7 @@ class AccumulatedLoss(TrainerCallback):
         if not batches or self.uses_parent_loss(model):
             return
         counts = [self._count_items(model, batch) for batch in batches]
-        totals = torch.stack([torch.stack(list(count.values())) for count in counts]).sum(0).to(device)
+        totals = torch.stack([torch.stack(list(count.values())).to(device) for count in counts]).sum(0)
         if self.args.world_size > 1:
             totals = self.accelerator.gather(totals[None]).sum(0)
         self.window_counts = dict(zip(counts[0], totals, strict=True))
@@ -82,18 +84,34 @@ class AccumulatedLoss(TrainerCallback):
 
     def add_logs(self, logs: dict[str, float], step: int) -> None:
         """Add the terms to `logs`, averaged over the steps since the last log and over the processes."""
-        if "loss" not in logs or not self.term_sums:
+        if "loss" not in logs:
             return
-        steps = max(step - self.last_logged_step, 1)
-        means = {name: self.accelerator.reduce(total, "mean") for name, total in self.term_sums.items()}
-        logs |= {name: float(mean) / steps for name, mean in means.items()}
-        self.term_sums, self.last_logged_step = {}, step
+        self.check_labels()
+        if self.term_sums:
+            steps = max(step - self.last_logged_step, 1)
+            means = self.accelerator.reduce(torch.stack(list(self.term_sums.values())), "mean").tolist()
+            logs |= {name: mean / steps for name, mean in zip(self.term_sums, means, strict=True)}
+            self.term_sums, self.last_logged_step = {}, step
+
+    def check_labels(self) -> None:
+        """Raise UserError if a training step had no label that counts."""
+        has_empty_window, self.has_empty_window = self.has_empty_window, None
+        if has_empty_window is not None and has_empty_window:
+            raise UserError(
+                "no label of a whole training step counts, all of them are -100: are they cut off by max_length?"
+            )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start with nothing to log."""
-        self.term_sums, self.last_logged_step = {}, state.global_step
+        self.term_sums, self.last_logged_step, self.has_empty_window = {}, state.global_step, None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the labels of the steps since the last log."""
+        self.check_labels()
 
     def _compute_terms(
         self, model: nn.Module, unwrapped: PreTrainedModel, batch: Batch, task_loss: TaskLoss, progress: float
@@ -124,28 +142,43 @@ class AccumulatedLoss(TrainerCallback):
                 f"the batches have no labels, only {', '.join(inputs)}: give labels, or train on the outputs of a "
                 "teacher alone (hard_label_weight=0)"
             )
-        if self.window_counts and not self.window_counts[TASK_UNIT] and not self.labels_are_sampled:
-            raise UserError(
-                "no label of a whole training step counts, all of them are -100: are they cut off by max_length?"
-            )
+        if self.window_counts and not self.labels_are_sampled:
+            is_empty = self.window_counts[TASK_UNIT].eq(0)
+            self.has_empty_window = is_empty if self.has_empty_window is None else self.has_empty_window | is_empty
+            if not waits_for_device(is_empty):
+                self.check_labels()
         count = self._count_items(unwrapped, inputs)[TASK_UNIT]
-        loss, outputs = task_loss(model, add_decoder_inputs(self.args, unwrapped, inputs), return_outputs=True)
-        if not count:  # the mean over no label is NaN
-            loss = sum(value.sum() for name, value in outputs.items() if name.endswith("logits")) * 0.0
+        inputs = add_decoder_inputs(self.args, unwrapped, _with_a_label(inputs, count))
+        loss, outputs = task_loss(model, inputs, return_outputs=True)
         return LossTerm("hard_label_loss", weight, loss * count.to(loss.device), TASK_UNIT), outputs
 
     def _count_items(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Return, by unit, how many items of a batch each term is a mean of, each of shape () on the CPU."""
+        """Return, by unit, how many items of a batch each term is a mean of, each of shape ()."""
         inputs = select_model_inputs(model, batch)
         labels, head = inputs.get("labels"), get_head_outputs(model)
         if head is not None and head.detects_replaced_tokens:  # its loss is the mean over all tokens but padding
             count = head.count(inputs)
         elif labels is None or labels.is_floating_point():
-            count = torch.tensor(next(iter(inputs.values())).shape[0])
+            first = next(iter(inputs.values()))
+            count = torch.full((), first.shape[0], device=first.device)
         else:
             count = labels.ne(IGNORED_LABEL).sum()
-        counts = {TASK_UNIT: count, **(self.distiller.counts(inputs) if self.distiller is not None else {})}
-        return {unit: value.cpu() for unit, value in counts.items()}
+        return {TASK_UNIT: count, **(self.distiller.counts(inputs) if self.distiller is not None else {})}
+
+
+def _with_a_label(inputs: Batch, count: torch.Tensor) -> Batch:
+    """Return the inputs; the first label of a batch without any that counts is 0.
+
+    The mean over no label would be NaN, also after it is multiplied by the `count` () of labels. Nothing is read from
+    the device to find out.
+    """
+    labels = inputs.get("labels")
+    if labels is None or labels.is_floating_point():
+        return inputs
+    labels = labels.clone(memory_format=torch.contiguous_format)
+    first = labels.view(-1)[:1]
+    first.copy_(torch.where(count.eq(0), 0, first))
+    return {**inputs, "labels": labels}
 
 
 def select_model_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> Batch:

@@ -240,7 +240,7 @@ class CompressionMixin(PublishingMixin):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Also stop at a loss or at gradients that are NaN or infinite."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self.finite_checks.check_loss(loss, self.state.global_step)
+        self.finite_checks.watch_loss(loss, self.state.global_step)
         return loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
@@ -269,7 +269,8 @@ class CompressionMixin(PublishingMixin):
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the terms of the distillation loss."""
+        """Add the terms of the distillation loss, after a look at what must be finite."""
+        self.finite_checks.check()
         self.accumulated_loss.add_logs(logs, self.state.global_step)
         super().log(logs, start_time)
 

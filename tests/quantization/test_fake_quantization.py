@@ -18,6 +18,7 @@ from hf_efficient.quantization.fake_quantization import (
     FakeInt8Linear,
     disable_fake_quantization,
     enable_fake_quantization,
+    outlier_mask,
     round_inputs,
     round_rows,
     round_tokens,
@@ -86,11 +87,16 @@ def test_round_inputs_cuts_off_within_the_limits_and_keeps_larger_values_and_out
     near = (torch.tensor([0.5, 2.1]) / scale).round() * scale
     statistics = InputStatistics(-1.0, 3.0, -2.0, 10.0, (2,))
     expected = torch.tensor([[near[0], high, 77.7], [near[0], 12.0, 0.1], [low, near[1], 0.1]])
-    torch.testing.assert_close(round_inputs(states, statistics), expected)
+    torch.testing.assert_close(round_inputs(states, statistics, outlier_mask(statistics, 3, states.device)), expected)
 
 
 @pytest.mark.parametrize(
-    "function", [lambda v: round_rows(v, 64), round_tokens, lambda v: round_inputs(v, STATISTICS)]
+    "function",
+    [
+        lambda v: round_rows(v, 64),
+        round_tokens,
+        lambda v: round_inputs(v, STATISTICS, outlier_mask(STATISTICS, 7, v.device)),
+    ],
 )
 def test_gradients_are_straight_through(function):
     values, weights = torch.randn(4, 7, requires_grad=True), torch.randn(4, 7)
@@ -217,7 +223,7 @@ def test_trained_model_computes_as_the_quantized_one(tmp_path, monkeypatch):
         assert_close_in_the_middle({"logits": quantized(**batch).logits}, {"logits": expected})
     assert trainer.model is quantized
     assert [row.role for row in trainer.report.models][:3] == ["teacher", "student", "quantized"]
-    assert trainer.report.stages[0].endswith("soft labels (T=2), with fake quantization")
+    assert trainer.report.stages[0].endswith("its hidden states, with fake quantization")
     assert not any(isinstance(module, FakeInt8Linear) for module in trainer.teacher.modules())
 
 

@@ -29,17 +29,26 @@ def checks(tmp_path):
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])
 def test_loss_that_is_not_finite_is_an_error_that_names_the_step(checks, value):
-    checks.check_loss(torch.tensor(1.0), 3)
+    checks.watch_loss(torch.tensor(1.0), 3)
     with pytest.raises(NonFiniteLossError, match=f"the loss is {value} at step 3"):
-        checks.check_loss(torch.tensor(value), 3)
+        checks.watch_loss(torch.tensor(value), 3)
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])
-def test_gradients_that_are_not_finite_are_found_with_the_next_loss(checks, value):
-    checks.watch_norm(torch.tensor(value), 7)
+def test_gradients_that_are_not_finite_are_found_before_the_step(checks, value):
     with pytest.raises(NonFiniteLossError, match=f"gradients is {value} at step 7.*smaller learning rate"):
-        checks.check_loss(torch.tensor(1.0), 8)
-    checks.check_loss(torch.tensor(1.0), 8)
+        checks.watch_norm(torch.tensor(value), 7)
+    checks.watch_loss(torch.tensor(1.0), 8)
+
+
+def test_on_other_devices_the_first_value_that_is_not_finite_is_kept_until_it_is_read(checks, monkeypatch):
+    monkeypatch.setattr("hf_efficient.trainer.finite.waits_for_device", lambda value: True)
+    for step in range(9):
+        checks.watch_loss(torch.tensor(NAN if step >= 7 else 1.0), step)
+        checks.watch_norm(torch.tensor(NAN if step >= 6 else 1.0), step + 1)
+    with pytest.raises(NonFiniteLossError, match="gradients is nan at step 7, while the loss is finite"):
+        checks.check()
+    checks.check()
 
 
 def test_only_the_first_weight_that_is_not_finite_is_named():
