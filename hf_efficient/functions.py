@@ -17,7 +17,7 @@ from hf_efficient.field_checks import check_argument
 from hf_efficient.measurement.comparison import measure, model_inputs
 from hf_efficient.measurement.finite import check_finite_weights
 from hf_efficient.measurement.runtimes import build_runner, check_runtime
-from hf_efficient.measurement.target_costs import TARGET_COSTS, median_latencies_ms
+from hf_efficient.measurement.target_costs import TARGET_COSTS, median_latencies_ms, warn_if_launch_bound
 from hf_efficient.models.batches import Batch, check_batches
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.connection_criteria import CONNECTION_SAMPLES, squared_gradients
@@ -143,6 +143,8 @@ def build_target_search(
     """Return the search for the target of `config`, with its cost measured; arguments as for `prune`."""
     cost = None
     if config.target is not None:
+        if config.target_speedup is not None and config.latency_runtime == "torch":
+            warn_if_launch_bound(model, config.latency_batch_size, config.latency_sequence_length)
         cost = TARGET_COSTS[config.target[0]](
             batch_size=config.latency_batch_size,
             sequence_length=config.latency_sequence_length,

@@ -27,7 +27,8 @@ class _Parser(HfArgumentParser):
 def build_training_arguments(flags: Mapping[str, Sequence[str]]) -> Seq2SeqTrainingArguments:
     """Return the training arguments that `flags`, field name -> arguments of the command line, describe.
 
-    Without an accelerator `use_cpu` is set, unless it was given.
+    Without an accelerator `use_cpu` is set, and with one batches are copied to it without waiting, unless other values
+    were given.
 
     Raises UserError if a value is refused, or if the package that it needs is not installed.
     """
@@ -43,6 +44,8 @@ def build_training_arguments(flags: Mapping[str, Sequence[str]]) -> Seq2SeqTrain
     except (ValueError, TypeError, ImportError, OSError) as error:
         # Its checks of values, of the packages that they need, and of the files and keyword arguments that they name.
         raise UserError(str(error)) from error
+    if "accelerator_config" not in flags and not args.use_cpu:
+        args.accelerator_config.non_blocking = True
     check_report_to(args)
     return args
 

@@ -99,8 +99,8 @@ class DistillationConfig:
     teacher_dtype: str = field(
         default="auto",
         metadata={
-            "help": f"Data type of the teacher: {', '.join(TEACHER_DTYPES)}. auto: bfloat16 in bf16 training, "
-            "otherwise the type of its weights."
+            "help": f"Data type of the teacher: {', '.join(TEACHER_DTYPES)}. auto: that of mixed precision "
+            "training (not float16 for encoder-decoders), otherwise the type of its weights."
         },
     )
     cache_teacher: bool = field(

@@ -10,11 +10,14 @@ from statistics import median
 from typing import Protocol, TypeAlias
 
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_efficient.measurement.comparison import generation_call, model_inputs
 from hf_efficient.measurement.cost import count_flops, count_parameters
 from hf_efficient.measurement.latency import time_interleaved
 from hf_efficient.measurement.runtimes import Call, Inputs, build_runner
+
+logger = logging.get_logger(__name__)
 
 # Returns the call of a model that is timed.
 Workload: TypeAlias = Callable[[PreTrainedModel], Callable[[], object]]
@@ -24,6 +27,8 @@ Runner: TypeAlias = Callable[[PreTrainedModel, Inputs], Call]
 TABLE_TIMING_SECONDS = 0.4
 CHECK_TIMING_SECONDS = 4.0
 MAX_REPEATS = 200
+# A device that is busy takes twice as long for twice the batch.
+LAUNCH_BOUND_FACTOR = 1.25
 # Latencies are noisy: a student that only just reaches the target today would miss it tomorrow.
 LATENCY_AIM_FACTOR = 1.07
 LATENCY_MIN_FACTOR = 1.05
@@ -122,6 +127,25 @@ def median_latencies_ms(calls: Mapping[str, Call], seconds: float = CHECK_TIMING
     seconds_per_repeat = sum(median(times) for times in time_interleaved(calls, repeats=1, warmup=1).values()) / 1e3
     repeats = min(MAX_REPEATS, max(5, round(seconds / seconds_per_repeat)))
     return {name: median(times) for name, times in time_interleaved(calls, repeats, warmup=1).items()}
+
+
+def warn_if_launch_bound(model: PreTrainedModel, batch_size: int, sequence_length: int) -> None:
+    """Log a warning if a batch of this size takes an accelerator no longer than half of it would.
+
+    Its latency is then that of launching the operations, and does not depend on their width.
+    """
+    if model.device.type == "cpu":
+        return
+    batches = {size: model_inputs(model, size, sequence_length) for size in (batch_size, 2 * batch_size)}
+    calls = {str(size): build_runner("torch", model, batch) for size, batch in batches.items()}
+    latency, double = median_latencies_ms(calls, TABLE_TIMING_SECONDS).values()
+    if double < LAUNCH_BOUND_FACTOR * latency:
+        logger.warning(
+            f"{2 * batch_size} texts of {sequence_length} tokens take {double:.2f} ms and {batch_size} take "
+            f"{latency:.2f} ms: this device waits for operations to be launched, so that only fewer "
+            "layers make the model faster. Measure with a latency_batch_size that fills the device, or give "
+            "target_flops"
+        )
 
 
 def _latency_cost(student_workload: Workload, reference_workload: Workload) -> TargetCost:

@@ -103,8 +103,9 @@ class PruningConfig:
         default=0.0,
         metadata={"help": "Fraction of the units of every block that is kept whatever the scores, or by stack."},
     )
-    multiple_of: int = field(
-        default=8, metadata={"help": "Feed-forward widths are multiples of this, which suits matrix hardware."}
+    multiple_of: int | None = field(
+        default=None,
+        metadata={"help": "Feed-forward widths are multiples of this; by default of 8, on an accelerator of 32."},
     )
     portable: bool = field(
         default=False,
@@ -161,8 +162,9 @@ class PruningConfig:
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"{name}={value} is not a fraction: give a number in [0, 1)")
         for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value} must be at least 1")
         if self.rounds > MAX_ROUNDS:
             raise UserError(
                 f"rounds={self.rounds} would prune and train more than {MAX_ROUNDS} times: give at most {MAX_ROUNDS}"

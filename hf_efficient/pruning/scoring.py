@@ -26,6 +26,8 @@ from hf_efficient.pruning.criteria import CRITERIA
 from hf_efficient.pruning.losses import Loss
 from hf_efficient.pruning.selection import BlockInfo, CostTable, Scores, Selection, top_units
 
+MULTIPLE_ON_CPU, MULTIPLE_ON_ACCELERATOR = 8, 32
+
 
 def take_examples(dataloader: Iterable[Batch], count: int, device: torch.device) -> list[dict[str, torch.Tensor]]:
     """Return batches with the first `count` examples of `dataloader`, only their tensors, on `device`."""
@@ -43,6 +45,11 @@ def score_units(model: PreTrainedModel, config: PruningConfig, batches: Iterable
     return CRITERIA[config.criterion](model, logging.tqdm(batches, desc=f"scores by {config.criterion}"), loss)
 
 
+def default_multiple(device: torch.device) -> int:
+    """Return what feed-forward widths are multiples of by default: matrix units of GPUs work on tiles of that size."""
+    return MULTIPLE_ON_CPU if device.type in ("cpu", "meta") else MULTIPLE_ON_ACCELERATOR
+
+
 def block_infos(model: PreTrainedModel, config: PruningConfig) -> list[BlockInfo]:
     """Return what selecting needs to know about every block of `model`."""
     infos = []
@@ -55,7 +62,7 @@ def block_infos(model: PreTrainedModel, config: PruningConfig) -> list[BlockInfo
                 layer=block.layer,
                 kind="heads" if is_heads else "neurons",
                 units=block.units,
-                step=1 if is_heads else config.multiple_of,
+                step=1 if is_heads else config.multiple_of or default_multiple(model.device),
                 shape_key=f"{stack}.{short_name}",
                 min_units=math.ceil(config.fraction_for("keep_at_least", stack) * block.units),
             )

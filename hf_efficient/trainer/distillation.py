@@ -73,9 +73,7 @@ class DistillationTraining:
             return None
         config = self.config
         _check_checkpointing(config, self.args)
-        dtype = {"auto": torch.bfloat16 if self.args.bf16 else None}.get(
-            config.teacher_dtype, getattr(torch, config.teacher_dtype, None)
-        )
+        dtype = _teacher_dtype(config, self.args, model)
         # A model that is spread over several devices stays where it is.
         placed = [
             model if getattr(model, "hf_device_map", None) is not None else model.to(self.args.device)
@@ -218,6 +216,17 @@ class ProjectionGradients(TrainerCallback):
         """Zero the gradients."""
         for parameter in self.distillation.projection_parameters():
             parameter.grad = None
+
+
+def _teacher_dtype(config: DistillationConfig, args: TrainingArguments, model: PreTrainedModel) -> torch.dtype | None:
+    """Return the data type of the teacher; None: that of its weights."""
+    if config.teacher_dtype != "auto":
+        dtype: torch.dtype = getattr(torch, config.teacher_dtype)
+        return dtype
+    if args.bf16:
+        return torch.bfloat16
+    # T5 overflows in float16.
+    return torch.float16 if args.fp16 and not model.config.is_encoder_decoder else None
 
 
 def _check_checkpointing(config: DistillationConfig, args: TrainingArguments) -> None:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -64,3 +66,15 @@ def test_size_is_the_number_of_parameters(make_model):
     assert cost.measure(model) == count_parameters(model)
     assert cost.ratio(larger, model) == count_parameters(larger) / count_parameters(model)
     assert cost.is_deterministic
+
+
+@pytest.mark.parametrize(
+    ("device", "double", "warns"), [("cuda", 1.1, True), ("cuda", 1.9, False), ("cpu", 1.1, False)]
+)
+def test_latency_that_does_not_depend_on_the_batch_is_warned_of(monkeypatch, caplog, device, double, warns):
+    model = SimpleNamespace(device=torch.device(device))
+    monkeypatch.setattr(target_costs, "model_inputs", lambda model, size, tokens: {})
+    monkeypatch.setattr(target_costs, "build_runner", lambda runtime, model, inputs: None)
+    monkeypatch.setattr(target_costs, "median_latencies_ms", lambda calls, seconds: {"1": 2.0, "2": 2.0 * double})
+    target_costs.warn_if_launch_bound(model, 1, 64)
+    assert ("2 texts of 64 tokens take 2.20 ms and 1 take 2.00 ms" in caplog.text) is warns

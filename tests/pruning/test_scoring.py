@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from hf_efficient import PruningConfig
-from hf_efficient.pruning.scoring import BudgetSelector, block_infos, score_units, select_fractions, take_examples
+from hf_efficient.pruning.scoring import (
+    BudgetSelector,
+    block_infos,
+    default_multiple,
+    score_units,
+    select_fractions,
+    take_examples,
+)
 from hf_efficient.pruning.selection import Scores, Selection, remove_units
 
 
@@ -125,3 +132,8 @@ def test_uniform_scope_selects_the_same_fraction_of_every_block(make_model):
     selector = BudgetSelector.from_costs(model, config, lambda s: float(sum(len(units) for units in s.units.values())))
     assert selector.min_cost(scores) == 6  # one unit of every block
     assert {len(units) for units in selector.select(3 * (2 + 32), scores).units.values()} == {2, 32}
+
+
+@pytest.mark.parametrize(("device", "multiple"), [("cpu", 8), ("meta", 8), ("cuda", 32)])
+def test_default_widths_suit_the_device(device, multiple):
+    assert default_multiple(torch.device(device)) == multiple
