@@ -21,7 +21,7 @@ def test_steps_of_every_technique_are_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "OUT", tmp_path)
     steps = benchmark().training()
     assert list(steps) == ["Trainer", gpu.LOOP, *gpu.TECHNIQUES]
-    for name, step in steps.items():
+    for step in steps.values():
         assert step["step_ms"] > 0
         assert step["synchronizations"] is None or torch.cuda.is_available()
         if step["compared_with"] is not None:
