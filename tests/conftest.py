@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import copy
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
@@ -29,6 +30,13 @@ from hf_efficient.pruning.selection import Selection
 def separate_dataset_cache(tmp_path_factory, monkeypatch):
     """Give each test its own cache of datasets, so that none depends on what another test has cached."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unchecked_modules():
+    """Leave what is imported so far out of collections of garbage: a training makes several, each of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +134,20 @@ SHAPES: dict[str, dict[int, tuple[Sequence[int], Sequence[int]]]] = {
     "a stock shape": {0: (range(4), range(0, 64, 2)), 2: (range(4), range(32))},
 }
 UNEVEN = [shape for shape in SHAPES if shape != "a stock shape"]
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With `--dist loadfile`, let all tests of the Hub share a process too: their fixtures take a minute."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadFolderOfHub(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/hub" if nodeid.startswith("tests/hub/") else super()._split_scope(nodeid)
+
+    return LoadFolderOfHub(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
