@@ -120,8 +120,9 @@ TINY_OF_FAMILY: dict[str, dict[str, object]] = {
     "deberta-v2": TINY_DEBERTA,
     "bart": TINY_BART,
     "marian": TINY_BART,
+    "albert": {**TINY, "embedding_size": 16, "num_hidden_groups": 3, "num_hidden_layers": 6},
 }
-FAMILIES_WITH_TOKEN_TYPES = ("bert", "electra")
+FAMILIES_WITH_TOKEN_TYPES = ("bert", "electra", "albert")
 FAMILIES_WITH_EOS = ("t5", "mt5", "bart", "marian")  # their classifier reads the end-of-sequence token
 ENCODER_DECODERS = ("T5Model", "MT5Model", "BartModel", "MarianModel")  # they need inputs of the decoder
 # For each kept layer, the positions of its kept heads and neurons.

@@ -17,6 +17,7 @@ FEW_LAYERS = {
     "marian": {"encoder_layers": 1, "decoder_layers": 1},
     "distilbert": {"n_layers": 1},
     "modernbert": {"num_hidden_layers": 2},
+    "albert": {"num_hidden_layers": 1, "num_hidden_groups": 1},
 }
 FULL_PRECISION = {"openvino": {"config": {"INFERENCE_PRECISION_HINT": "f32"}}}
 

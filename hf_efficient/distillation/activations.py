@@ -50,14 +50,16 @@ def capture_activations(model: PreTrainedModel, keys: Collection[ActivationKey])
     def capture_output(key: ActivationKey, part: int = 0, parts: int = 1) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             states = output[0] if isinstance(output, tuple) else output
-            # In DeBERTa the same Linears project positions after the tokens.
-            activations.setdefault(key, states.chunk(parts, -1)[part])
+            # In DeBERTa the same Linears project positions after the tokens. In ALBERT a layer is repeated: its
+            # hidden states are those after the last time, the others those of the first.
+            if key[0] == HIDDEN or key not in activations:
+                activations[key] = states.chunk(parts, -1)[part]
 
         return hook
 
     def capture_input(key: ActivationKey) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            activations[key] = args[0] if args else kwargs["hidden_states"]
+            activations.setdefault(key, args[0] if args else kwargs["hidden_states"])
 
         return hook
 

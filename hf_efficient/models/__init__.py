@@ -18,6 +18,7 @@ from hf_efficient.errors import UnsupportedModelError
 
 from .blocks import Block
 from .family import Family
+from .pruned_albert import ALBERT
 from .pruned_bart import BART, MARIAN
 from .pruned_bert import BERT
 from .pruned_deberta_v2 import DEBERTA_V2
@@ -45,6 +46,7 @@ FAMILIES: dict[str, Family] = {
         DEBERTA_V2,
         BART,
         MARIAN,
+        ALBERT,
     )
 }
 

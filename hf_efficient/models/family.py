@@ -122,6 +122,10 @@ class Family(ABC):
             }
         )
 
+    def repetitions(self, config: PretrainedConfig) -> int:
+        """Return how many times a forward pass runs each layer."""
+        return 1
+
     def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
         """Return every layer of `model` by its name."""
         return {

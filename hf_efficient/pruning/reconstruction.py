@@ -45,7 +45,7 @@ def reconstruct_outputs(
     where x are the activations of the kept units, r is the residual stream of the student before the block and s that
     of the teacher after it: errors of earlier blocks are corrected too. Solved by Cholesky decomposition of the damped
     normal equations, which are positive definite, in double precision. Blocks before the first pruned one do not
-    change.
+    change. A layer that a forward pass repeats (ALBERT) is fitted to all repetitions at once.
 
     Raises UserError if there are no batches, or if the activations are infinite or too large to be fitted.
     Source: Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers", section 4.3, and Kurtic et al.
@@ -79,18 +79,20 @@ def _residual_streams(
     """Return, for each of the blocks of a layer and each batch, the residual stream after it, (tokens, size)."""
     streams: list[list[torch.Tensor]] = [[] for _ in blocks]
     captured: list[torch.Tensor] = []
+    repetitions = family_of(model).repetitions(model.config)
 
     def capture(stream: torch.Tensor) -> None:
         captured.append(stream)
-        if len(captured) == len(blocks):
+        if len(captured) == len(blocks) * repetitions:
             raise _StopForward
 
     with _capture_residual(blocks, capture):
         for batch in require_batches(batches):
             captured.clear()
             _run_until_stopped(model, batch)
-            for block_streams, block, stream in zip(streams, blocks, captured, strict=True):
-                block_streams.append(stream[_token_mask(batch, stream, block)])
+            for number, (block_streams, block) in enumerate(zip(streams, blocks, strict=True)):
+                mask = _token_mask(batch, captured[number], block)
+                block_streams.append(torch.cat([stream[mask] for stream in captured[number :: len(blocks)]]))
     return streams
 
 
@@ -106,20 +108,24 @@ def _fit(
     initial = torch.cat(parameters).double()  # [inputs (+ 1), size]
     gram, moments = initial.new_zeros(len(initial), len(initial)), torch.zeros_like(initial)
     captured: list[torch.Tensor] = []
+    repetitions = family_of(model).repetitions(model.config)
 
     def capture_projection(module: Any, args: tuple[torch.Tensor, ...], projected: torch.Tensor) -> None:
         captured.extend((args[0], projected))
 
     def capture_stream(stream: torch.Tensor) -> None:
         captured.append(stream)
-        raise _StopForward
+        if len(captured) == 3 * repetitions:
+            raise _StopForward
 
     with _capture_residual([block], capture_stream, capture_projection):
         for batch, target in zip(batches, targets, strict=True):
             captured.clear()
             _run_until_stopped(model, batch)
             mask = _token_mask(batch, captured[-1], block)
-            units, projected, stream = (values[mask].float() for values in captured)
+            units, projected, stream = (
+                torch.cat([values[mask] for values in captured[part::3]]).float() for part in range(3)
+            )
             missing = target.float() - stream + projected  # [tokens, size]
             ones = missing.new_ones(len(missing), 0 if output.bias is None else 1)
             inputs = torch.cat([units[:, : output.in_features], ones], dim=1)  # [tokens, inputs (+ 1)]

@@ -25,6 +25,12 @@ def check_prunable(model: PreTrainedModel, config: PruningConfig) -> None:
     family = family_of(model)
     class_for(model, model.config)
     config.check_stacks(tuple(family.stacks(model)))
+    repetitions = family.repetitions(model.config)
+    if config.layers and repetitions > 1 and len(family.layers(model)) == 1:
+        raise UserError(
+            f"layers={config.layers!r}: {type(model).__name__} repeats one layer {repetitions} times, and no layer "
+            "can be removed: give heads and neurons, which are removed in all repetitions, or a target"
+        )
     if config.target_generation_speedup is not None and not model.can_generate():
         raise UserError(
             f"target_generation_speedup is for models that generate text, which {type(model).__name__} does not: give "

@@ -12,11 +12,11 @@ from export_cases import FULL_PRECISION, largest_difference, require
 from heads import BERT_HEADS, HEADS
 from trainers import collate, rows
 from transformers import (
-    AlbertConfig,
-    AlbertForSequenceClassification,
     AutoConfig,
     BertConfig,
     BertForSequenceClassification,
+    RemBertConfig,
+    RemBertForSequenceClassification,
 )
 from transformers.exporters import ExportedModel
 
@@ -233,6 +233,8 @@ def test_folders_with_other_files_are_not_replaced(make_model, tmp_path):
 
 def test_unknown_architecture_is_refused(tmp_path):
     require("onnx")
-    config = AlbertConfig(vocab_size=60, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32)
-    with pytest.raises(TypeError, match="albert"):
-        export(AlbertForSequenceClassification(config), tmp_path / "onnx", "onnx")
+    config = RemBertConfig(
+        vocab_size=60, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32
+    )
+    with pytest.raises(TypeError, match="rembert"):
+        export(RemBertForSequenceClassification(config), tmp_path / "onnx", "onnx")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from export_cases import largest_difference, require
 from trainers import build, classifier, collate, rows
-from transformers import AlbertConfig, AlbertForSequenceClassification, BertForSequenceClassification
+from transformers import BertForSequenceClassification, RemBertConfig, RemBertForSequenceClassification
 from transformers.exporters import ExportedModel
 
 from hf_efficient import DistillationConfig, EfficientTrainer, ExportConfig, PruningConfig, QuantizationConfig
@@ -104,6 +104,8 @@ def test_calibration_without_training_data_is_refused(make_model):
 
 def test_unknown_architecture_is_refused_before_training(tmp_path):
     require("onnx")
-    config = AlbertConfig(vocab_size=60, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32)
-    with pytest.raises(TypeError, match="albert"):
-        build(tmp_path, model=AlbertForSequenceClassification(config), techniques={"export": ExportConfig(["onnx"])})
+    config = RemBertConfig(
+        vocab_size=60, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32
+    )
+    with pytest.raises(TypeError, match="rembert"):
+        build(tmp_path, model=RemBertForSequenceClassification(config), techniques={"export": ExportConfig(["onnx"])})

@@ -49,11 +49,12 @@ def test_config_holds_sizes_under_the_names_of_the_architecture(make_model, mode
     assert family.structure(config) == structure((0, ALL, 64), (1, ALL, 64), (2, ALL, 64))
     narrower = family.config_for(config, structure((0, ALL, 24), (2, ALL, 24)))
     assert type(narrower) is family.config_class
-    assert (narrower.num_hidden_layers, getattr(narrower, family.width_field)) == (2, 24)
+    layers = 2 * family.repetitions(config)
+    assert (narrower.num_hidden_layers, getattr(narrower, family.width_field)) == (layers, 24)
     assert family.structure(narrower) == structure((0, ALL, 24), (2, ALL, 24))
     uneven = family.config_for(config, structure((0, ALL, 24), (2, (1,), 24)))
     assert type(uneven) is family.pruned_config_class
-    assert (uneven.num_hidden_layers, getattr(uneven, family.width_field)) == (2, 64)
+    assert (uneven.num_hidden_layers, getattr(uneven, family.width_field)) == (layers, 64)
     assert family.config_for(uneven, structure((0, ALL, 24))).model_type == model_type
 
 

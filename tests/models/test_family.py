@@ -1,11 +1,11 @@
 import pytest
 from trainers import build, collate, log_entries, rows, without_report
 from transformers import (
-    AlbertConfig,
-    AlbertForSequenceClassification,
     BertForNextSentencePrediction,
     GPT2Config,
     GPT2Model,
+    RemBertConfig,
+    RemBertForSequenceClassification,
 )
 
 from hf_efficient import DistillationConfig, measure
@@ -14,15 +14,15 @@ from hf_efficient.models import class_for, family_of
 from hf_efficient.models.family import stock_fields
 
 
-def albert():
+def rembert():
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-    return AlbertForSequenceClassification(AlbertConfig(**sizes, embedding_size=8, vocab_size=60, num_labels=3))
+    return RemBertForSequenceClassification(RemBertConfig(**sizes, vocab_size=60, num_labels=3))
 
 
 def test_unknown_architecture_error_says_what_works_and_how_to_add_a_family():
-    message = r"'albert' cannot be pruned: supported are bert.* What works .* subclass hf_efficient.models.Family"
+    message = r"'rembert' cannot be pruned: supported are bert.* What works .* subclass hf_efficient.models.Family"
     with pytest.raises(UnsupportedModelError, match=message):
-        family_of(albert())
+        family_of(rembert())
 
 
 def test_decoder_only_error_names_other_libraries():
@@ -32,7 +32,7 @@ def test_decoder_only_error_names_other_libraries():
 
 
 def test_model_of_an_unknown_family_is_distilled_from_soft_labels_and_measured(tmp_path):
-    trainer = build(tmp_path, model=albert(), techniques={"distillation": DistillationConfig()})
+    trainer = build(tmp_path, model=rembert(), techniques={"distillation": DistillationConfig()})
     without_report(trainer).train()
     assert all(entry["soft_label_loss"] >= 0 for entry in log_entries(trainer))
     measured = measure(trainer.model, collate(list(rows(2))))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from trainers import arguments, build, classifier, collate, rows
-from transformers import AlbertConfig, AlbertForSequenceClassification, Trainer
+from transformers import RemBertConfig, RemBertForSequenceClassification, Trainer
 
 from hf_efficient import DistillationConfig, ExportConfig, PruningConfig, QuantizationConfig
 from hf_efficient.errors import UnsupportedModelError, UserError
@@ -80,8 +80,8 @@ def test_techniques_that_cannot_work_are_refused(tmp_path, techniques, teachers,
 
 def test_codebooks_of_an_unsupported_architecture_are_refused(tmp_path):
     sizes = {"vocab_size": 60, "embedding_size": 8, "hidden_size": 16, "num_attention_heads": 2}
-    model = AlbertForSequenceClassification(AlbertConfig(**sizes, intermediate_size=32))
-    with pytest.raises(UnsupportedModelError, match="albert"):
+    model = RemBertForSequenceClassification(RemBertConfig(**sizes, intermediate_size=32))
+    with pytest.raises(UnsupportedModelError, match="rembert"):
         check(tmp_path, Techniques(quantization=QuantizationConfig("codebook")), model=model)
 
 
