@@ -31,7 +31,7 @@ from hf_efficient.pruning.validation import check_prunable
 from hf_efficient.quantization.calibration import InputStatistics
 from hf_efficient.quantization.codebook import compare_with_uniform, quantize_codebook
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantization.int8 import calibrate, quantize_int8
+from hf_efficient.quantization.int8 import calibrate, describe_float_parts, quantize_int8
 from hf_efficient.quantization.torchao import quantize_torchao
 from hf_efficient.quantization.validation import check_quantization
 
@@ -112,12 +112,13 @@ def _check_model(model: Any) -> None:
 
 
 def describe_quantization(model: PreTrainedModel, quantized: PreTrainedModel, config: QuantizationConfig) -> str:
-    """Return one line on how `model` was quantized, for a report: with codebooks, also their size and error."""
+    """Return one line on how `model` was quantized, for a report: what stays in float; size and error of codebooks."""
     comparison = compare_with_uniform(model, quantized)
+    text = config.describe() + describe_float_parts(model, quantized, config)
     if comparison is None:
-        return config.describe()
+        return text
     return (
-        f"{config.describe()}; the codebooks take {comparison['bits_per_weight']:.2f} bits per weight with a relative "
+        f"{text}; the codebooks take {comparison['bits_per_weight']:.2f} bits per weight with a relative "
         f"squared error of {comparison['error']:.2%} (uniform quantization of the same size: "
         f"{comparison['uniform_error']:.2%})"
     )

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_efficient.models import family_of
+from hf_efficient.models import family_of, find_family
 from hf_efficient.models.batches import Batch
 from hf_efficient.models.blocks import EmptyBlock, FeedForwardBlock
 from hf_efficient.models.int8_kernels import WEIGHT_LIMIT
@@ -23,6 +23,7 @@ from hf_efficient.quantization.rounding import quantize_rows, round_with_compens
 ACTIVATIONS = {"int8_static": "static", "int8_dynamic": "dynamic", "int8_weight_only": None}
 EMBEDDING_LIMIT = 127
 LARGE_NEURON = 20.0  # times the median neuron
+MAX_LISTED = 4
 
 logger = logging.get_logger(__name__)
 
@@ -45,7 +46,7 @@ def quantize_int8(
     activations = ACTIVATIONS[str(config.scheme)]
     settings: dict[str, Any] = {"activations": activations, "linears": {}, "embeddings": []}
     linears = dict(select_linears(model, config))
-    for name in () if activations == "static" else sorted(linears.keys() & readers_of_large_neurons(model)):
+    for name in linears_in_float(model, config):
         del linears[name]
         logger.warning(f"{name} stays in float: it reads neurons that are far larger than the others")
     for name, members in merged_linears(model, linears).items():
@@ -109,6 +110,33 @@ def merged_linears(model: PreTrainedModel, names: Collection[str]) -> dict[str, 
             merged[f"{paths[module]}.{'_'.join(inputs)}"] = members
     alone = set(names) - {member for members in merged.values() for member in members}
     return {**merged, **{name: [name] for name in names if name in alone}}
+
+
+def linears_in_float(model: PreTrainedModel, config: QuantizationConfig) -> list[str]:
+    """Return the names in the base model of Linears that `config` selects and that yet stay in float.
+
+    They read gated neurons of which some are far larger than the others. `int8_static` quantizes them too: the ranges
+    that it observes leave out so large values, which stay in float themselves.
+    """
+    if config.scheme == "int8_static" or not config.is_int8 or find_family(model.config) is None:
+        return []
+    return sorted(readers_of_large_neurons(model) & {name for name, _ in select_linears(model, config)})
+
+
+def describe_float_parts(model: PreTrainedModel, quantized: PreTrainedModel, config: QuantizationConfig) -> str:
+    """Return what of the Linears of `model` is in float in `quantized`, to follow other text; empty if nothing is."""
+    text, names = "", linears_in_float(model, config)
+    if names:
+        listed = ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if names[MAX_LISTED:] else "")
+        text += f"; in float, since they read neurons that are far larger than the others: {listed}"
+    linears = (getattr(quantized.config, "int8", None) or {}).get("linears", {})
+    channels = [settings["outliers"] for settings in linears.values() if "outliers" in settings]
+    if channels:
+        text += (
+            f"; {sum(channels)} input channels of {len(channels)} of {len(linears)} 8-bit Linears are in float, since "
+            "their values are far larger than the others'"
+        )
+    return text
 
 
 def readers_of_large_neurons(model: PreTrainedModel) -> set[str]:

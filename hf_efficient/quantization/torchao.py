@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_efficient.errors import UserError
 from hf_efficient.quantization.config import QuantizationConfig
+from hf_efficient.quantization.int8 import linears_in_float
 from hf_efficient.quantization.module_selection import select_embeddings, select_linears
 from hf_efficient.quantization.torchao_import import suppress_torchao_warnings
 
@@ -52,7 +53,9 @@ def torchao_config(model: PreTrainedModel, config: QuantizationConfig) -> Any:
         linear_config = Int8DynamicActivationInt8WeightConfig(
             reduce_range=needs_reduced_range(model.device), set_inductor_config=False
         )
-    configs = dict.fromkeys(_weight_patterns(model, list(select_linears(model, config))), linear_config)
+    in_float = linears_in_float(model, config)
+    linears = [(name, linear) for name, linear in select_linears(model, config) if name not in in_float]
+    configs = dict.fromkeys(_weight_patterns(model, linears), linear_config)
     if not config.embeddings_are_codebooks:
         embeddings = list(select_embeddings(model, config))
         configs |= dict.fromkeys(_weight_patterns(model, embeddings), weight_only)

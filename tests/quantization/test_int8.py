@@ -10,9 +10,11 @@ import transformers
 from heads import BERT_HEADS
 from int8_cases import error
 from safetensors.torch import load_file
+from trainers import arguments, pad, seq2seq_arguments, written
 
-from hf_efficient import QuantizationConfig, quantize
+from hf_efficient import EfficientSeq2SeqTrainer, QuantizationConfig, quantize
 from hf_efficient.errors import UnsupportedModelError
+from hf_efficient.functions import describe_quantization
 from hf_efficient.measurement.cost import saved_bytes
 from hf_efficient.models.int8 import Int8Embedding, Int8Linear
 from hf_efficient.models.int8_kernels import WEIGHT_LIMIT
@@ -416,3 +418,26 @@ def test_gated_neuron_that_is_far_larger_does_not_ruin_the_others(
     assert is_in_float == (scheme != "int8_static")
     expected = f"{name} stays in float: it reads neurons that are far larger than the others"
     assert warnings == [expected] * is_in_float
+    described = describe_quantization(model, quantized, QuantizationConfig(scheme))
+    sentence = f"in float, since they read neurons that are far larger than the others: {name}"
+    assert (sentence in described) == is_in_float
+    assert ("input channels of" in described) == (scheme == "int8_static")
+
+
+def test_report_and_card_say_what_stays_in_float(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "num_heads": 2, "num_layers": 1, "d_ff": 32, "vocab_size": 60}
+    model = transformers.MT5ForConditionalGeneration(transformers.MT5Config(**sizes, decoder_start_token_id=0))
+    for block in (*model.encoder.block, *model.decoder.block):
+        block.layer[-1].DenseReluDense.wi_1.weight.data[3] *= 100
+    args = seq2seq_arguments(arguments(tmp_path))
+    data = {"eval_dataset": written(4), "data_collator": pad}
+    techniques = {"quantization": QuantizationConfig("int8_dynamic")}
+    trainer = EfficientSeq2SeqTrainer(model=model, args=args, **data, **techniques)
+    trainer.train()
+    trainer.create_model_card()
+    names = "decoder.block.0.layer.2.DenseReluDense.wo, encoder.block.0.layer.1.DenseReluDense.wo"
+    sentence = f"in float, since they read neurons that are far larger than the others: {names}"
+    report = json.loads((tmp_path / "compression_report.json").read_text())
+    assert [sentence in stage for stage in report["stages"]] == [True]
+    assert sentence in (tmp_path / "README.md").read_text()

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from hf_efficient import QuantizationConfig, quantize
 from hf_efficient.errors import UserError
+from hf_efficient.functions import describe_quantization
 from hf_efficient.models import is_quantized
 from hf_efficient.pruning.selection import remove_units
 from hf_efficient.quantization import validation
@@ -126,3 +127,14 @@ def test_warnings_of_torchao_are_shown_again_after_an_error():
     with pytest.raises(RuntimeError, match="in between"), suppress_torchao_warnings():
         raise RuntimeError("in between")
     assert {name: logging.getLogger(name).level for name in levels} == levels
+
+
+@needs_torchao
+def test_readers_of_gated_neurons_that_are_far_larger_stay_in_float(make_model):
+    model, config = make_model("MT5ForConditionalGeneration"), QuantizationConfig("int8_dynamic", torchao=True)
+    model.encoder.block[1].layer[-1].DenseReluDense.wi_1.weight.data[5] *= 100
+    quantized = quantize(model, config)
+    name = "encoder.block.1.layer.1.DenseReluDense.wo"
+    feed_forward = {each for each in int8_modules(quantized) if each.startswith(name.removesuffix("wo"))}
+    assert feed_forward == {name.replace("wo", "wi_0"), name.replace("wo", "wi_1")}
+    assert describe_quantization(model, quantized, config).endswith(f"far larger than the others: {name}")
