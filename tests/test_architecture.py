@@ -45,7 +45,15 @@ HEAVY = {
     "sklearn",
 }
 # Modules of models/ that are not saved next to a model's weights.
-NOT_SHIPPED = {"models.__init__", "models.surgery", "models.inputs", "models.batches", "models.loading"}
+NOT_SHIPPED = {
+    "models.__init__",
+    "models.surgery",
+    "models.inputs",
+    "models.batches",
+    "models.loading",
+    "models.sentence_files",
+    "models.sentence_modules",
+}
 # Imported in milliseconds.
 LIGHT_PACKAGES = {"regex"}
 REMOTE_CODE_PACKAGES = {"torch", "transformers"} | sys.stdlib_module_names

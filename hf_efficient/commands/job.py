@@ -116,6 +116,7 @@ def compress(config: JobConfig, progress: TrainerCallback | None = None) -> Comp
     has_data = config.data.is_given or config.needs_dataset
     splits = load_splits(config.data, args.seed) if has_data else DatasetDict()
     prepared = prepare_job(config, splits)
+    config = dataclasses.replace(config, distillation=prepared.fit_distillation(config.distillation))
     task = prepared.task
     if args.train_sampling_strategy == "random":
         args.train_sampling_strategy = "group_by_length"  # batches of similar lengths have little padding

@@ -24,15 +24,15 @@ from hf_efficient.commands.pretrained import (
 from hf_efficient.data.columns import Columns
 from hf_efficient.data.label_checks import check_classes
 from hf_efficient.data.label_names import model_label_names, set_label_names
+from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.students import student_from_config, student_from_layers
 from hf_efficient.distillation.teacher import load_teacher
 from hf_efficient.errors import UserError
-from hf_efficient.models.inputs import accepts_token_type_ids, task_head_of
+from hf_efficient.models.inputs import accepts_token_type_ids
 from hf_efficient.pruning.vocabulary import find_used_tokens, trim_vocabulary
 from hf_efficient.tasks.class_ids import describe_data, find_class_ids
 from hf_efficient.tasks.inference import get_task, infer_task, with_label_column
 from hf_efficient.tasks.input_length import bound_max_length
-from hf_efficient.tasks.masked_lm import mask_once
 from hf_efficient.tasks.score_activation import configure_score_loss
 from hf_efficient.tasks.task import RowEncoder, Task, iterate_texts, model_columns
 from hf_efficient.tasks.tokenizers import adapt_tokenizer
@@ -76,6 +76,13 @@ class PreparedJob:
             return {}
         return self.task.metric_settings(self.raw_splits["evaluation"], self.encoder)
 
+    def fit_distillation(self, config: DistillationConfig) -> DistillationConfig:
+        """Return `config` without the loss on labels, if the training data has none and the task needs none."""
+        train = self.tokenized_splits.get("train")
+        if self.task.has_optional_labels and train is not None and "labels" not in train.column_names:
+            return dataclasses.replace(config, hard_label_weight=0.0, hard_label_weight_end=None)
+        return config
+
     def trainer_kwargs(self) -> dict[str, Any]:
         """Return the arguments that every trainer of the job gets."""
         datasets = {name: model_columns(split) for name, split in self.tokenized_splits.items()}
@@ -108,8 +115,8 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
     has_data = len(splits) > 0
     columns = task.get_columns(splits, data, needs_labels) if has_data else Columns((), None)
     classes = task.find_classes(splits, columns)
-    has_architecture = bool(model_config.architectures)
-    is_fine_tuned = has_architecture and task_head_of(model_config.architectures[0]) == task.head
+    has_architecture = bool(model_config.architectures) or task.is_trained is not None
+    is_fine_tuned = task.is_task_of(name, model_config.architectures or ())
     if not is_fine_tuned:
         configure_head(model_config, teacher_config, task, classes)
         if teacher_config is None and columns.label is None and task.has_labels:
@@ -146,6 +153,7 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
         if _has_same_tokenizer(teacher_name, tokenizer, trust_remote_code):
             _remove_unused_tokens(teachers[-1], model, tokenizer)
     return_token_type_ids = any(map(accepts_token_type_ids, teachers)) or None
+    data = task.adapt_data(data, model)
     data = bound_max_length(data, tokenizer, [each.config for each in (model, *teachers)]) if has_data else data
     is_multi_hot = classes is not None and classes.is_multi_hot
     encoder = RowEncoder(
@@ -154,8 +162,9 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
     tokenized_splits = task.tokenize(splits, encoder)
     if has_data:
         logger.warning(describe_data(task, classes, names, splits, tokenized_splits, encoder))
-    if has_data and not task.has_labels:
-        tokenized_splits["evaluation"] = mask_once(tokenized_splits["evaluation"], tokenizer, config.training.seed)
+    if has_data:
+        evaluation = task.complete_evaluation(tokenized_splits["evaluation"], tokenizer, config.training.seed)
+        tokenized_splits["evaluation"] = evaluation
     return PreparedJob(task, encoder, splits, tokenized_splits, model, is_fine_tuned, tuple(teachers))
 
 

@@ -9,9 +9,16 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_efficient.distillation.activations import token_masks
-from hf_efficient.distillation.losses import SumAndCount, independent_soft_label_loss, soft_label_loss, squared_error
+from hf_efficient.distillation.losses import (
+    SumAndCount,
+    cosine_distance,
+    independent_soft_label_loss,
+    soft_label_loss,
+    squared_error,
+)
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import task_head_of
+from hf_efficient.models.sentence_modules import EMBEDDING, find_sentence_modules
 
 OutputLoss = Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor | None], SumAndCount]
 TOKEN_HEADS = ("TokenClassification", "MaskedLM", "ConditionalGeneration")
@@ -21,6 +28,12 @@ def _regression_loss(
     student: torch.Tensor, teacher: torch.Tensor, temperature: float, mask: torch.Tensor | None
 ) -> SumAndCount:
     return squared_error(student, teacher, mask)
+
+
+def _embedding_loss(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float, mask: torch.Tensor | None
+) -> SumAndCount:
+    return cosine_distance(student, teacher, mask)
 
 
 def _span_loss(
@@ -64,6 +77,11 @@ class HeadOutputs:
     def predicts_numbers(self) -> bool:
         """Whether the outputs are numbers of a regression, not logits."""
         return self.loss_function is _regression_loss
+
+    @property
+    def predicts_embeddings(self) -> bool:
+        """Whether the outputs are sentence embeddings."""
+        return self.outputs == (EMBEDDING,)
 
     @property
     def predicts_independently(self) -> bool:
@@ -132,6 +150,8 @@ def get_head_outputs(model: PreTrainedModel) -> HeadOutputs | None:
     """Return how the outputs of `model` are compared; None if it has no task head, or an unknown one."""
     head = task_head_of(type(model).__name__)
     config = model.config
+    if find_sentence_modules(model) is not None:
+        return HeadOutputs((EMBEDDING,), _embedding_loss)
     if head == "QuestionAnswering":
         return HeadOutputs(("start_logits", "end_logits"), _span_loss, needs_padding_mask=True)
     if head == "PreTraining" and config.model_type.endswith("electra"):

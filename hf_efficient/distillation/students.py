@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hf_efficient.errors import UserError
 from hf_efficient.models import class_for, family_of, is_quantized
 from hf_efficient.models.family import stock_fields
+from hf_efficient.models.sentence_files import fit_sentence_modules
 from hf_efficient.models.surgery import extract_submodel
 
 
@@ -92,4 +93,6 @@ def student_from_config(teacher: PreTrainedModel, changes: str) -> PreTrainedMod
     if not heads or (size % heads and not teacher.config.is_encoder_decoder):
         raise UserError(f"student_config: hidden_size={size} is not a multiple of num_attention_heads={heads}")
     student_class = class_for(teacher, config)
-    return student_class._from_config(config, attn_implementation=teacher.config._attn_implementation)
+    student = student_class._from_config(config, attn_implementation=teacher.config._attn_implementation)
+    fit_sentence_modules(teacher, student)
+    return student

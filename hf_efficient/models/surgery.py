@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from . import Family, LayerStructure, Structure, class_for, family_of
 from .blocks import AttentionBlock
+from .sentence_modules import copy_sentence_modules
 
 
 def pruned_structure(
@@ -65,6 +66,7 @@ def extract_submodel(
     student.load_state_dict(family.remaining_weights(model, layers, units, config))
     if model.can_generate():
         student.generation_config = copy.deepcopy(model.generation_config)
+    copy_sentence_modules(model, student)
     return student.to(model.device).train(model.training)
 
 

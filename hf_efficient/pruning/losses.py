@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_efficient.errors import UserError
 from hf_efficient.models.batches import Batch, eval_mode, example_count, has_labels, non_padding_mask
 from hf_efficient.models.inputs import is_label
+from hf_efficient.models.sentence_modules import EMBEDDING, find_sentence_modules
 
 Loss = Callable[[PreTrainedModel, Batch], torch.Tensor]
 
@@ -44,8 +45,8 @@ def sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
 
     Labels are sampled from the predictions of `teacher`, and the expectation of the loss is the cross entropy with
     them. Without a teacher they are sampled from the model's own predictions, and the squared gradients average to the
-    Fisher information. Regression targets, and hidden states of a model without a head, are sampled from a normal
-    distribution of variance one around the predictions.
+    Fisher information. Regression targets, sentence embeddings, and hidden states of a model without a head, are
+    sampled from a normal distribution of variance one around the predictions.
 
     Source: Kunstner et al. 2019, "Limitations of the Empirical Fisher Approximation", section 2.
     """
@@ -62,22 +63,28 @@ def sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
             with torch.no_grad(), eval_mode(teacher):
                 teacher_outputs = teacher(**inputs)
         total = torch.zeros((), device=model.device)
-        names = [name for name in ("logits", "start_logits", "end_logits") if name in outputs]
+        names = [name for name in (EMBEDDING, "logits", "start_logits", "end_logits") if name in outputs]
         for name in names or ["last_hidden_state"]:
             losses = _sampled_label_loss(
                 model, outputs[name].float(), teacher_outputs[name].detach().float(), name, generator
             )
-            mask = non_padding_mask(batch, losses[..., None], model.config.is_encoder_decoder)
-            total = total + losses[mask].sum()
+            if losses.dim() > 1:
+                losses = losses[non_padding_mask(batch, losses[..., None], model.config.is_encoder_decoder)]
+            total = total + losses.sum()
         return total
 
     return loss
 
 
 def task_or_sampled_loss(teacher: PreTrainedModel | None = None, seed: int = 0) -> Loss:
-    """Return the task loss for batches with labels, and `sampled_loss` for those without."""
+    """Return the task loss for batches with labels, and `sampled_loss` for those without, and for embedders."""
     loss_without_labels = sampled_loss(teacher, seed)
-    return lambda model, batch: (example_loss if has_labels(batch) else loss_without_labels)(model, batch)
+
+    def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        uses_labels = has_labels(batch) and find_sentence_modules(model) is None
+        return (example_loss if uses_labels else loss_without_labels)(model, batch)
+
+    return loss
 
 
 def _detects_replaced_tokens(model: PreTrainedModel) -> bool:
@@ -99,7 +106,7 @@ def _sampled_label_loss(
         losses = F.binary_cross_entropy_with_logits(output, labels, reduction="none")
         return losses if _detects_replaced_tokens(model) else losses.sum(-1)
     is_classifier = config.problem_type != "regression" and config.num_labels > 1
-    if name != "last_hidden_state" and (is_classifier or output.dim() > 2):
+    if name not in ("last_hidden_state", EMBEDDING) and (is_classifier or output.dim() > 2):
         probabilities = teacher_output.softmax(-1).flatten(0, -2).cpu()
         labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         losses = F.cross_entropy(output.flatten(0, -2), labels.to(output.device), reduction="none")

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_efficient.models import class_for, family_of
+from hf_efficient.models.sentence_modules import copy_sentence_modules
 
 
 def build_quantized_model(
@@ -30,5 +31,6 @@ def build_quantized_model(
     quantized.load_state_dict(weights)
     if model.can_generate():
         quantized.generation_config = model.generation_config
+    copy_sentence_modules(model, quantized)
     quantized.config._name_or_path = model.config._name_or_path
     return quantized.to(model.device).eval()

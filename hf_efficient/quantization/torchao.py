@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_efficient.errors import UserError
+from hf_efficient.models.sentence_modules import copy_sentence_modules
 from hf_efficient.quantization.config import QuantizationConfig
 from hf_efficient.quantization.int8 import linears_in_float
 from hf_efficient.quantization.module_selection import select_embeddings, select_linears
@@ -34,6 +35,7 @@ def quantize_torchao(model: PreTrainedModel, config: QuantizationConfig) -> PreT
             attn_implementation=model.config._attn_implementation,
         )
     quantized.config._name_or_path = model.config._name_or_path
+    copy_sentence_modules(model, quantized)
     return quantized.to(model.device).eval()
 
 

@@ -25,6 +25,7 @@ TASKS: Registry[Task] = Registry(
         "multi-label-classification": "hf_efficient.tasks.classification:MULTI_LABEL",
         "text-ranking": "hf_efficient.tasks.ranking:RANKING",
         "regression": "hf_efficient.tasks.classification:REGRESSION",
+        "sentence-similarity": "hf_efficient.tasks.sentence_similarity:SENTENCE_SIMILARITY",
         "fill-mask": "hf_efficient.tasks.masked_lm:MASKED_LM",
         "text-classification": "hf_efficient.tasks.classification:CLASSIFICATION",
     }

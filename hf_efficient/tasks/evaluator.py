@@ -22,9 +22,9 @@ from hf_efficient.measurement.latency import sample_batches
 from hf_efficient.measurement.row_metrics import RowMetric
 from hf_efficient.models.batches import Batch
 from hf_efficient.models.inputs import is_label
+from hf_efficient.models.sentence_modules import EMBEDDING
 from hf_efficient.tasks.class_ids import describe_data, find_class_ids
 from hf_efficient.tasks.input_length import bound_max_length
-from hf_efficient.tasks.masked_lm import mask_once
 from hf_efficient.tasks.task import IGNORE_INDEX, RowEncoder, Task, model_columns
 from hf_efficient.tasks.tokenizers import adapt_tokenizer
 
@@ -68,8 +68,7 @@ class TaskEvaluator:
         calibration_rows = splits["train"].select(range(min(len(splits["train"]), calibration_samples)))
         raw_splits = DatasetDict(train=calibration_rows, evaluation=splits["evaluation"])
         tokenized_splits = task.tokenize(raw_splits, encoder)
-        if not task.has_labels:
-            tokenized_splits["evaluation"] = mask_once(tokenized_splits["evaluation"], tokenizer, seed=0)
+        tokenized_splits["evaluation"] = task.complete_evaluation(tokenized_splits["evaluation"], tokenizer, 0)
         return cls(task, encoder, raw_splits, tokenized_splits, config, classes)
 
     def describe(self) -> str:
@@ -136,7 +135,9 @@ class TaskEvaluator:
             texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             return model.generate(**texts, max_length=self.encoder.data.max_target_length)
         outputs = model(**inputs)
-        logits = tuple(value.float() for name, value in outputs.items() if name.endswith("logits"))
+        logits = tuple(
+            value.float() for name, value in outputs.items() if name.endswith("logits") or name == EMBEDDING
+        )
         predictions = logits if len(logits) > 1 else logits[0]
         return self.task.reduce_logits(predictions, batch["labels"]) if self.task.reduce_logits else predictions
 

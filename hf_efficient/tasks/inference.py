@@ -9,6 +9,7 @@ from hf_efficient.data.class_columns import merge_class_columns
 from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import task_head_of
+from hf_efficient.models.sentence_files import has_sentence_modules
 from hf_efficient.tasks import TASKS
 from hf_efficient.tasks.classification import has_lists_of_labels
 from hf_efficient.tasks.seq2seq import TRANSLATION_COLUMN
@@ -19,12 +20,14 @@ TASK_BY_HEAD = {
     "TokenClassification": "token-classification",
     "MultipleChoice": "multiple-choice",
 }
+OTHER_NAMES = {"feature-extraction": "sentence-similarity"}
 # Heads of models that are not fine-tuned for a task yet.
 PRETRAINED_HEADS = ("", "MaskedLM", "PreTraining")
 
 
 def get_task(name: str) -> Task:
     """Return the task with this name. Raises UserError if there is none."""
+    name = OTHER_NAMES.get(name, name)
     if name not in TASKS:
         raise UserError(f"task={name!r} is not supported: give one of {', '.join(TASKS)}")
     return TASKS[name]
@@ -43,6 +46,8 @@ def infer_task(config: PreTrainedConfig, splits: DatasetDict, data: DataConfig) 
         return translation if splits and translation.matches(splits, data) else TASKS["summarization"]
     if head in TASK_BY_HEAD:
         return TASKS[TASK_BY_HEAD[head]]
+    if head in PRETRAINED_HEADS and config._name_or_path and has_sentence_modules(config._name_or_path):
+        return TASKS["sentence-similarity"]
     if head in PRETRAINED_HEADS:
         matching = (task for task in TASKS.values() if splits and not task.generates and task.matches(splits, data))
         return next(matching, TASKS["text-classification"])

@@ -81,6 +81,7 @@ MASKED_LM = Task(
     text_columns=tuple(columns for columns in TEXT_COLUMNS if len(columns) == 1),
     collator=MaskingCollator,
     reduce_logits=masked_token_scores,
+    complete_evaluation=mask_once,
     has_labels=False,
     has_classes=False,
 )

@@ -9,13 +9,20 @@ from typing import Any, TypeAlias
 import numpy as np
 from datasets import Dataset, DatasetDict
 from optimum.exporters.tasks import TasksManager
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_efficient.data.columns import Columns, find_columns
 from hf_efficient.data.config import SOURCE_FIELDS, DataConfig
 from hf_efficient.data.labels import Classes, ReadLabels, find_classes
 from hf_efficient.data.texts import check_texts
 from hf_efficient.measurement.row_metrics import RowMetric
+from hf_efficient.models.inputs import task_head_of
 
 Batch: TypeAlias = Mapping[str, list[Any]]
 
@@ -53,6 +60,7 @@ class RowEncoder:
     | is_multi_hot | the labels of a row are a vector of 0 and 1; `label_to_id` has the id of each entry |
     | return_token_type_ids | as for the tokenizer; None: if the tokenizer's model reads them |
     | num_labels | number of classes of the model |
+    | score_range | lowest and highest score of the similarity of texts, which are scaled to 0 and 1 |
     """
 
     columns: Columns
@@ -62,6 +70,7 @@ class RowEncoder:
     return_token_type_ids: bool | None = None
     num_labels: int = 0
     is_multi_hot: bool = False
+    score_range: tuple[float, float] = (0.0, 1.0)
 
     def tokenize(self, *texts: Any, **options: Any) -> dict[str, Any]:
         """Return the token ids of texts, or of pairs of texts, truncated to `max_length`."""
@@ -130,8 +139,14 @@ class Task:
     | needs_offsets | the tokenizer must tell which characters its tokens stand for |
     | reads_words | a row is a list of words |
     | has_labels | the dataset has a column of labels; if not, labels are made from the text |
+    | has_optional_labels | a teacher alone is enough to train on data without labels |
     | has_classes | labels are named classes of the model |
     | generates | predictions are generated text |
+    | loader | loads a model for the task; None: the Auto class of the pipeline |
+    | is_trained | whether the model of a name is trained for the task; None: if it has the head of the task |
+    | fit_encoder | from raw splits and encoder to the encoder with what it must know of all rows |
+    | adapt_data | from settings of the data and model to the settings that this model needs |
+    | complete_evaluation | from tokenized evaluation rows, tokenizer and seed to the rows with all their labels |
     """
 
     name: str
@@ -153,18 +168,36 @@ class Task:
     needs_offsets: bool = False
     reads_words: bool = False
     has_labels: bool = True
+    has_optional_labels: bool = False
     has_classes: bool = True
     generates: bool = False
+    loader: Any = None
+    is_trained: Callable[[str], bool] | None = None
+    fit_encoder: Callable[[DatasetDict, RowEncoder], RowEncoder] | None = None
+    adapt_data: Callable[[DataConfig, PreTrainedModel], DataConfig] = lambda data, model: data
+    complete_evaluation: Callable[[Dataset, PreTrainedTokenizerBase, int], Dataset] = lambda rows, tokenizer, seed: (
+        rows
+    )
 
     @property
     def auto_class(self) -> Any:
         """The Auto class that loads a model for the task."""
+        if self.loader is not None:
+            return self.loader
         return TasksManager.get_model_class_for_task(PIPELINES_OF_MODELS.get(self.pipeline, self.pipeline))
 
     @property
     def head(self) -> str:
         """The head of the task, as `task_head_of` returns it, such as "SequenceClassification"."""
+        if self.loader is not None:
+            return ""
         return "ConditionalGeneration" if self.generates else self.auto_class.__name__.removeprefix("AutoModelFor")
+
+    def is_task_of(self, name: str, architectures: Sequence[str]) -> bool:
+        """Whether the model of this name and these architectures is trained for the task, as far as its files say."""
+        if self.is_trained is not None:
+            return self.is_trained(name)
+        return bool(architectures) and task_head_of(architectures[0]) == self.head
 
     def get_columns(self, splits: DatasetDict, data: DataConfig, needs_labels: bool = True) -> Columns:
         """Return the columns that the task uses; without `needs_labels` the training data may have no labels.
@@ -193,6 +226,7 @@ class Task:
             self.check_rows(split, name, encoder)
         # The cache of `datasets`, and that of the teacher's outputs, must not depend on where the rows come from.
         no_source: dict[str, Any] = dict.fromkeys(SOURCE_FIELDS)
+        encoder = self.fit_encoder(splits, encoder) if self.fit_encoder is not None and splits else encoder
         encoder = replace(encoder, data=replace(encoder.data, **no_source))
 
         def encode_batch(batch: Batch, indices: list[int]) -> dict[str, Any]:
@@ -217,7 +251,8 @@ def read_logits(prediction: EvalPrediction) -> tuple[Any, np.ndarray]:
 def iterate_texts(rows: Dataset, task: Task, columns: Columns) -> Iterator[str]:
     """Yield every text of the raw rows: the inputs, and for tasks that generate text the targets."""
     targets = [columns.label] if task.generates and columns.label is not None else []
-    for name in dict.fromkeys((*columns.texts, *targets)):
+    names = [name for name in (*columns.texts, *targets) if name in rows.column_names]
+    for name in dict.fromkeys(names):
         for value in rows[name]:
             if isinstance(value, dict):
                 yield from value.values()

@@ -21,6 +21,8 @@ from hf_efficient.distillation.teacher import Teacher, load_teacher
 from hf_efficient.distillation.teacher_cache import PREFIX, TOP_TOKENS, TeacherOutputsCollator, cache_teacher_outputs
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import TOKEN_TYPES, accepts_token_type_ids, task_head_of
+from hf_efficient.models.sentence_files import AutoSentenceEmbedder
+from hf_efficient.models.sentence_modules import find_sentence_modules
 from hf_efficient.trainer.fsdp import uses_fsdp
 
 DEFAULT_MAX_TARGET_LENGTH = 128  # tokens
@@ -42,10 +44,12 @@ def _load_teacher(
     if not isinstance(teacher, str):
         return teacher
     head = task_head_of(type(model).__name__)
-    auto_class = {"": "AutoModel", "ConditionalGeneration": "AutoModelForSeq2SeqLM"}.get(head, f"AutoModelFor{head}")
+    name = {"": "AutoModel", "ConditionalGeneration": "AutoModelForSeq2SeqLM"}.get(head, f"AutoModelFor{head}")
+    is_embedder = find_sentence_modules(model) is not None
+    auto_class = AutoSentenceEmbedder if is_embedder else getattr(transformers, name)
     requires_head = config is not None and config.uses_logits
     attention = model.config._attn_implementation
-    return load_teacher(teacher, getattr(transformers, auto_class), requires_head, attn_implementation=attention)
+    return load_teacher(teacher, auto_class, requires_head, attn_implementation=attention)
 
 
 class DistillationTraining:

@@ -40,6 +40,7 @@ logger = logging.get_logger(__name__)
 TIMING_KEYS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 # Of encoders, decoders and both.
 INNER_OUTPUTS = (
+    "last_hidden_state",
     "hidden_states",
     "attentions",
     "encoder_last_hidden_state",

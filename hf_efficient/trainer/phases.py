@@ -17,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from hf_efficient.errors import UserError
 from hf_efficient.functions import build_target_search, prune
 from hf_efficient.models import class_for, family_of
+from hf_efficient.models.sentence_modules import copy_sentence_modules
 from hf_efficient.pruning.callbacks import GateClosingCallback, GradualSparsityCallback
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.schedule import Phase, plan_phases
@@ -261,7 +262,8 @@ class PruningPhases:
         model = self.get_model()
         model_class = class_for(model, transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False))
         attention = model.config._attn_implementation
-        return model_class.from_pretrained(folder, dtype=model.dtype, attn_implementation=attention)
+        loaded = model_class.from_pretrained(folder, dtype=model.dtype, attn_implementation=attention)
+        return copy_sentence_modules(model, loaded)
 
     def remove_autocast_wrapper(self, model: PreTrainedModel) -> None:
         """Remove what mixed precision put around `forward`: copies and measurements need the model itself."""

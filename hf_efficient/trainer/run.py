@@ -21,6 +21,7 @@ from hf_efficient.measurement.energy import EnergyCounter
 from hf_efficient.measurement.finite import check_finite_weights
 from hf_efficient.measurement.report import STUDENT_FOLDER, training_resources
 from hf_efficient.models import is_quantized
+from hf_efficient.models.sentence_modules import copy_sentence_modules
 from hf_efficient.trainer.argument_checks import check_run
 from hf_efficient.trainer.checkpoints import has_resumable_run, resolve_checkpoint, save_atomically
 from hf_efficient.trainer.phases import has_training_steps
@@ -182,6 +183,7 @@ class CompressionRun:
                 trainer.stages.append(result.describe())
             trainer.accelerator.wait_for_everyone()
             exported[format] = load_exported(folder, config.quantization, full_precision=config.quantization is None)
+            copy_sentence_modules(trainer.model, exported[format])
         return exported
 
     def quantize_model(self) -> PreTrainedModel:

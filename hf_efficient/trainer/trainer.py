@@ -32,7 +32,14 @@ from hf_efficient.trainer.distillation import DistillationTraining, ProjectionGr
 from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel, outputs_not_kept
 from hf_efficient.trainer.finite import FiniteChecks
 from hf_efficient.trainer.fsdp import FSDPSession, uses_fsdp
-from hf_efficient.trainer.loss import AccumulatedLoss, Batch, add_decoder_inputs, select_model_inputs
+from hf_efficient.trainer.loss import (
+    AccumulatedLoss,
+    Batch,
+    add_decoder_inputs,
+    compute_pair_loss,
+    prepare_for_embeddings,
+    select_model_inputs,
+)
 from hf_efficient.trainer.ordered_evaluation import OrderedEvaluation
 from hf_efficient.trainer.phases import PruningPhases
 from hf_efficient.trainer.publishing import PublishingMixin
@@ -78,6 +85,7 @@ class CompressionMixin(PublishingMixin):
         check_arguments(self, self.techniques, teacher)
         complete_label_names(self.model.config)
         complete_score_activation(self.model.config, self.model.config._name_or_path, local_files_only=True)
+        self.predicts_embeddings = prepare_for_embeddings(self)
         self.teachers: list[PreTrainedModel] = load_teachers(teacher, self.model, distillation)
         for loaded in self.teachers:
             check_same_task(self.model if untrimmed is None else untrimmed.model, loaded)
@@ -232,10 +240,13 @@ class CompressionMixin(PublishingMixin):
             or self.accumulated_loss.uses_parent_loss(self.model)
         ):
             inputs = add_decoder_inputs(self.args, self.model, select_model_inputs(self.model, inputs))
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return self._compute_task_loss(model, inputs, return_outputs, num_items_in_batch)
         progress = self.state.global_step / max(1, self.state.max_steps)
-        loss, outputs = self.accumulated_loss(model, self.model, inputs, super().compute_loss, progress)
+        loss, outputs = self.accumulated_loss(model, self.model, inputs, self._compute_task_loss, progress)
         return (loss, outputs) if return_outputs else loss
+
+    def _compute_task_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return (compute_pair_loss if self.predicts_embeddings else super().compute_loss)(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Also stop at a loss or at gradients that are NaN or infinite."""
