@@ -13,14 +13,15 @@ def decide(head: HeadOutputs, outputs: Mapping[str, torch.Tensor], inputs: Mappi
     """Return what a model predicts for a batch, (items, decisions) on the CPU.
 
     Items are examples, or for heads with a prediction for each token the tokens that count. A decision is a class, the
-    position of the start or the end of an answer, 0 or 1 for each of several labels, or the number of a regression.
+    position of the start or the end of an answer, 0 or 1 for each of several labels, the number of a regression, or a
+    sentence embedding.
     """
     logits = [outputs[name].detach().float() for name in head.outputs]
     mask = head.mask(inputs)
     if head.needs_padding_mask and mask is not None:
         lowest = torch.finfo(torch.float32).min
         logits = [values.masked_fill(~mask.bool(), lowest) for values in logits]
-    if head.predicts_numbers:
+    if head.predicts_numbers or head.predicts_embeddings:
         decisions = logits[0].reshape(len(logits[0]), -1)
     elif head.predicts_independently:
         decisions = (logits[0] > 0).long()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_efficient.distillation.activations import Activations, capture_activations, token_masks
 from hf_efficient.distillation.config import DistillationConfig
+from hf_efficient.distillation.embeddings import EmbeddingLosses
 from hf_efficient.distillation.intermediate import STUDENT, TEACHER, IntermediateLosses
 from hf_efficient.distillation.losses import LossTerm
 from hf_efficient.distillation.teacher import Teacher
@@ -66,7 +67,11 @@ class Distiller(nn.Module):
         self.teacher, self.config = teacher, config
         self.intermediate = IntermediateLosses(teacher.model, config)
         self.projections = self.intermediate.projections
-        if config.uses_logits and teacher.head_outputs is None:
+        head = teacher.head_outputs
+        self.embeddings: EmbeddingLosses | None = None
+        if head is not None and head.predicts_embeddings:
+            self.embeddings = EmbeddingLosses(teacher.model, config, self.projections)
+        if config.uses_logits and head is None:
             raise UserError(
                 f"{type(teacher.model).__name__} has no task head, so it has no logits to compare: set "
                 "logits_weight=0, and hidden_weight or relation_weight above 0"
@@ -85,6 +90,8 @@ class Distiller(nn.Module):
         Raises UserError if the layers cannot be mapped, or if attention is compared but no mapped layer has heads.
         """
         self.intermediate.prepare(student)
+        if self.embeddings is not None:
+            self.embeddings.prepare(student)
 
     def save_projections(self, folder: str | os.PathLike[str]) -> None:
         """Write the projections into `folder`, to resume training; the student itself does not need them."""
@@ -100,7 +107,8 @@ class Distiller(nn.Module):
     def counts(self, inputs: Batch) -> dict[str, torch.Tensor]:
         """Return what the sums over a batch are divided by, for each unit of `LossTerm`, each of shape ()."""
         counts = {}
-        if self.config.uses_logits and self.teacher.head_outputs is not None:
+        is_counted = self.config.uses_logits or self.embeddings is not None
+        if is_counted and self.teacher.head_outputs is not None:
             counts[SOFT_LABEL_UNIT] = self.teacher.head_outputs.count(inputs)
         return counts | {stack: mask.sum() for stack, mask in token_masks(inputs, self.intermediate.stacks).items()}
 
@@ -108,6 +116,10 @@ class Distiller(nn.Module):
         """Return a context that captures the activations of one forward pass of the student."""
         keys = self.intermediate.required_activations(STUDENT)
         return capture_activations(self.intermediate.student, keys) if keys else nullcontext({})
+
+    def comparable(self, outputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Return the outputs of the student in the size of the teacher's: embeddings may have another one."""
+        return outputs if self.embeddings is None else self.embeddings.project(outputs)
 
     def forward(self, inputs: Batch, outputs: Any, activations: Activations, progress: float = 0.0) -> list[LossTerm]:
         """Return the terms of the loss between student and teacher on a batch.
@@ -133,8 +145,10 @@ class Distiller(nn.Module):
             teacher_outputs, teacher_activations = self.teacher.predict(inputs, keys)
         terms = []
         if weight and head is not None:
-            loss = head.loss(student_outputs, teacher_outputs, temperature, inputs)
+            loss = head.loss(self.comparable(student_outputs), teacher_outputs, temperature, inputs)
             terms.append(LossTerm("soft_label_loss", weight, loss, SOFT_LABEL_UNIT))
+        if self.embeddings is not None:
+            terms += self.embeddings.terms(student_outputs, teacher_outputs, weight, SOFT_LABEL_UNIT)
         if keys:
             masks = token_masks(inputs, intermediate.stacks)
             for stack in intermediate.stacks:

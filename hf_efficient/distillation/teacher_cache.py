@@ -74,6 +74,9 @@ def cache_teacher_outputs(
             }
             for name, values in _outputs_to_cache(teacher, head, batch, top_k, temperature, pads_left).items():
                 column = outputs.setdefault(name, [None] * len(examples))
+                texts = len(values) // len(indices)  # a row of sentence similarity may have two
+                if texts > 1:
+                    values = list(torch.stack(values).view(len(indices), texts, -1))
                 for index, value in zip(indices, values, strict=True):
                     column[index] = value.cpu().numpy()
         return outputs
@@ -216,7 +219,10 @@ class TeacherOutputsCollator:
         self.token_column = "labels" if of_labels else "input_ids"
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the batch; cached outputs are (rows, classes), or (rows, tokens) and (rows, tokens, classes)."""
+        """Return the batch; cached outputs are (rows, classes), or (rows, tokens) and (rows, tokens, classes).
+
+        Those of rows with several texts are (rows * texts, size), as the texts in the batch.
+        """
         names = [name for name in examples[0] if name.startswith(PREFIX)]
         batch = dict(self.collator([drop_teacher_columns(example) for example in examples]))
         for name in names:
@@ -224,7 +230,7 @@ class TeacherOutputsCollator:
             if self.has_token_axis:
                 batch[name] = self._pad(rows, batch[self.token_column].shape[-1])
             else:
-                batch[name] = torch.stack(rows)
+                batch[name] = torch.stack(rows).flatten(0, -2)
         return batch
 
     def _pad(self, rows: list[torch.Tensor], length: int) -> torch.Tensor:

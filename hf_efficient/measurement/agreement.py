@@ -1,4 +1,4 @@
-"""How often two models predict the same class."""
+"""How often two models predict the same class, or have the same texts as the nearest ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hf_efficient.measurement.embeddings import neighbours_kept
 
 IGNORED_LABEL = -100
 
@@ -28,8 +30,23 @@ def predicted_classes(predictions: Any, labels: Any) -> NDArray[np.int64] | None
     return classes
 
 
-def agreement(classes: NDArray[np.int64] | None, reference: NDArray[np.int64] | None) -> float | None:
-    """Return the fraction of equal classes; None if they are not known, or not those of the same examples."""
-    if classes is None or reference is None or classes.shape != reference.shape or not len(classes):
+def comparable_predictions(predictions: Any, labels: Any) -> NDArray[Any] | None:
+    """Return what `agreement` compares: classes, see `predicted_classes`, or the sentence embeddings (texts, size).
+
+    Embeddings are predictions (rows, texts, size) with one label a row. None if `predictions` are neither.
+    """
+    if isinstance(predictions, np.ndarray) and predictions.ndim == 3 and np.ndim(labels) == 1:
+        return predictions.reshape(-1, predictions.shape[-1])
+    return predicted_classes(predictions, labels)
+
+
+def agreement(predictions: NDArray[Any] | None, reference: NDArray[Any] | None) -> float | None:
+    """Return the fraction of equal classes, or of the nearest neighbours that are kept, see `neighbours_kept`.
+
+    None if the predictions are not known, or not those of the same examples.
+    """
+    if predictions is None or reference is None or len(predictions) != len(reference) or not len(predictions):
         return None
-    return float((classes == reference).mean())
+    if predictions.ndim == 2:
+        return neighbours_kept(predictions, reference)
+    return float((predictions == reference).mean())

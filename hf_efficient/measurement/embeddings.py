@@ -13,6 +13,7 @@ from hf_efficient.measurement.row_metrics import RowMetric, regression_row_metri
 
 Array = NDArray[Any]
 
+MEAN, STD = "cosine_mean", "cosine_std"
 NEIGHBOURS = 10
 MAX_TEXTS = 5000  # whose neighbours are compared: the similarities of all pairs take 100 MB
 # Above this mean similarity, or below this spread, texts can hardly be told apart. Random texts have about 0.05 in
@@ -22,19 +23,19 @@ MAX_MEAN_SIMILARITY, MIN_SPREAD = 0.95, 0.01
 
 @dataclass(frozen=True)
 class SimilaritySpread:
-    """Mean and standard deviation of the cosine similarities between different texts, and how many texts these are."""
+    """Mean and standard deviation of the cosine similarities between different texts."""
 
     mean: float
     std: float
-    texts: int
 
     @property
     def has_collapsed(self) -> bool:
         """Whether the embeddings of all texts are nearly the same."""
-        return self.texts > 1 and (self.mean > MAX_MEAN_SIMILARITY or self.std < MIN_SPREAD)
+        return self.mean > MAX_MEAN_SIMILARITY or self.std < MIN_SPREAD
 
-    def __str__(self) -> str:
-        return f"mean {self.mean:.3f}, standard deviation {self.std:.3f}, {self.texts:,} texts"
+    def describe(self) -> str:
+        """Return both in words."""
+        return f"mean {self.mean:.3f}, standard deviation {self.std:.3f}"
 
 
 def similarity_spread(embeddings: Array) -> SimilaritySpread:
@@ -42,9 +43,9 @@ def similarity_spread(embeddings: Array) -> SimilaritySpread:
     vectors = normalize(embeddings[:MAX_TEXTS])
     count = len(vectors)
     if count < 2:
-        return SimilaritySpread(float("nan"), float("nan"), count)
+        return SimilaritySpread(float("nan"), float("nan"))
     similarities = (vectors @ vectors.T)[np.triu_indices(count, k=1)]
-    return SimilaritySpread(float(similarities.mean()), float(similarities.std()), count)
+    return SimilaritySpread(float(similarities.mean()), float(similarities.std()))
 
 
 def neighbours_kept(embeddings: Array, reference: Array, count: int = NEIGHBOURS) -> float | None:
@@ -107,7 +108,7 @@ def sentence_similarity_metrics(embeddings: Array, scores: Array) -> dict[str, f
         metrics |= regression_metrics(pair_similarities(embeddings)[:, None], scores)
         metrics = {name: metrics[name] for name in ("spearman", "pearson")}
     spread = similarity_spread(embeddings.reshape(-1, embeddings.shape[-1]))
-    return metrics | {"cosine_mean": spread.mean, "cosine_std": spread.std}
+    return metrics | {MEAN: spread.mean, STD: spread.std}
 
 
 def sentence_similarity_row_metrics(embeddings: Array, scores: Array) -> dict[str, RowMetric]:

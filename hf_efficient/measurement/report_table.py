@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hf_efficient.measurement.embeddings import MEAN, NEIGHBOURS, STD, SimilaritySpread
 from hf_efficient.measurement.formatting import (
     NOT_MEASURED,
     format_bytes,
@@ -35,6 +36,12 @@ TEACHER_AGREEMENT_NOTE = (
     "Same as the teacher: the evaluation examples on which a model predicts the same as the teacher; it needs no "
     "labels, and varies less than the metrics."
 )
+NEIGHBOURS_NOTE = (
+    f"Neighbours kept: of the {NEIGHBOURS} nearest texts of each evaluation text by the teacher's embeddings, the "
+    "share that is among the nearest by those of a model. cosine_mean and cosine_std: of the similarities of all "
+    "evaluation texts to each other."
+)
+MAX_LOSS_OF_SPREAD = 0.5  # of the distance between texts by the teacher's embeddings
 AGREEMENT_NOTE = "Same as float: the evaluation examples on which a form predicts the same as the float student."
 INT8_NOTE = (
     "8-bit products are the same on every processor with instructions for them. On others, and on GPUs, the 8-bit "
@@ -67,8 +74,9 @@ def build_cells(
         ("compressed on disk", lambda m: format_bytes(m.compressed_bytes_on_disk)),
     ]
     agreement: list[tuple[str, Cell]] = [("same as float", lambda m: format_percent(m.agreement))]
+    agreement_title = "neighbours kept" if MEAN in metrics else "same as the teacher"
     teacher_agreement: list[tuple[str, Cell]] = [
-        ("same as the teacher", lambda m: "" if m.role == "teacher" else format_percent(m.teacher_agreement))
+        (agreement_title, lambda m: "" if m.role == "teacher" else format_percent(m.teacher_agreement))
     ]
     has_agreement = any(model.agreement is not None for model in models)
     measurements: list[tuple[str, Cell]] = [
@@ -130,12 +138,40 @@ def describe_conditions(
         GENERATION_NOTE if generates_text(models) else "",
         SPARSITY_NOTE if has_sparse_models(models) else "",
         describe_intervals(models, metric),
-        TEACHER_AGREEMENT_NOTE if any(model.teacher_agreement is not None for model in models) else "",
+        _describe_agreement(models),
+        collapse_note(models),
         AGREEMENT_NOTE if any(model.agreement is not None for model in models) else "",
         TORCHAO_NOTE if uses_torchao else "",
         *(INT8_NOTE.format(difference) for difference in differences if difference is not None),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _describe_agreement(models: Sequence[ModelRow]) -> str:
+    if any(MEAN in model.metrics for model in models):
+        return NEIGHBOURS_NOTE
+    return TEACHER_AGREEMENT_NOTE if any(model.teacher_agreement is not None for model in models) else ""
+
+
+def collapse_note(models: Sequence[ModelRow]) -> str:
+    """Return a sentence on the models by whose embeddings the evaluation texts are nearly the same; empty if none.
+
+    They are absolutely so, or much more than by the embeddings of the first model, the teacher.
+    """
+    spreads = {
+        model.name: SimilaritySpread(model.metrics[MEAN], model.metrics[STD])
+        for model in models
+        if MEAN in model.metrics and STD in model.metrics
+    }
+    distance = MAX_LOSS_OF_SPREAD * (1 - next(iter(spreads.values())).mean) if spreads else 0.0
+    collapsed = {name: each for name, each in spreads.items() if each.has_collapsed or 1 - each.mean < distance}
+    if not collapsed:
+        return ""
+    listed = "; ".join(f"{name}: {spread.describe()}" for name, spread in collapsed.items())
+    return (
+        f"Embeddings have collapsed: the evaluation texts can hardly be told apart (cosine similarities of {listed}). "
+        "Give texts on more than one subject, to train and to evaluate on."
+    )
 
 
 def describe_intervals(models: Sequence[ModelRow], metric: str | None) -> str:

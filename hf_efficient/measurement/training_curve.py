@@ -13,7 +13,7 @@ class TrainingPoint:
     | --- | --- |
     | round | the training run that it belongs to: rounds of pruning have one each |
     | step | optimizer steps of that run so far |
-    | agreement | share of the predictions that equal the teacher's; for numbers their Pearson correlation |
+    | agreement | share of the predictions that equal the teacher's; for numbers their correlation |
     | loss | distance between the outputs of student and teacher, at temperature 1; None: not computed |
     """
 

@@ -16,7 +16,7 @@ from hf_efficient.data.config import DataConfig
 from hf_efficient.data.label_names import model_label_names
 from hf_efficient.data.labels import Classes
 from hf_efficient.data.length_order import Order, restore_order, sort_by_length
-from hf_efficient.measurement.agreement import predicted_classes
+from hf_efficient.measurement.agreement import comparable_predictions
 from hf_efficient.measurement.intervals import metrics_by_row
 from hf_efficient.measurement.latency import sample_batches
 from hf_efficient.measurement.row_metrics import RowMetric
@@ -96,9 +96,9 @@ class TaskEvaluator:
         return self.evaluate(model)[0]
 
     def evaluate(self, model: Callable[..., Any]) -> tuple[dict[str, float], Any, dict[str, RowMetric]]:
-        """Return the task's metrics of `model`, the classes that it predicts, and its metrics by row.
+        """Return the task's metrics of `model`, the classes or embeddings that it predicts, and its metrics by row.
 
-        See `predicted_classes` and `metrics_by_row`.
+        See `comparable_predictions` and `metrics_by_row`.
         """
         predictions: Any = None
         labels: Any = None
@@ -117,7 +117,7 @@ class TaskEvaluator:
         )
         prediction = EvalPrediction(*results)
         metrics = compute_metrics(prediction)
-        return metrics, predicted_classes(*results), metrics_by_row(compute_metrics, prediction, metrics)
+        return metrics, comparable_predictions(*results), metrics_by_row(compute_metrics, prediction, metrics)
 
     def sample_batches(self) -> list[Batch]:
         """Return a sample of the batches of the evaluation data, to measure the throughput of `predict` on."""

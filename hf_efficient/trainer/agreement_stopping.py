@@ -21,6 +21,7 @@ from hf_efficient.data.length_order import sort_by_length
 from hf_efficient.distillation.agreement import agreement_of, decide
 from hf_efficient.distillation.distiller import Distiller
 from hf_efficient.distillation.teacher_cache import drop_teacher_columns
+from hf_efficient.measurement.embeddings import neighbours_kept
 from hf_efficient.measurement.training_curve import TrainingPoint
 from hf_efficient.models.inputs import is_label
 from hf_efficient.trainer.fsdp import uses_fsdp
@@ -179,12 +180,16 @@ class AgreementStopping(TrainerCallback):
             decisions.append(decide(head, outputs, inputs))
             if teacher_outputs is not None:
                 moved = {name: value.to(outputs[name].device) for name, value in teacher_outputs.items()}
-                losses.append(float(head.loss(outputs, moved, 1.0, inputs)))
+                losses.append(float(head.loss(self.distiller.comparable(outputs), moved, 1.0, inputs)))
                 count += int(head.count(inputs))
         model.train(was_training)
         loss = sum(losses) / count if len(losses) == len(self._batches) and count else math.nan
         teacher_decisions = torch.cat([teacher for _, teacher, _ in self._batches])
-        agreement = agreement_of(head, torch.cat(decisions), teacher_decisions)
+        decided = torch.cat(decisions)
+        if head.predicts_embeddings:
+            agreement = neighbours_kept(decided.numpy(), teacher_decisions.numpy()) or 0.0
+        else:
+            agreement = agreement_of(head, decided, teacher_decisions)
         values = broadcast(torch.tensor([agreement, loss], device=self.trainer.args.device)).tolist()
         self.curve.append(TrainingPoint(self.round, step, values[0], None if math.isnan(values[1]) else values[1]))
         if self.best_of_round() == self.curve[-1]:

@@ -18,7 +18,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from hf_efficient.exporters.runtime_models import RuntimeModel
-from hf_efficient.measurement.agreement import agreement, predicted_classes
+from hf_efficient.measurement.agreement import agreement, comparable_predictions
 from hf_efficient.measurement.comparison import compare, model_inputs
 from hf_efficient.measurement.environment import describe_environment
 from hf_efficient.measurement.intervals import Interval, metrics_by_row, retained_intervals
@@ -26,6 +26,7 @@ from hf_efficient.measurement.latency import measure_throughput, sample_batches
 from hf_efficient.measurement.recommendation import student_forms
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.report_rows import ModelRow
+from hf_efficient.measurement.report_table import collapse_note
 from hf_efficient.measurement.row_metrics import RowMetric
 from hf_efficient.measurement.runtimes import RUNTIMES
 from hf_efficient.models import FAMILIES, family_of
@@ -111,7 +112,7 @@ class ModelEvaluator:
 
     def __init__(self, trainer: Trainer, techniques: Techniques, untrimmed: UntrimmedModel | None) -> None:
         self.trainer, self.techniques, self.untrimmed = trainer, techniques, untrimmed
-        self._classes: dict[str, Any] = {}  # what each model predicts
+        self._classes: dict[str, Any] = {}  # what each model predicts, classes or embeddings
         self._row_metrics: dict[str, dict[str, RowMetric]] = {}
 
     def evaluate(self, role: str, model: Any) -> dict[str, float]:
@@ -128,7 +129,7 @@ class ModelEvaluator:
         with evaluated_by(self.trainer, model, compute_metrics):
             for prefix, dataset in datasets.items():
                 output = self.trainer.predict(dataset, metric_key_prefix=role)
-                classes.append(predicted_classes(output.predictions, output.label_ids))
+                classes.append(comparable_predictions(output.predictions, output.label_ids))
                 values = {
                     key.removeprefix(f"{role}_"): value
                     for key, value in output.metrics.items()
@@ -243,8 +244,8 @@ class ModelEvaluator:
             environment=describe_environment(),
             configs=configs,
         )
-        if report.ships_slower_form:
-            logger.warning(report.slower_form_note())
+        for note in filter(None, (report.slower_form_note(), collapse_note(report.models))):
+            logger.warning(note)
         return report
 
     def _add_differences(

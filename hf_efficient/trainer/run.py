@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import export
@@ -25,7 +26,10 @@ from hf_efficient.models.sentence_modules import copy_sentence_modules
 from hf_efficient.trainer.argument_checks import check_run
 from hf_efficient.trainer.checkpoints import has_resumable_run, resolve_checkpoint, save_atomically
 from hf_efficient.trainer.phases import has_training_steps
+from hf_efficient.trainer.training_texts import describe_similar_texts
 from hf_efficient.trainer.trial import try_evaluation_and_saving
+
+logger = logging.get_logger(__name__)
 
 
 class CompressionRun:
@@ -56,6 +60,9 @@ class CompressionRun:
         if will_train:
             try_evaluation_and_saving(trainer)
         self.set_up_distillation()
+        if will_train and trainer.predicts_embeddings and (note := describe_similar_texts(trainer.train_dataset)):
+            logger.warning(note)
+            trainer.stages.append(note)
         start_seconds = time.perf_counter()
         try:
             with EnergyCounter(self.args.device) as counter:
@@ -138,7 +145,8 @@ class CompressionRun:
 
     def describe_training(self, output: TrainOutput) -> str:
         """Return how long and on what the model was trained, and which weights are kept, for the report."""
-        supervision, kept = self.techniques.describe_supervision(), self.trainer.agreement_stopping.describe()
+        supervision = self.techniques.describe_supervision(self.trainer.predicts_embeddings)
+        kept = self.trainer.agreement_stopping.describe()
         return f"trained for {output.global_step} steps{supervision}{kept}"
 
     def train_once(self, checkpoint: str | None) -> TrainOutput:

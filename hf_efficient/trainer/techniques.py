@@ -37,9 +37,12 @@ class Techniques:
         needs_training = self.distillation is not None or self.pruning.removes_anything or self.quantization.aware
         return needs_training or not self.quantizes
 
-    def describe_supervision(self) -> str:
-        """Return, to follow "trained for N steps" in the report, what the model is trained on."""
-        teacher = "" if self.distillation is None else f" on {self.distillation.describe()}"
+    def describe_supervision(self, of_embeddings: bool = False) -> str:
+        """Return, to follow "trained for N steps" in the report, what the model is trained on.
+
+        `of_embeddings`: the model is a sentence embedder.
+        """
+        teacher = "" if self.distillation is None else f" on {self.distillation.describe(of_embeddings)}"
         return f"{teacher}, with fake quantization" if self.quantization.aware else teacher
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
