@@ -30,7 +30,7 @@ from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.row_metrics import RowMetric
 from hf_efficient.models.batches import example_count
 from hf_efficient.tasks.evaluator import TaskEvaluator
-from hf_efficient.tasks.inference import infer_task, with_label_column
+from hf_efficient.tasks.inference import infer_task, reads_plain_text, with_label_column
 from hf_efficient.variants.builders import (
     Forward,
     ModelVariant,
@@ -61,7 +61,7 @@ def compare_models(
     """
     check_variants(variants, data)
     configs = [load_config(name, trust_remote_code) for name in names]
-    splits, data = with_label_column(_load_splits(data) if data.is_given else DatasetDict(), data)
+    splits, data = with_label_column(_load_splits(data, names[0]) if data.is_given else DatasetDict(), data)
     tasks = [infer_task(config, splits, data) for config in configs]
     if len({task.name for task in tasks}) > 1:
         raise UserError(f"the models are for different tasks: {', '.join(task.name for task in tasks)}")
@@ -95,7 +95,7 @@ def compare_models(
             if has_data:
                 tokenizer = load_tokenizer(tokenizer_name or name, trust_remote_code)
                 evaluator = TaskEvaluator.from_splits(
-                    splits, config, tokenizer, task, data, EXPORT_CALIBRATION_SAMPLES
+                    splits, config, tokenizer, task, task.adapt_data(data, model), EXPORT_CALIBRATION_SAMPLES
                 )
                 if not models:
                     logger.warning(evaluator.describe())
@@ -159,9 +159,9 @@ def _title(model: str, variant: str | None, num_models: int) -> str:
     return f"{model} {variant}" if num_models > 1 else variant
 
 
-def _load_splits(data: DataConfig) -> DatasetDict:
+def _load_splits(data: DataConfig, model_name: str) -> DatasetDict:
     """Return the rows to evaluate on, and those for calibration."""
     file = data.test_file or data.validation_file or data.train_file
     if file:
         data = dataclasses.replace(data, train_file=data.train_file or file, validation_file=file)
-    return load_splits(data, seed=0)
+    return load_splits(data, seed=0, plain_text=reads_plain_text(None, model_name))

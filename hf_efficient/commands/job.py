@@ -47,6 +47,7 @@ from hf_efficient.measurement.formatting import printable
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.report_rows import with_ratios
 from hf_efficient.quantization.validation import check_quantization
+from hf_efficient.tasks.inference import reads_plain_text
 from hf_efficient.tasks.task import Task
 from hf_efficient.trainer.checkpoints import is_complete, save_atomically
 from hf_efficient.trainer.evaluation import UntrimmedModel
@@ -114,7 +115,8 @@ def compress(config: JobConfig, progress: TrainerCallback | None = None) -> Comp
 
     set_seed(args.seed)
     has_data = config.data.is_given or config.needs_dataset
-    splits = load_splits(config.data, args.seed) if has_data else DatasetDict()
+    plain_text = reads_plain_text(config.model.task, config.model.model_name_or_path)
+    splits = load_splits(config.data, args.seed, plain_text) if has_data else DatasetDict()
     prepared = prepare_job(config, splits)
     config = dataclasses.replace(config, distillation=prepared.fit_distillation(config.distillation))
     task = prepared.task

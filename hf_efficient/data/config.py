@@ -54,8 +54,8 @@ class DataConfig:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Training data: a csv, tsv, json, jsonl or parquet file. A txt file is read as a tab-separated "
-            "table; each may be compressed, as .csv.gz."
+            "help": "Training data: a csv, tsv, json, jsonl or parquet file. A txt file is a tab-separated "
+            "table, or for sentence-similarity a text in each line; each may be compressed, as .csv.gz."
         },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Data to evaluate on, in the same formats."})

@@ -42,10 +42,14 @@ OTHER_FORMATS = {
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of rows; `flag` is the argument that gave it, by which messages name it."""
+    """A file of rows; `flag` is the argument that gave it, by which messages name it.
+
+    `is_plain_text`: a txt file has one text in each line, and no header.
+    """
 
     path: Path
     flag: str
+    is_plain_text: bool = False
 
     @property
     def name(self) -> str:

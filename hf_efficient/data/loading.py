@@ -19,15 +19,15 @@ VALIDATION_FRACTION = 0.1
 LOADING_ERRORS = (DatasetsError, ValueError, OSError)
 
 
-def load_splits(config: DataConfig, seed: int) -> DatasetDict:
+def load_splits(config: DataConfig, seed: int, plain_text: bool = False) -> DatasetDict:
     """Return the splits "train" and "evaluation".
 
     "evaluation" is the test file if given, else the validation data, else the test split, else a tenth of the training
-    rows, which are held out.
+    rows, which are held out. With `plain_text` a txt file without tabs has one text in each line, and no header.
 
     Raises UserError if there is no training data, or if the dataset or a file is missing, empty or cannot be read.
     """
-    splits = _load_dataset(config) if config.dataset_name else _load_files(config)
+    splits = _load_dataset(config) if config.dataset_name else _load_files(config, plain_text)
     if "train" not in splits:
         raise UserError(f"there is no training data, only {', '.join(splits)}: give --train_file")
     train = splits["train"]
@@ -76,11 +76,11 @@ def _load_dataset(config: DataConfig) -> DatasetDict:
         ) from error
 
 
-def _load_files(config: DataConfig) -> DatasetDict:
+def _load_files(config: DataConfig, plain_text: bool) -> DatasetDict:
     if not config.is_given:
         raise UserError("no data given: give --dataset_name, or --train_file and --validation_file")
     config.check_files()
-    return read_files({split: [DataFile(path, f"{split}_file")] for split, path in config.files.items()})
+    return read_files({split: [DataFile(path, f"{split}_file", plain_text)] for split, path in config.files.items()})
 
 
 def _reason(error: BaseException) -> str:

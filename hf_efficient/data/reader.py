@@ -21,6 +21,7 @@ from hf_efficient.data.config import file_format
 from hf_efficient.data.delimited import read_csv, read_tsv
 from hf_efficient.data.files import DataFile
 from hf_efficient.data.json_files import read_json
+from hf_efficient.data.lines import has_tabs, read_lines
 from hf_efficient.data.schema import cast_column, common_type, plain_array
 from hf_efficient.errors import UserError
 
@@ -36,7 +37,7 @@ def read_files(files: Mapping[str, Sequence[DataFile]]) -> DatasetDict:
     Raises UserError if a file cannot be read, or if a column's values in two files have no common type.
     """
     tables = {
-        split: [(file, table) for file in parts for table in READERS[str(file_format(file.path))](file)]
+        split: [(file, table) for file in parts for table in READERS[_format_of(file)](file)]
         for split, parts in files.items()
     }
     classes = _share_classes([table for parts in tables.values() for _, table in parts])
@@ -75,9 +76,15 @@ def _plain_schema(table: pa.Table) -> pa.Schema:
     return pa.schema(fields, table.schema.metadata)
 
 
+def _format_of(file: DataFile) -> str:
+    is_lines = file.is_plain_text and ".txt" in [suffix.lower() for suffix in file.path.suffixes[-2:]]
+    return "lines" if is_lines and not has_tabs(file) else str(file_format(file.path))
+
+
 READERS: dict[str, Callable[[DataFile], Iterator[pa.Table]]] = {
     "csv": read_csv,
     "tsv": read_tsv,
+    "lines": read_lines,
     "json": read_json,
     "parquet": _read_parquet,
 }

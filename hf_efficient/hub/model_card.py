@@ -84,7 +84,7 @@ def build_model_card(
     dataset = (report.configs.get("data") or {}).get("dataset_name")
     summaries = {"model": "A fine-tuned model.", "teacher": "A fine-tuned model with exports for other runtimes."}
     data = ModelCardData(
-        library_name=library_of(config),
+        library_name=library_of(config, folder),
         pipeline_tag=report.task if report.task != "regression" else "text-classification",
         base_model=public_base,
         base_model_relation=("quantized" if uses_torchao(config) or _has_codebooks(config) else "finetune")
@@ -108,7 +108,7 @@ def build_model_card(
         evaluation=_evaluation_note(shown),
         picture=PICTURE_NAME,
         stages=[*(shown.stages or ["fine-tuned, not compressed"]), *_training_cost_lines(report)],
-        requirements=" ".join(required_packages(config)),
+        requirements=" ".join(required_packages(config, folder)),
         snippet=usage_snippet(config, report, folder),
         loading_note=_loading_note(config, report),
         exports=[

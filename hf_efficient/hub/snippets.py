@@ -7,19 +7,19 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from hf_efficient.hub.files import REPOSITORY_NAME_COMMENT
-from hf_efficient.hub.usage import auto_class_name, generates_text, needs_remote_code, quoted
+from hf_efficient.hub.usage import auto_class_name, generates_text, is_embedder, needs_remote_code, quoted
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.models.inputs import score_activation, task_head_of
 
 
-def library_of(config: PreTrainedConfig) -> str:
-    """Return the library that the model is loaded with."""
-    return "sentence-transformers" if is_cross_encoder(config) else "transformers"
+def library_of(config: PreTrainedConfig, folder: Path) -> str:
+    """Return the library that the model in `folder` is loaded with."""
+    return "sentence-transformers" if is_cross_encoder(config) or is_embedder(folder) else "transformers"
 
 
-def required_packages(config: PreTrainedConfig) -> list[str]:
-    """Return the packages that loading the model needs."""
-    libraries = dict.fromkeys((library_of(config), "transformers", "torch"))
+def required_packages(config: PreTrainedConfig, folder: Path) -> list[str]:
+    """Return the packages that loading the model in `folder` needs."""
+    libraries = dict.fromkeys((library_of(config, folder), "transformers", "torch"))
     return [*libraries, *(["torchao"] if uses_torchao(config) else [])]
 
 
@@ -51,6 +51,16 @@ def usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: P
             name,
             f"model = CrossEncoder(name{remote})",
             'print(model.predict([("a query", "a document"), ("a query", "another document")]))',
+        ]
+        return "\n".join(lines)
+    if is_embedder(folder):
+        lines = [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            name,
+            f"model = SentenceTransformer(name{remote})",
+            'embeddings = model.encode(["A text.", "Another text."])',
+            "print(model.similarity(embeddings, embeddings))",
         ]
         return "\n".join(lines)
     auto, compiles = auto_class_name(config), report.recommended == "compiled"

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from hf_efficient.measurement.report import STUDENT_FOLDER, CompressionReport
 from hf_efficient.models import FAMILIES
 from hf_efficient.models.inputs import task_head_of
+from hf_efficient.models.sentence_files import MODULES_FILE
 
 # The name of each export's runtime, and the packages that it needs besides transformers and torch.
 EXPORT_RUNTIMES = {"onnx": ("ONNX Runtime", "onnx onnxruntime"), "openvino": ("OpenVINO", "openvino")}
@@ -44,6 +45,11 @@ def needs_remote_code(config: PreTrainedConfig) -> bool:
 def generates_text(config: PreTrainedConfig) -> bool:
     """Whether the model with this config generates text."""
     return task_head_of((config.architectures or [""])[0]) == "ConditionalGeneration"
+
+
+def is_embedder(folder: Path) -> bool:
+    """Whether the model in `folder` is a sentence embedder, which sentence-transformers loads."""
+    return (folder / MODULES_FILE).is_file()
 
 
 def auto_class_name(config: PreTrainedConfig) -> str:
@@ -82,6 +88,8 @@ def loading_code(report: CompressionReport, folder: Path, name: str | None = Non
     if is_float and (folder / STUDENT_FOLDER).is_dir() and report.final.role == "quantized":
         folder, name = folder / STUDENT_FOLDER, f"{name}/{STUDENT_FOLDER}"
     config = read_config(folder)
+    if is_embedder(folder) and role != "compiled":
+        return _embedder_code(config, name, role)
     auto = auto_class_name(config)
     options = ", trust_remote_code=True" if needs_remote_code(config) else ""
     imports = ["import torch"] if role in ("compiled", *HALF_TYPES) else []
@@ -90,3 +98,10 @@ def loading_code(report: CompressionReport, folder: Path, name: str | None = Non
     if role == "compiled":
         model = f"torch.compile({model}, dynamic=True)  # the first call compiles"
     return [*imports, f"from transformers import {auto}", f"model = {model}"]
+
+
+def _embedder_code(config: PreTrainedConfig, name: str, role: str) -> list[str]:
+    options = ", trust_remote_code=True" if needs_remote_code(config) else ""
+    options += f', model_kwargs={{"dtype": "{role}"}}' if role in HALF_TYPES else ""
+    model = f"SentenceTransformer({quoted(name)}{options})"
+    return ["from sentence_transformers import SentenceTransformer", f"model = {model}"]

@@ -41,6 +41,7 @@ NEIGHBOURS_NOTE = (
     "share that is among the nearest by those of a model. cosine_mean and cosine_std: of the similarities of all "
     "evaluation texts to each other."
 )
+NEIGHBOURS_OF_FLOAT_NOTE = "Same as float: the share of the neighbours by the embeddings of the float student."
 MAX_LOSS_OF_SPREAD = 0.5  # of the distance between texts by the teacher's embeddings
 AGREEMENT_NOTE = "Same as float: the evaluation examples on which a form predicts the same as the float student."
 INT8_NOTE = (
@@ -140,7 +141,6 @@ def describe_conditions(
         describe_intervals(models, metric),
         _describe_agreement(models),
         collapse_note(models),
-        AGREEMENT_NOTE if any(model.agreement is not None for model in models) else "",
         TORCHAO_NOTE if uses_torchao else "",
         *(INT8_NOTE.format(difference) for difference in differences if difference is not None),
     ]
@@ -148,9 +148,11 @@ def describe_conditions(
 
 
 def _describe_agreement(models: Sequence[ModelRow]) -> str:
+    of_teacher = any(model.teacher_agreement is not None for model in models)
+    of_float = any(model.agreement is not None for model in models)
     if any(MEAN in model.metrics for model in models):
-        return NEIGHBOURS_NOTE
-    return TEACHER_AGREEMENT_NOTE if any(model.teacher_agreement is not None for model in models) else ""
+        return f"{NEIGHBOURS_NOTE} {NEIGHBOURS_OF_FLOAT_NOTE}" if of_float else NEIGHBOURS_NOTE
+    return " ".join([TEACHER_AGREEMENT_NOTE] * of_teacher + [AGREEMENT_NOTE] * of_float)
 
 
 def collapse_note(models: Sequence[ModelRow]) -> str:

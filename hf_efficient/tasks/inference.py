@@ -33,6 +33,13 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
+def reads_plain_text(task: str | None, model_name: str) -> bool:
+    """Whether the task of this name, or without one that of the model, learns from texts alone, each in a line."""
+    if task is None:
+        return has_sentence_modules(model_name)
+    return OTHER_NAMES.get(task, task) == "sentence-similarity"
+
+
 def infer_task(config: PreTrainedConfig, splits: DatasetDict, data: DataConfig) -> Task:
     """Return the task of a fine-tuned model, or the task that fits the data if the model has no task head.
 

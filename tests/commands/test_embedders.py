@@ -1,0 +1,119 @@
+"""Commands on sentence embedders: from texts, and pairs to evaluate on, to a small model that is one too."""
+
+import json
+
+import pytest
+from embedders import pairs, save_embedder, texts, write_lines, write_rows
+from transformers import AutoModel
+
+from hf_efficient import CompressionReport
+from hf_efficient.cli import main
+from hf_efficient.models.sentence_files import AutoSentenceEmbedder
+from hf_efficient.models.sentence_modules import find_sentence_modules
+
+FILES = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+FAST = ("--max_steps", "3", "--per_device_train_batch_size", "8", "--learning_rate", "1e-3", "--report_to", "none")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a folder with an embedder, training texts, and pairs with scores."""
+    monkeypatch.chdir(tmp_path)
+    save_embedder(tmp_path / "model")
+    write_lines(tmp_path / "texts.txt", texts(60, seed=3))
+    write_rows(tmp_path / "pairs.jsonl", pairs(24, seed=5))
+    return tmp_path
+
+
+def run(command, *flags):
+    main([command, *flags])
+
+
+def on_files(folder, **changes):
+    flags = {
+        "model_name_or_path": "model",
+        "train_file": "texts.txt",
+        "validation_file": "pairs.jsonl",
+        "output_dir": "out",
+        "latency_sequence_length": 8,
+        **changes,
+    }
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+
+
+def test_compress_prunes_distils_and_quantizes_an_embedder(folder):
+    flags = on_files(folder, task="sentence-similarity", target_flops=2, scheme="int8_static")
+    run("compress", *flags, *FAST)
+    for name in FILES:
+        assert (folder / "out" / name).read_bytes() == (folder / "model" / name).read_bytes()
+    report = CompressionReport.load(folder / "out")
+    assert (report.task, report.metric) == ("sentence-similarity", "spearman")
+    assert {"spearman", "pearson", "cosine_mean", "cosine_std"} <= report.row("quantized").metrics.keys()
+    assert report.row("student").ratios.flops >= 2
+    assert 0 < report.row("student").teacher_agreement < 1
+    assert any("sentence embeddings" in stage for stage in report.stages)
+    card = (folder / "out" / "README.md").read_text()
+    assert "neighbours kept" in card
+    assert "SentenceTransformer(name, trust_remote_code=True)" in card
+    assert "library_name: sentence-transformers" in card
+    model = AutoSentenceEmbedder.from_pretrained(folder / "out")
+    assert find_sentence_modules(model).normalizes
+    assert type(AutoModel.from_pretrained(folder / "out")) is type(model)
+
+
+def test_a_student_of_fewer_layers_is_a_stock_model(folder):
+    run("distill", *on_files(folder, student_layers=1, cache_teacher=True), *FAST)
+    assert AutoModel.from_pretrained(folder / "out").config.num_hidden_layers == 1
+    assert json.loads((folder / "out" / "config.json").read_text())["model_type"] == "bert"
+    assert "SentenceTransformer(name)" in (folder / "out" / "README.md").read_text()
+
+
+def test_a_narrower_student_has_embeddings_of_its_own_size(folder):
+    run("distill", *on_files(folder, student_config="hidden_size=16,num_attention_heads=2"), *FAST)
+    pooling = json.loads((folder / "out" / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == 16
+    assert CompressionReport.load(folder / "out").row("student").teacher_agreement is not None
+
+
+def test_pairs_with_scores_are_labels_to_train_on(folder):
+    flags = on_files(folder, train_file="pairs.jsonl", student_layers=1, cache_teacher=True, hard_label_weight=1)
+    run("distill", *flags, *FAST)
+    assert any("scores of pairs" in stage for stage in CompressionReport.load(folder / "out").stages)
+
+
+def test_fine_tuning_needs_no_teacher(folder):
+    (folder / "model" / "modules.json").unlink()
+    run("compress", *on_files(folder, train_file="pairs.jsonl", task="feature-extraction"), *FAST)
+    assert CompressionReport.load(folder / "out").final.metrics["spearman"] is not None
+    assert (folder / "out" / "modules.json").is_file()
+
+
+def test_quantize_and_prune_need_no_training(folder):
+    run("quantize", *on_files(folder, scheme="int8_dynamic"))
+    run("prune", *on_files(folder, neurons=0.5, output_dir="pruned", vocabulary=True))
+    for name in ("out", "pruned"):
+        assert (folder / name / "modules.json").is_file()
+        assert CompressionReport.load(folder / name).final.metrics["spearman"] is not None
+
+
+def test_measure_compares_embedders(folder, capsys):
+    save_embedder(folder / "other", seed=1, changes={"hidden_size": 16})
+    main(["measure", "model", "other", "--validation_file", "pairs.jsonl", "--latency_sequence_length", "8"])
+    output = capsys.readouterr().out
+    assert "neighbours kept" in output
+    assert "spearman" in output
+
+
+def test_texts_without_scores_are_compared_by_their_neighbours(folder):
+    run("quantize", *on_files(folder, scheme="int8_dynamic", validation_file="texts.txt"))
+    row = CompressionReport.load(folder / "out").row("quantized")
+    assert row.teacher_agreement > 0.5
+    assert "spearman" not in row.metrics
+
+
+def test_near_duplicates_give_a_warning(folder):
+    write_lines(folder / "texts.txt", [f"anna sits here in the park {index % 7}" for index in range(500)])
+    run("distill", *on_files(folder, student_layers=1), *FAST)
+    report = CompressionReport.load(folder / "out")
+    assert any("training texts are nearly the same" in stage for stage in report.stages)
+    assert "nearly the same" in (folder / "out" / "README.md").read_text()
