@@ -35,6 +35,7 @@ from hf_efficient.files.replacing import replacing
 from hf_efficient.measurement.runtimes import check_runtime, suppress_output
 from hf_efficient.models import class_for, family_of, is_quantized
 from hf_efficient.models.family import stock_fields
+from hf_efficient.models.sentence_modules import embed_in_forward
 from hf_efficient.registry import Registry
 
 logger = logging.get_logger(__name__)
@@ -122,6 +123,7 @@ def export(
         )
     # Runtimes lack kernels for half precision, and the user's model may be training.
     model = copy.deepcopy(model).float().eval()
+    embed_in_forward(model)
     complete_label_names(model.config)
     samples = component_inputs(model, sample_export_inputs(model, 2, 16))
     batches, by_component = [], {}

@@ -145,6 +145,24 @@ def copy_sentence_modules(model: Any, other: Any) -> Any:
     return other
 
 
+def embed_in_forward(model: Any) -> None:
+    """Let `forward` itself return the embeddings of an embedder, in place: an exporter reads no outputs of hooks.
+
+    A copy of such a model is of no use.
+    """
+    modules = find_sentence_modules(model)
+    if modules is None:
+        return
+    transformer_forward = model.forward
+
+    def forward(**inputs: Any) -> SentenceEmbeddingOutput:
+        return modules(model, (), inputs, transformer_forward(**inputs))
+
+    model.forward = forward
+    for key in [key for key, hook in model._forward_hooks.items() if hook is modules]:
+        del model._forward_hooks[key], model._forward_hooks_with_kwargs[key]
+
+
 def _save_with_modules(model: PreTrainedModel, save_directory: Any, *args: Any, **kwargs: Any) -> None:
     type(model).save_pretrained(model, save_directory, *args, **kwargs)
     modules = find_sentence_modules(model)
