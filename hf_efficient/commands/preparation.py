@@ -29,6 +29,7 @@ from hf_efficient.distillation.students import student_from_config, student_from
 from hf_efficient.distillation.teacher import load_teacher
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import accepts_token_type_ids
+from hf_efficient.models.sentence_files import fit_sentence_modules
 from hf_efficient.pruning.vocabulary import find_used_tokens, trim_vocabulary
 from hf_efficient.tasks.class_ids import describe_data, find_class_ids
 from hf_efficient.tasks.inference import get_task, infer_task, with_label_column
@@ -152,6 +153,8 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
             teachers.append(load_teacher(teacher_name, task.auto_class, needs_logits, trust_remote_code, attention))
         if _has_same_tokenizer(teacher_name, tokenizer, trust_remote_code):
             _remove_unused_tokens(teachers[-1], model, tokenizer)
+    if teachers and not is_fine_tuned:
+        fit_sentence_modules(teachers[0], model)
     return_token_type_ids = any(map(accepts_token_type_ids, teachers)) or None
     data = task.adapt_data(data, model)
     data = bound_max_length(data, tokenizer, [each.config for each in (model, *teachers)]) if has_data else data

@@ -126,7 +126,11 @@ def pool(mode: str, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def attach_sentence_modules(model: Any, modules: SentenceModules) -> None:
-    """Let `model`, a transformer or an export of one, return embeddings, and save the files of `modules` with it."""
+    """Let `model`, a transformer or an export of one, return embeddings, and save the files of `modules` with it.
+
+    They replace those that it has.
+    """
+    _detach(model)
     model.register_forward_hook(modules, with_kwargs=True)
     if isinstance(model, PreTrainedModel):
         model.save_pretrained = MethodType(_save_with_modules, model)
@@ -159,7 +163,11 @@ def embed_in_forward(model: Any) -> None:
         return modules(model, (), inputs, transformer_forward(**inputs))
 
     model.forward = forward
-    for key in [key for key, hook in model._forward_hooks.items() if hook is modules]:
+    _detach(model)
+
+
+def _detach(model: Any) -> None:
+    for key in [key for key, hook in model._forward_hooks.items() if isinstance(hook, SentenceModules)]:
         del model._forward_hooks[key], model._forward_hooks_with_kwargs[key]
 
 

@@ -75,6 +75,18 @@ def test_a_narrower_student_has_embeddings_of_its_own_size(folder):
     assert CompressionReport.load(folder / "out").row("student").teacher_agreement is not None
 
 
+def test_a_pretrained_student_is_pooled_as_its_teacher(folder):
+    save_embedder(folder / "base", seed=1, modules=False, changes={"hidden_size": 16})
+    write_lines(folder / "texts.txt", texts(4100, seed=3))  # enough to hold some out, and to stop early
+    flags = on_files(folder, model_name_or_path="base", teacher_name_or_path="model", task="sentence-similarity")
+    run("distill", *flags, *FAST)
+    modules = find_sentence_modules(AutoSentenceEmbedder.from_pretrained(folder / "out"))
+    assert (modules.pooling, modules.normalizes, modules.max_seq_length) == (("mean",), True, 24)
+    curve = CompressionReport.load(folder / "out").training_curve
+    assert len(curve) == 2
+    assert all(0 < point.agreement < 1 and point.loss > 0 for point in curve)
+
+
 def test_pairs_with_scores_are_labels_to_train_on(folder):
     flags = on_files(folder, train_file="pairs.jsonl", student_layers=1, cache_teacher=True, hard_label_weight=1)
     run("distill", *flags, *FAST)
