@@ -43,6 +43,7 @@ HEAVY = {
     "rouge_score",
     "codecarbon",
     "sklearn",
+    "sentence_transformers",
 }
 # Modules of models/ that are not saved next to a model's weights.
 NOT_SHIPPED = {

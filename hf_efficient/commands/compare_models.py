@@ -31,6 +31,7 @@ from hf_efficient.measurement.row_metrics import RowMetric
 from hf_efficient.models.batches import example_count
 from hf_efficient.tasks.evaluator import TaskEvaluator
 from hf_efficient.tasks.inference import infer_task, reads_plain_text, with_label_column
+from hf_efficient.tasks.retrieval import NDCG, RetrievalData, evaluate_retrieval
 from hf_efficient.variants.builders import (
     Forward,
     ModelVariant,
@@ -51,21 +52,26 @@ def compare_models(
     trust_remote_code: bool = False,
     variants: Sequence[str] = (),
     tokenizer_name: str | None = None,
+    retrieval: RetrievalData | None = None,
 ) -> CompressionReport:
     """Return a report on existing models; the others are compared with the first.
 
-    Each is measured as it is, or in each of `variants`, names in `VARIANTS`. Metrics are computed if `data` is given.
+    Each is measured as it is, or in each of `variants`, names in `VARIANTS`. Metrics are computed if `data` is given,
+    those of retrieval by sentence embedders if `retrieval` is, of the models as they are.
     The variants of one model have their names as roles, and the report recommends one.
 
     Raises UserError if the models are for different tasks, a variant is unknown, or calibration needs training data.
     """
     check_variants(variants, data)
+    if retrieval is not None and variants:
+        raise UserError("retrieval is measured with models as they are in their folders: leave out --variants")
     configs = [load_config(name, trust_remote_code) for name in names]
     splits, data = with_label_column(_load_splits(data, names[0]) if data.is_given else DatasetDict(), data)
     tasks = [infer_task(config, splits, data) for config in configs]
     if len({task.name for task in tasks}) > 1:
         raise UserError(f"the models are for different tasks: {', '.join(task.name for task in tasks)}")
     task, has_data = tasks[0], len(splits) > 0
+    metric = task.metric if has_data else None if retrieval is None else NDCG
     models: dict[str, nn.Module] = {}
     metrics: dict[str, dict[str, float]] = {}
     classes: dict[str, Any] = {}
@@ -122,11 +128,14 @@ def compare_models(
                     metrics[role], classes[role], by_row[role] = evaluator.evaluate(variant.runner)
                     passes[role] = partial(evaluator.predict, variant.runner, batches)
                     num_texts[role] = sum(map(example_count, batches))
+                if retrieval is not None:
+                    found = evaluate_retrieval(name, names[0], retrieval, trust_remote_code)
+                    metrics[role] = {**metrics.get(role, {}), **found}
         rows = compare(
             models,
             inputs,
             metrics=metrics,
-            metric=task.metric,
+            metric=metric,
             names=titles,
             compiled=compiled,
             throughput=measure_throughput(passes, num_texts) if has_data else None,
@@ -146,7 +155,7 @@ def compare_models(
     return CompressionReport(
         task=task.pipeline,
         dataset=data.title if has_data else None,
-        metric=task.metric if has_data else None,
+        metric=metric,
         models=rows,
         environment=describe_environment(),
         configs={"data": data.public_values(), "metrics": settings} if has_data else {},

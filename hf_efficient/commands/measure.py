@@ -42,6 +42,12 @@ DATA_FIELDS = (
     "max_eval_samples",
 )
 
+RETRIEVAL_FLAGS = {
+    "queries_file": "queries with an id and a text, to measure retrieval by sentence embedders",
+    "corpus_file": "documents with an id and a text",
+    "relevance_file": "ids of a query and of a document that answers it, a pair a row",
+}
+
 
 def run(argv: Sequence[str]) -> None:
     """Run `hf-efficient measure`.
@@ -58,9 +64,12 @@ def run(argv: Sequence[str]) -> None:
         from hf_efficient.commands.job import print_report
         from hf_efficient.commands.pretrained import load_config
         from hf_efficient.hub.usage import auto_class_name
+        from hf_efficient.tasks.retrieval import read_retrieval_data
         from hf_efficient.variants.builders import has_calibration_data
         from hf_efficient.variants.usage import variant_code
 
+        files = [getattr(args, name) for name in RETRIEVAL_FLAGS]
+        retrieval = read_retrieval_data(*files) if all(files) else None
         report = compare_models(
             args.models,
             data,
@@ -69,6 +78,7 @@ def run(argv: Sequence[str]) -> None:
             args.trust_remote_code,
             args.variants,
             args.tokenizer_name,
+            retrieval,
         )
         print_report(report)
         if args.variants and len(args.models) == 1 and report.recommended is not None:
@@ -132,6 +142,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.forms is not None:
         logger.warning("--forms is now called --variants, and will be removed")
         args.variants = args.forms
+    missing = [f"--{name}" for name in RETRIEVAL_FLAGS if not getattr(args, name)]
+    if 0 < len(missing) < len(RETRIEVAL_FLAGS):
+        raise UserError(f"retrieval needs queries, documents and which answers which: give {', '.join(missing)} too")
     for name in args.models:
         check_model_name("MODEL", name)
     return args
@@ -144,6 +157,7 @@ def _add_comparison_flags(group: Any) -> list[str]:
         group.add_argument("--variants", **several, default=[], help=f"measure each model as {', '.join(VARIANTS)}"),
         group.add_argument("--forms", **several, help=argparse.SUPPRESS),
         *(group.add_argument(f"--{name}", **_data_flag_options(name)) for name in DATA_FIELDS),
+        *(group.add_argument(f"--{name}", help=help) for name, help in RETRIEVAL_FLAGS.items()),
         group.add_argument("--tokenizer_name", help="tokenizer of models whose directories have none"),
         group.add_argument("--latency_batch_size", type=int, default=1, help="batch size of timed batches [1]"),
         group.add_argument("--latency_sequence_length", type=int, default=128, help="tokens in a timed text [128]"),
