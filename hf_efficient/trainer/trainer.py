@@ -32,15 +32,9 @@ from hf_efficient.trainer.distillation import DistillationTraining, ProjectionGr
 from hf_efficient.trainer.evaluation import ModelEvaluator, UntrimmedModel, outputs_not_kept
 from hf_efficient.trainer.finite import FiniteChecks
 from hf_efficient.trainer.fsdp import FSDPSession, uses_fsdp
-from hf_efficient.trainer.loss import (
-    AccumulatedLoss,
-    Batch,
-    add_decoder_inputs,
-    compute_pair_loss,
-    prepare_for_embeddings,
-    select_model_inputs,
-)
+from hf_efficient.trainer.loss import AccumulatedLoss, Batch, add_decoder_inputs, select_model_inputs
 from hf_efficient.trainer.ordered_evaluation import OrderedEvaluation
+from hf_efficient.trainer.pair_loss import compute_pair_loss, prepare_for_embeddings
 from hf_efficient.trainer.phases import PruningPhases
 from hf_efficient.trainer.publishing import PublishingMixin
 from hf_efficient.trainer.quantization import QuantizationTraining
