@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +29,6 @@ MAX_SIZES = {
     **dict.fromkeys(("num_attention_heads", "num_heads"), MAX_HEADS),
     "num_labels": 1 << 20,
 }
-MAX_NUMBERS_OF_A_BYTE, SMALL_MODEL = 8, 10**7  # a codebook of 2 bits holds four numbers in a byte
 
 
 @contextmanager
@@ -61,21 +59,8 @@ def load_config(name: str, trust_remote_code: bool = False) -> Any:
         values, _ = PreTrainedConfig.get_config_dict(name)
         check_sizes(SimpleNamespace(**values), {field: MAX_SIZES[field] for field in MAX_SIZES.keys() & values.keys()})
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        _check_embeddings(name, config, sum(path.stat().st_size for path in Path(name).glob("*.safetensors")))
         complete_score_activation(config, name)
         return config
-
-
-def _check_embeddings(name: str, config: Any, weights_bytes: int) -> None:
-    """Raise UserError if `config` asks for many more numbers than the weights have bytes; 0: not known."""
-    fields = ("vocab_size", "max_position_embeddings", "type_vocab_size")
-    rows = sum(getattr(config, field, None) or 0 for field in fields)
-    numbers = rows * (getattr(config, "embedding_size", None) or getattr(config, "hidden_size", None) or 0)
-    if weights_bytes and numbers > MAX_NUMBERS_OF_A_BYTE * weights_bytes + SMALL_MODEL:
-        raise UserError(
-            f"the config of {name!r} cannot be loaded: it asks for {numbers:,} numbers in the embeddings alone, and "
-            f"the files of the weights hold {weights_bytes:,} bytes: give a config.json that belongs to the weights"
-        )
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:

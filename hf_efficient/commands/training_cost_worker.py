@@ -33,6 +33,7 @@ from hf_efficient.measurement.memory import ProcessMemory
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.measurement.training_costs import TrainingCost
 from hf_efficient.measurement.training_settings import Setting
+from hf_efficient.models.loading import load_pretrained
 from hf_efficient.tasks.inference import get_task
 from hf_efficient.tasks.random_batch import Inputs, random_batch
 from hf_efficient.trainer.trainer import EfficientTrainer
@@ -89,7 +90,8 @@ def measure_training_run(spec: TrainingRunSpec) -> TrainingCost:
     """Return the costs of a training run in this process; the teacher, if there is one, is a copy of the model."""
     set_seed(0)
     setting = spec.setting
-    model = get_task(spec.task).auto_class.from_pretrained(
+    model, _ = load_pretrained(
+        get_task(spec.task).auto_class,
         spec.model,
         attn_implementation=setting.attention,
         dtype=torch.float32,

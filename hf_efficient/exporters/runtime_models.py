@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from hf_efficient.models.inputs import TOKEN_TYPES, is_label
 
 # Components of an exported encoder-decoder: the encoder, the decoder's first call, and its calls with a filled cache.
 ENCODER, PREFILL, DECODE = "encoder", "prefill", "decode"
+# What files raise that are cut short or hold something else, and the modules of such errors of the runtimes.
+DAMAGE_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+RUNTIME_MODULES = ("onnx", "google.protobuf", "openvino")
 
 
 class RuntimeModel(nn.Module):
@@ -168,18 +172,38 @@ def load_exported(
     | quantization | what the model was exported with, for its name in tables |
     | full_precision | compute float32 in float32; by default OpenVINO uses bfloat16 on processors that support it |
 
-    Raises UserError if the folder holds no export, or the packages of the runtime are not installed.
+    Raises UserError if the folder holds no export, or a damaged one, or the packages of the runtime are not installed.
     """
     folder = Path(directory)
     manifest = folder / transformers.exporters.base.EXPORT_MANIFEST_FILE
     if not manifest.is_file():
         raise UserError(f"{str(folder)!r} holds no export: give a folder that `export` wrote, such as out/onnx")
-    check_runtime(json.loads(manifest.read_text(encoding="utf-8"))["export_format"])
-    with suppress_output():
+    with _explain_damage(folder), suppress_output():
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        check_runtime(content["export_format"])
+        names = content["components"].keys()
+        if not (names >= {"model"} or names >= {ENCODER, PREFILL, DECODE}):
+            raise UserError(f"{manifest} names the components {sorted(names)}, which are no model: export it again")
         exported = transformers.exporters.ExportedModel.from_pretrained(folder)
         generates = DECODE in exported.components
         exported.to(**_session_options(_export_format(exported), full_precision, generates))
     return (RuntimeSeq2SeqModel if generates else RuntimeModel)(exported, folder, quantization)
+
+
+@contextmanager
+def _explain_damage(folder: Path) -> Iterator[None]:
+    """Within the context the errors of files that are damaged become a UserError; those of the runtimes are theirs."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, DAMAGE_ERRORS) and not type(error).__module__.startswith(RUNTIME_MODULES):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"the export in {str(folder)!r} cannot be loaded ({reason}): export the model again, or download it again"
+        ) from error
 
 
 def quantization_title(quantization: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import errno
 import hashlib
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel, modeling_utils, set_seed
+from transformers.exporters import OnnxExporter
 
 import hf_efficient.commands.job  # imported here, so that the processes of the runs start without delay
 import hf_efficient.exporters.onnx_int8
@@ -32,6 +34,7 @@ FLAGS = "--heads 0.5 --neurons 0.5 --rounds 2 --multiple_of 4 --scheme int8_stat
 FLAGS += "--compile False --num_train_epochs 1 --save_steps 2 --save_total_limit 2 --learning_rate 5e-3 "
 FLAGS += "--report_to none --use_cpu True --disable_tqdm True --per_device_train_batch_size 8"
 WEIGHTS = ("model.safetensors", "_student/model.safetensors", "_teacher/model.safetensors")
+EXPORTED = "onnx/model.onnx"
 WRITE_MODES = ("w", "a", "x", "+")
 MOVES = {"os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
 TIMEOUT_S = 300
@@ -60,12 +63,13 @@ class FileOperations:
     """Calls `act(number)` before each operation in `folder` that changes a file; numbers start at 0.
 
     Operations of Python are seen by an audit hook; those of safetensors and of `torch.save` by a wrapper, which also
-    counts a file that is written in part. `fail` makes all writes from an operation on fail as on a full disk.
+    counts a file that is written in part. `fail_from` makes all writes from an operation on fail as on a full disk.
+    `is_write` says whether the operation that `act` is called for writes content, and could fail in this way.
     """
 
     def __init__(self, folder: Path, act: Callable[[int], None], fail_from: int | None = None) -> None:
         self.folder, self.act, self.fail_from, self.count = str(folder), act, fail_from, 0
-        self.is_acting = False
+        self.is_acting = self.is_write = False
 
     def install(self) -> None:
         """Watch the operations of this process until it ends."""
@@ -84,12 +88,12 @@ class FileOperations:
         """Whether the disk is full now."""
         return self.fail_from is not None and self.count > self.fail_from
 
-    def _operation(self, path: Any) -> bool:
+    def _operation(self, path: Any, is_write: bool) -> bool:
         """Count an operation on `path`; return whether it is in the folder."""
         is_inside = isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(self.folder)
         if not is_inside or self.is_acting:
             return False
-        self.is_acting = True
+        self.is_acting, self.is_write = True, is_write
         try:
             self.act(self.count)
         finally:
@@ -99,21 +103,21 @@ class FileOperations:
 
     def _audit(self, event: str, values: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(values[1], str) and any(mode in values[1] for mode in WRITE_MODES):
-            if self._operation(values[0]) and self.is_full:
+            if self._operation(values[0], is_write=True) and self.is_full:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(values[0]))
         elif event in MOVES:
-            self._operation(values[1] if event in ("os.link",) else values[0])
+            self._operation(values[1] if event == "os.link" else values[0], is_write=False)
 
     def _wrap(self, write: Callable[..., Any], position: int, error: Exception) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             path = args[position] if len(args) > position else kwargs.get("filename", kwargs.get("f"))
             if not isinstance(path, (str, os.PathLike)):
                 return write(*args, **kwargs)
-            self._operation(path)
+            self._operation(path, is_write=False)
             result = write(*args, **kwargs)
             if os.path.abspath(path).startswith(self.folder):
                 with _cut_short(path):
-                    self._operation(path)
+                    self._operation(path, is_write=True)
                     if self.is_full:
                         raise error
             return result
@@ -158,13 +162,40 @@ def run(arguments: list[str], log: Path, prepare: Callable[[], None] = lambda: N
     return HUNG
 
 
+def convert_once() -> None:
+    """Let the conversion to ONNX, most of the time of a run, be computed once for the same weights and data.
+
+    It writes no files. Runs in later forks of this process use what an earlier run in this process computed.
+    """
+    kept: dict[str, tuple[Any, Any]] = {}
+    export_program = OnnxExporter.export_program
+
+    def export_once(self: Any, model: torch.nn.Module, sample_inputs: Any, config: Any) -> tuple[Any, Any]:
+        batches = config.quantizer.calibration_dataset or ()
+        values = model.state_dict()
+        for number, batch in enumerate(batches):
+            values |= {f"{number} {name}": value for name, value in batch.items()}
+        digest = hashlib.sha256(config.to_json_string().encode())
+        for name, value in sorted(values.items()):
+            digest.update(name.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+        key = digest.hexdigest()
+        if key not in kept:
+            kept[key] = export_program(self, model, sample_inputs, config)
+        program, metadata = kept[key]
+        return program.clone(), copy.deepcopy(metadata)
+
+    OnnxExporter.export_program = export_once
+
+
 def read_weights(folder: Path) -> dict[str, str]:
-    """Return a hash of every tensor of the saved models, by file and name."""
+    """Return a hash of every tensor of the saved models, by file and name, and of the exported file."""
     hashes = {}
     for name in WEIGHTS:
         for tensor, value in load_file(folder / name).items() if (folder / name).exists() else ():
             content = value.contiguous().view(torch.uint8).numpy().tobytes()
             hashes[f"{name} {tensor}"] = hashlib.sha256(content).hexdigest()
+    if (folder / EXPORTED).exists():
+        hashes[EXPORTED] = hashlib.sha256((folder / EXPORTED).read_bytes()).hexdigest()
     return hashes
 
 

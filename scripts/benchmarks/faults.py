@@ -3,26 +3,39 @@
     python scripts/benchmarks/faults.py [--points N] [--only kills disk interrupts attacks]
 
 A tiny BERT is fine-tuned, pruned in two rounds with distillation, quantized to int8 and exported to ONNX, over the
-finished result of another run. Each point is a state of the folder, or a moment, that is different from the others.
-Afterwards the run is started again, and must end with the same weights as a run that was not disturbed. `--points`
-takes so many points, at equal distances; all of them are about an hour. Results in
-out/faults/results.json; `--publish` copies them and the table to scripts/benchmarks/results/.
+finished result of another run. It is killed in each state of the folder that differs from those before, the disk is
+full from each write on, and Ctrl-C is pressed in each of the states. Afterwards the run is started again, and must end
+with the same weights, the same export and the same files as a run that was not disturbed. `--points` takes so many
+points of each kind, at equal distances. Results in out/faults/results.json; `--publish` copies them and the table to
+scripts/benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import signal
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fault_attacks import FAULTS, TESTS, attacks
-from fault_points import FileOperations, hash_of_folder, make_inputs, read_weights, run, snapshot
+from fault_points import (
+    FileOperations,
+    convert_once,
+    hash_of_folder,
+    hf_efficient_cli,
+    make_inputs,
+    read_weights,
+    run,
+    snapshot,
+)
 from sst2 import OUT, Results
 from transformers import AutoModelForSequenceClassification
 
@@ -44,7 +57,7 @@ class Scenario:
     def __init__(self, folder: Path) -> None:
         self.folder, self.command = folder, make_inputs(folder / "inputs")
         self.old, self.expected = folder / "old", folder / "expected"
-        self.states = folder / "states"
+        self.states, self.writes = folder / "states", folder / "writes.txt"
         self.log = folder / "log.txt"
 
     def prepare(self) -> None:
@@ -52,6 +65,7 @@ class Scenario:
         if not self.expected.exists():
             for path in (self.old, self.states):
                 shutil.rmtree(path, ignore_errors=True)
+            self.writes.unlink(missing_ok=True)
             command = [*self.command, "--output_dir", str(self.old)]
             classifier = str(self.folder / "inputs" / "classifier")
             command[command.index("--model_name_or_path") + 1] = classifier
@@ -64,6 +78,18 @@ class Scenario:
             target.rename(self.expected)
         self.old_weights, self.weights = read_weights(self.old), read_weights(self.expected)
         self.names = _names(self.expected)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Run once in this process, so that its forks neither import nor convert anything that is known."""
+        convert_once()
+        with tempfile.TemporaryDirectory() as folder:
+            if hf_efficient_cli([*self.command, "--output_dir", folder]):
+                raise SystemExit("the undisturbed run in this process failed")
+            if read_weights(Path(folder)) != self.weights:
+                raise SystemExit("two undisturbed runs give different weights")
+        gc.collect()
+        gc.freeze()  # what is here is not searched for garbage in each fork
 
     def _run(self, command: list[str], prepare: Callable[[], None] = lambda: None) -> None:
         status = run(command, self.log, prepare)
@@ -71,15 +97,19 @@ class Scenario:
             raise SystemExit(f"the undisturbed run ended with {status}:\n{self.log.read_text()[-3000:]}")
 
     def _keep_states(self, target: Path) -> None:
-        """Keep every different state of the folder, in the process of the run."""
+        """Keep every different state of the folder and the numbers of the writes, in the process of the run."""
         seen: set[str] = set()
 
         def keep(number: int) -> None:
+            if operations.is_write:
+                with self.writes.open("a") as file:
+                    file.write(f"{number:04}\n")
             if (digest := hash_of_folder(target)) not in seen:
                 seen.add(digest)
                 snapshot(target, self.states / f"{number:04}")
 
-        FileOperations(target, keep).install()
+        operations = FileOperations(target, keep)
+        operations.install()
 
     def model_in(self, folder: Path) -> str:
         """Say which model `from_pretrained` loads from `folder`: "old", "new", "new, to be moved" or what is wrong."""
@@ -159,20 +189,24 @@ def main() -> None:
     scenario, results = Scenario(FOLDER), Results(FOLDER / "results.json")
     scenario.prepare()
     states = sorted(path.name for path in scenario.states.iterdir())
+    writes = scenario.writes.read_text().split()
+    possible_points = {"kills": states, "disk": writes, "interrupts": states, "attacks": sorted(attacks(scenario))}
     for kind in args.only:
-        possible = states if kind != "attacks" else sorted(attacks(scenario))
+        possible = possible_points[kind]
         count = min(args.points or len(possible), len(possible))
         points = [possible[number * len(possible) // count] for number in range(count)]
         for point in points:
             name = f"{kind} {point}"
             if name in results and (results[name]["ok"] or not args.again):
                 continue
+            start = time.perf_counter()
             if kind == "attacks":
-                results[name] = attacks(scenario)[point]()
+                result = attacks(scenario)[point]()
             elif kind == "kills":
-                results[name] = kill(scenario, point)
+                result = kill(scenario, point)
             else:
-                results[name] = disturb(scenario, int(point), kind)
+                result = disturb(scenario, int(point), kind)
+            results[name] = {**result, "seconds": round(time.perf_counter() - start, 1)}
             sys.stdout.write(f"{name}: {'ok' if results[name]['ok'] else results[name]}\n")
             sys.stdout.flush()
     if args.publish:

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from hf_efficient import QuantizationConfig, quantize
 from hf_efficient.commands.compare_models import compare_models
 from hf_efficient.commands.pretrained import load_config, load_model, load_tokenizer
 from hf_efficient.data.config import DataConfig
 from hf_efficient.errors import UserError
+from hf_efficient.models import loading
 
 OVERLAP = {
     name: {"dtype": "F32", "shape": [4], "data_offsets": [start, start + 16]} for name, start in (("a", 0), ("b", 8))
@@ -41,6 +43,8 @@ def load(folder):
         {"max_position_embeddings": 10**12},
         {"type_vocab_size": 10**12},
         {"intermediate_size": 10**12},
+        {"intermediate_size": 1 << 20},
+        {"num_hidden_layers": 256, "intermediate_size": 1 << 12},
         {"num_attention_heads": 0},
         {"num_attention_heads": 3},
         {"hidden_act": "evil"},
@@ -98,6 +102,56 @@ def test_index_of_weights(review_model_dir, tmp_path, index):
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match="cannot be loaded: its files are damaged"):
         load(folder)
+
+
+@pytest.mark.parametrize("place", ["../other/model.safetensors", "sub/../../other/model.safetensors", "absolute"])
+def test_index_of_weights_elsewhere(review_model_dir, tmp_path, place):
+    folder = shutil.copytree(review_model_dir, tmp_path / "model")
+    shutil.copytree(review_model_dir, tmp_path / "other")
+    (folder / "sub").mkdir()
+    place = str(tmp_path / "other" / "model.safetensors") if place == "absolute" else place
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(folder / "model.safetensors"), place)}
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="is not in the folder of the model: it is not read"):
+        load(folder)
+
+
+def test_index_of_weights_that_is_not_damaged(review_model_dir, tmp_path):
+    folder = shutil.copytree(review_model_dir, tmp_path / "model")
+    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder, max_shard_size="10KB")
+    (folder / "model.safetensors").unlink()
+    load(folder)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "changes", "message"),
+    [
+        ("codebook", {"bits": 8, "group": 1}, "have other shapes than its config.json"),
+        ("codebook", {"bits": 2}, "have other shapes than its config.json"),
+        ("int8_dynamic", {"outliers": 3}, "outlier"),
+    ],
+)
+def test_settings_of_weights_that_do_not_belong_to_them(review_model_dir, tmp_path, scheme, changes, message):
+    model = AutoModelForSequenceClassification.from_pretrained(review_model_dir)
+    quantize(model, QuantizationConfig(scheme)).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    modules = values["codebooks"] if scheme == "codebook" else values["int8"]["linears"]
+    modules["encoder.layer.0.attention.output.dense"] |= changes
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        load_model(AutoModelForSequenceClassification, str(tmp_path))
+
+
+def test_tables_of_codebooks_are_bounded_by_the_weights(review_model_dir, tmp_path, monkeypatch):
+    model = AutoModelForSequenceClassification.from_pretrained(review_model_dir)
+    quantize(model, QuantizationConfig("codebook")).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["codebooks"] = {name: {"bits": 8, "group": 1} for name in values["codebooks"]}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    monkeypatch.setattr(loading, "SMALL_MODEL", 0)
+    with pytest.raises(UserError, match=r"asks for .* numbers, and the files of the weights hold"):
+        load_model(AutoModelForSequenceClassification, str(tmp_path))
 
 
 def test_model_that_is_not_damaged(review_model_dir):

@@ -1,6 +1,7 @@
 """`hf-efficient measure MODEL --training`: costs of training, measured in worker processes."""
 
 import pytest
+import torch
 from reviews import save_model, tiny_config
 from transformers import AutoConfig, BertForSequenceClassification, set_seed
 
@@ -97,6 +98,15 @@ def test_training_run_is_measured(make_model, head, tmp_path):
     row = measure_training_run(TrainingRunSpec(setting, str(tmp_path), task, 4, 8, 1, 2))
     assert (row.setting, row.micro_batch_size, row.failure) == (setting, 2, None)
     assert row.samples_per_second == pytest.approx(4e3 / row.step_ms)
+
+
+def test_pickles_are_not_read_for_a_training_run(make_model, tmp_path):
+    model = make_model("BertForSequenceClassification")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    spec = TrainingRunSpec(Setting(), str(tmp_path), "text-classification", 4, 8, 1, 2)
+    with pytest.raises(OSError, match="safetensors"):
+        measure_training_run(spec)
 
 
 def test_sequence_length_is_at_most_what_the_model_accepts(wide, monkeypatch):

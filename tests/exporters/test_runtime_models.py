@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from export_cases import largest_difference, require, sentences
 from transformers import AutoConfig, T5Config, T5ForConditionalGeneration
 
 from hf_efficient import export, load_exported
+from hf_efficient.errors import UserError
 from hf_efficient.exporters.runtime_models import DECODE
 from hf_efficient.measurement.cost import saved_bytes
 from hf_efficient.models.inputs import select_inputs
@@ -88,3 +90,25 @@ def test_load_exported_names_a_missing_runtime(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_efficient.measurement.runtimes.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"not installed: pip install 'hf_efficient\[onnx\]'"):
         load_exported(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("export.json", "["),
+        ("export.json", "[]"),
+        ("export.json", "{}"),
+        ("export.json", json.dumps({"export_format": "onnx"})),
+        ("export.json", json.dumps({"export_format": "onnx", "components": {}})),
+        ("export.json", json.dumps({"export_format": "onnx", "components": {"model": {"file": "../model.onnx"}}})),
+        ("export.json", json.dumps({"export_format": "onnx", "components": {"model": {"file": 3, "metadata": 3}}})),
+        ("config.json", "["),
+        ("model.onnx", ""),
+        ("model.onnx", "<html>"),
+    ],
+)
+def test_load_exported_refuses_damaged_files(exported, tmp_path, file, content):
+    folder = shutil.copytree(exported(format="onnx").folder, tmp_path / "onnx")
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=r"export (it|the model) again"):
+        load_exported(folder)
