@@ -14,13 +14,14 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from hf_efficient.commands.config import JobConfig
-from hf_efficient.commands.run_files import begin_run, finish_run, foreign_files, recover, undo_run
+from hf_efficient.commands.run_files import begin_run, finish_run, foreign_files, has_trained, recover, undo_run
 from hf_efficient.commands.run_manifest import LOCK_NAME, MANIFEST_NAME, RunManifest
 from hf_efficient.errors import NonFiniteLossError, UserError
 from hf_efficient.measurement.report import REPORT_NAME
 from hf_efficient.trainer.checkpoints import has_resumable_run
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+TRAINED_IS_KEPT = "What was trained is kept: --resume_from_checkpoint True goes on from it"
 DISK_ERROR_TEXTS = ("No space left on device", "File too large", "PytorchStreamWriter failed writing")
 
 
@@ -92,8 +93,9 @@ def recover_output_dir(output_dir: Path) -> None:
 def run_in(output_dir: Path, settings: Mapping[str, Any], is_resumed: bool) -> Iterator[None]:
     """Own `output_dir` within the context: lock it, record the run, and move the results of the run before aside.
 
-    They are moved back if the run turns out to be impossible, and removed when it is complete. Only one process calls
-    this. Raises UserError if another run in the directory has not ended.
+    They are moved back if the run turns out to be impossible before anything is trained, and removed when it is
+    complete. What was trained before an error is kept, to be resumed. Only one process calls this. Raises UserError if
+    another run in the directory has not ended.
     """
     with _lock(output_dir):
         try:
@@ -102,8 +104,10 @@ def run_in(output_dir: Path, settings: Mapping[str, Any], is_resumed: bool) -> I
         except UserError as error:
             if (output_dir / REPORT_NAME).exists():  # complete, but not pushed
                 finish_run(output_dir)
-            elif not is_resumed and not isinstance(error, NonFiniteLossError):  # that can be resumed
+            elif not is_resumed and not has_trained(output_dir):
                 undo_run(output_dir)
+            elif not isinstance(error, NonFiniteLossError):  # which names the checkpoint itself
+                error.args = (f"{error}. {TRAINED_IS_KEPT}",)
             raise
         except KeyboardInterrupt as error:
             message = "interrupted: the same command with --resume_from_checkpoint True goes on"

@@ -26,6 +26,7 @@ from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig
 
 REPORT, STUDENT, ROUND = "compression_report.json", "_student/config.json", "_round-1/config.json"
+CUT = "_cut-1/config.json"
 SETTINGS = {"rounds": 2, "model": "a hash"}
 
 
@@ -37,7 +38,7 @@ def write(folder, *names, text="new"):
 
 def stop_a_run(folder, name, error):
     with run_in(folder, SETTINGS, is_resumed=False):
-        write(folder, name)
+        write(folder, name, text="{}")
         raise error
 
 
@@ -70,21 +71,32 @@ def test_overwriting_removes_what_the_first_run_wrote_and_nothing_else(tmp_path)
 def test_impossible_run_leaves_the_results_of_the_run_before(tmp_path):
     finish_a_run(tmp_path)
     before = RunManifest.load(tmp_path)
-    with pytest.raises(UserError, match="out of reach"):
-        stop_a_run(tmp_path, ROUND, UserError("out of reach"))
+    with pytest.raises(UserError, match=r"^out of reach$"):
+        stop_a_run(tmp_path, CUT, UserError("out of reach"))
     assert RunManifest.load(tmp_path) == before
     assert (tmp_path / REPORT).read_text() == (tmp_path / STUDENT).read_text() == "old"
-    assert not (tmp_path / "_round-1").exists()
+    assert not (tmp_path / CUT).exists()
 
 
-@pytest.mark.parametrize(
-    ("error", "kept"), [(NonFiniteLossError, ROUND), (KeyboardInterrupt, ROUND), (OSError, ROUND)]
-)
-def test_run_that_can_be_resumed_keeps_its_rounds(tmp_path, error, kept):
+@pytest.mark.parametrize("error", [NonFiniteLossError, KeyboardInterrupt, OSError])
+def test_run_that_can_be_resumed_keeps_its_rounds(tmp_path, error):
     with pytest.raises(error):
         stop_a_run(tmp_path, ROUND, error("stopped"))
-    assert (tmp_path / kept).exists()
+    assert (tmp_path / ROUND).exists()
     assert not is_finished(tmp_path)
+
+
+@pytest.mark.parametrize("name", [ROUND, "_teacher/config.json", "_tuning/checkpoint-2/trainer_state.json"])
+def test_error_after_training_keeps_what_was_trained_and_says_how_to_go_on(tmp_path, name):
+    finish_a_run(tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^no such metric\. What was trained is kept: --resume_from_checkpoint True"):
+        stop_a_run(tmp_path, name, UserError("no such metric"))
+    assert RunManifest.load(tmp_path).stage == "running"
+    with run_in(tmp_path, SETTINGS, is_resumed=True):
+        assert (tmp_path / name).exists()
+        write(tmp_path, REPORT)
+    assert (tmp_path / REPORT).read_text() == "new"
 
 
 def job_config(folder):
@@ -104,10 +116,10 @@ def test_a_run_killed_at_any_file_operation_loses_nothing_of_the_run_before(tmp_
 
     def overwrite():
         with run_in(folder, SETTINGS, is_resumed=False):
-            write(folder, ROUND, STUDENT)
+            write(folder, CUT, STUDENT)
             if not is_possible:
                 raise UserError("out of reach")
-            write(folder, REPORT, card)
+            write(folder, ROUND, REPORT, card)
 
     def overwrite_and_report():
         with contextlib.suppress(UserError):
