@@ -229,7 +229,7 @@ def _search(
         for layer, members in layer_blocks.items()
     }
     available = budget - table.base - sum(min_costs.values())
-    if available < -ROUNDING * budget:
+    if not available >= -ROUNDING * budget:  # nor if it is NaN
         return None
     bin_size = max(available, ROUNDING * budget) / BINS
 
