@@ -17,7 +17,7 @@ from hf_efficient.hub.files import collect_files
 from hf_efficient.measurement.report import REPORT_NAME
 
 RESUME, OVERWRITE = ["--resume_from_checkpoint", "True"], ["--overwrite_output_dir"]
-# By the number of the review: what was done, what happened, and where it is checked now.
+# By the number of the review: what was done, and what happened.
 FAULTS = {
     1: ("killed in round 2, resumed with `--rounds 1`", "the unpruned model is written, as pruned"),
     2: ("resumed with other fractions or another model", "goes on, and reports the new settings"),
@@ -37,14 +37,6 @@ FAULTS = {
     16: ("two jobs in one folder", "both write"),
     17: ("damaged reports, credentials in a pushed folder", "raw errors; uploaded"),
     18: ("wrong types, Ctrl-C, a folder that is read-only", "accepted; a traceback; found after all the work"),
-}
-TESTS = {
-    8: "tests/contracts/test_remote_code.py",
-    12: "tests/distillation/test_config.py",
-    13: "tests/models/test_config_checks.py",
-    14: "tests/hub/test_hostile_names.py",
-    15: "tests/hub/test_hostile_names.py",
-    17: "tests/hub/test_files.py",
 }
 
 

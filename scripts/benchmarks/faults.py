@@ -25,7 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fault_attacks import FAULTS, TESTS, attacks
+from fault_attacks import FAULTS, attacks
+from fault_inputs import input_attacks
 from fault_points import (
     FileOperations,
     convert_once,
@@ -190,7 +191,8 @@ def main() -> None:
     scenario.prepare()
     states = sorted(path.name for path in scenario.states.iterdir())
     writes = scenario.writes.read_text().split()
-    possible_points = {"kills": states, "disk": writes, "interrupts": states, "attacks": sorted(attacks(scenario))}
+    all_attacks = {**attacks(scenario), **input_attacks(scenario)}
+    possible_points = {"kills": states, "disk": writes, "interrupts": states, "attacks": sorted(all_attacks)}
     for kind in args.only:
         possible = possible_points[kind]
         count = min(args.points or len(possible), len(possible))
@@ -201,7 +203,7 @@ def main() -> None:
                 continue
             start = time.perf_counter()
             if kind == "attacks":
-                result = attacks(scenario)[point]()
+                result = all_attacks[point]()
             elif kind == "kills":
                 result = kill(scenario, point)
             else:
@@ -226,8 +228,6 @@ def table(results: dict[str, Any]) -> str:
             points = [result["ok"] for name, result in results.items() if name.startswith(f"{kind} ")]
             if number in numbers and points:
                 texts.append(f"{kind}: {sum(points)} of {len(points)} points end like a run undisturbed")
-        if number in TESTS:
-            texts.append(f"in `{TESTS[number]}`")
         rows.append(f"| {number} | {done} | {before} | {'; '.join(dict.fromkeys(texts)) or 'not measured'} |")
     return "\n".join(rows) + "\n"
 
