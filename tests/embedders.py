@@ -67,8 +67,8 @@ def write_modules(folder: Path, kinds=("Transformer", "Pooling", "Normalize"), p
     return folder
 
 
-def save_embedder(folder: Path, seed=0, modules=True, changes=(), **options) -> Path:
-    """Save a tiny BERT of random weights with the modules of an embedder."""
+def save_embedder(folder: Path, seed=0, modules=True, changes=(), words=WORDS, **options) -> Path:
+    """Save a tiny BERT of random weights with the modules of an embedder, and a tokenizer of these words."""
     set_seed(seed)
     config = tiny_config(id2label={0: "LABEL_0", 1: "LABEL_1"}, label2id=None, **dict(changes))
     model = BertModel(config)
@@ -76,5 +76,5 @@ def save_embedder(folder: Path, seed=0, modules=True, changes=(), **options) -> 
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.3)
-    save_model(folder, model, texts=(" ".join(WORDS), *texts(20)))
+    save_model(folder, model, texts=(" ".join(words), *(texts(20) if words is WORDS else ())))
     return write_modules(folder, width=config.hidden_size, **options) if modules else folder

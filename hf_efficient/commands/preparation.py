@@ -27,6 +27,7 @@ from hf_efficient.data.label_names import model_label_names, set_label_names
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.students import student_from_config, student_from_layers
 from hf_efficient.distillation.teacher import load_teacher
+from hf_efficient.distillation.teacher_tokens import TeacherTokensCollator, add_teacher_tokens
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import accepts_token_type_ids
 from hf_efficient.models.sentence_files import fit_sentence_modules
@@ -51,6 +52,7 @@ class PreparedJob:
     | raw_splits, tokenized_splits | the data as it is in the files, and as the model reads it |
     | is_fine_tuned | whether the model has the head of the task already |
     | teachers | the teachers that were named |
+    | teacher_tokenizer | of a teacher that reads the texts by another tokenizer than the student's |
     """
 
     task: Task
@@ -60,6 +62,7 @@ class PreparedJob:
     model: PreTrainedModel
     is_fine_tuned: bool
     teachers: tuple[PreTrainedModel, ...]
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def compute_metrics(self) -> Any:
@@ -81,8 +84,16 @@ class PreparedJob:
         """Return `config` without the loss on labels, if the training data has none and the task needs none."""
         train = self.tokenized_splits.get("train")
         if self.task.has_optional_labels and train is not None and "labels" not in train.column_names:
-            return dataclasses.replace(config, hard_label_weight=0.0, hard_label_weight_end=None)
-        return config
+            config = dataclasses.replace(config, hard_label_weight=0.0, hard_label_weight_end=None)
+        if self.teacher_tokenizer is None:
+            return config
+        if config.uses_intermediate_outputs:
+            raise UserError(
+                "the teacher has another tokenizer than the student, so its hidden states, attention and relations "
+                "are those of other tokens: leave out hidden_weight, embedding_weight, attention_weight and "
+                "relation_weight"
+            )
+        return dataclasses.replace(config, hidden_weight=0.0)
 
     def trainer_kwargs(self) -> dict[str, Any]:
         """Return the arguments that every trainer of the job gets."""
@@ -91,10 +102,16 @@ class PreparedJob:
             "train_dataset": datasets.get("train"),
             "eval_dataset": datasets.get("evaluation"),
             "processing_class": self.encoder.tokenizer,
-            "data_collator": self.task.collator(self.encoder.tokenizer),
+            "data_collator": self._collator(),
             "compute_metrics": self.compute_metrics,
             "preprocess_logits_for_metrics": self.task.reduce_logits,
         }
+
+    def _collator(self) -> Any:
+        collator = self.task.collator(self.encoder.tokenizer)
+        if self.teacher_tokenizer is None:
+            return collator
+        return TeacherTokensCollator(collator, self.task.collator(self.teacher_tokenizer))
 
 
 def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
@@ -147,49 +164,70 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
     )
     is_fine_tuned = (is_fine_tuned or not has_architecture) and not missing
     needs_logits = config.uses_distillation and config.distillation.uses_logits
-    teachers = []
+    teachers: list[PreTrainedModel] = []
+    teacher_tokenizer: Any = None
     for teacher_name in teacher_names:
         with explain_loading_errors(teacher_name):
             teachers.append(load_teacher(teacher_name, task.auto_class, needs_logits, trust_remote_code, attention))
-        if _has_same_tokenizer(teacher_name, tokenizer, trust_remote_code):
+        own = _load_teacher_tokenizer(teacher_name, trust_remote_code)
+        if own is not None and own.get_vocab() == tokenizer.get_vocab():
             _remove_unused_tokens(teachers[-1], model, tokenizer)
+        elif own is not None:
+            _check_own_tokenizer(config, task, teacher_name, own, tokenizer)
+            teacher_tokenizer = own
     if teachers and not is_fine_tuned:
         fit_sentence_modules(teachers[0], model)
     return_token_type_ids = any(map(accepts_token_type_ids, teachers)) or None
-    data = task.adapt_data(data, model)
+    given_data, data = data, task.adapt_data(data, model)
     data = bound_max_length(data, tokenizer, [each.config for each in (model, *teachers)]) if has_data else data
     is_multi_hot = classes is not None and classes.is_multi_hot
     encoder = RowEncoder(
         columns, tokenizer, data, label_to_id, return_token_type_ids, model_config.num_labels, is_multi_hot
     )
     tokenized_splits = task.tokenize(splits, encoder)
+    if teacher_tokenizer is not None:
+        adapt_tokenizer(teacher_tokenizer, teachers[0].config, task.needs_offsets, task.reads_words)
+        own_data = bound_max_length(task.adapt_data(given_data, teachers[0]), teacher_tokenizer, [teachers[0].config])
+        own_encoder = dataclasses.replace(encoder, tokenizer=teacher_tokenizer, data=own_data)
+        for split, rows in task.tokenize(splits, own_encoder).items():
+            tokenized_splits[split] = add_teacher_tokens(tokenized_splits[split], rows)
     if has_data:
         logger.warning(describe_data(task, classes, names, splits, tokenized_splits, encoder))
-    if has_data:
         evaluation = task.complete_evaluation(tokenized_splits["evaluation"], tokenizer, config.training.seed)
         tokenized_splits["evaluation"] = evaluation
-    return PreparedJob(task, encoder, splits, tokenized_splits, model, is_fine_tuned, tuple(teachers))
+    return PreparedJob(
+        task, encoder, splits, tokenized_splits, model, is_fine_tuned, tuple(teachers), teacher_tokenizer
+    )
 
 
-def _has_same_tokenizer(teacher_name: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> bool:
-    """Return whether the teacher has the same tokenizer, or none: False. Raises UserError if it has another."""
+def _load_teacher_tokenizer(teacher_name: str, trust_remote_code: bool) -> Any:
+    """Return the teacher's tokenizer; None if it has none."""
     with explain_loading_errors(teacher_name, "tokenizer"):
         try:
-            teacher_tokenizer = AutoTokenizer.from_pretrained(teacher_name, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(teacher_name, trust_remote_code=trust_remote_code)
         except OSError:
-            teacher_tokenizer = None
-    if teacher_tokenizer is None or not has_vocabulary(teacher_tokenizer):
+            tokenizer = None
+    if tokenizer is None or not has_vocabulary(tokenizer):
         logger.warning(f"teacher {teacher_name!r} has no tokenizer: the student's is used for both")
-        return False
-    teacher_vocabulary, vocabulary = teacher_tokenizer.get_vocab(), tokenizer.get_vocab()
-    if teacher_vocabulary != vocabulary:
-        differing = (token for token, index in vocabulary.items() if teacher_vocabulary.get(token) != index)
-        raise UserError(
-            f"the tokenizer of the teacher {teacher_name!r} differs from the student's ({len(teacher_vocabulary)} and "
-            f"{len(vocabulary)} tokens, the first difference is {next(differing, 'an additional token')!r}): teacher "
-            "and student must share one tokenizer"
-        )
-    return True
+        return None
+    return tokenizer
+
+
+def _check_own_tokenizer(config: JobConfig, task: Task, teacher_name: str, own: Any, tokenizer: Any) -> None:
+    """Raise UserError if the teacher cannot have a tokenizer of its own: what is learned depends on tokens."""
+    reads_texts = task.loader is not None or task.head == "SequenceClassification"
+    prunes = config.pruning.removes_anything or config.pruning.vocabulary
+    if reads_texts and not prunes and len(config.model.teacher_name_or_path or ()) == 1:
+        logger.warning(f"teacher {teacher_name!r} reads the texts by its own tokenizer, which is not the student's")
+        return
+    vocabulary, own_vocabulary = tokenizer.get_vocab(), own.get_vocab()
+    differing = (token for token, index in vocabulary.items() if own_vocabulary.get(token) != index)
+    raise UserError(
+        f"the tokenizer of the teacher {teacher_name!r} differs from the student's ({len(own_vocabulary)} and "
+        f"{len(vocabulary)} tokens, the first difference is {next(differing, 'an additional token')!r}): teacher "
+        "and student must share one tokenizer, except for one teacher of embeddings or classes of texts, and without "
+        "pruning"
+    )
 
 
 def _remove_unused_tokens(

@@ -27,10 +27,13 @@ SOFT_LABEL_UNIT = "soft"
 PROJECTIONS_NAME = "projections.safetensors"
 
 
-def check_same_task(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Check that student and teacher have the same vocabulary and the same labels. Raises UserError if not."""
+def check_same_task(student: PreTrainedModel, teacher: PreTrainedModel, shares_tokens: bool = True) -> None:
+    """Check that student and teacher have the same vocabulary and the same labels. Raises UserError if not.
+
+    `shares_tokens`: the teacher reads the tokens of the student, and not the texts by a tokenizer of its own.
+    """
     student_config, teacher_config = student.config, teacher.config
-    if student_config.vocab_size != teacher_config.vocab_size:
+    if shares_tokens and student_config.vocab_size != teacher_config.vocab_size:
         raise UserError(
             f"the teacher has a vocabulary of {teacher_config.vocab_size} tokens and the student one of "
             f"{student_config.vocab_size}: they must share a tokenizer"

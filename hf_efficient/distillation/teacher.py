@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from hf_efficient.models.inputs import is_label, select_inputs, task_head_of
 from hf_efficient.models.loading import load_pretrained
 
 TeacherOutputs = dict[str, torch.Tensor]
+# In front of the names of columns that only teachers read: their outputs, and inputs by a tokenizer of their own.
+PREFIX = "teacher_"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TOKEN_ID_COLUMNS = ("input_ids", "decoder_input_ids", "labels")
 
 
@@ -94,6 +97,7 @@ class Teacher(nn.Module):
 
     def _to_teacher_inputs(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the inputs in the teachers' token ids, without labels unless the decoder reads them."""
+        inputs = teacher_inputs_of(inputs)
         keeps_labels = self.head_outputs is not None and self.head_outputs.decoder_reads_labels
         teacher_inputs = {name: value for name, value in inputs.items() if keeps_labels or not is_label(name)}
         if self.token_ids is not None:
@@ -101,6 +105,20 @@ class Teacher(nn.Module):
                 ids = teacher_inputs[name]
                 teacher_inputs[name] = torch.where(ids < 0, ids, self.token_ids.to(ids.device)[ids.clamp(min=0)])
         return teacher_inputs
+
+
+def has_teacher_inputs(names: Iterable[str]) -> bool:
+    """Whether columns with these names hold the texts in the tokens of the teacher's own tokenizer too."""
+    return f"{PREFIX}{INPUTS[0]}" in names
+
+
+def teacher_inputs_of(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what a teacher reads of a batch: the texts in its own tokens if there are any, and never its outputs."""
+    own = {name: batch[f"{PREFIX}{name}"] for name in INPUTS if f"{PREFIX}{name}" in batch}
+    shared = {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
+    if not own:
+        return shared
+    return {**own, **{name: value for name, value in shared.items() if name not in INPUTS}}
 
 
 def load_teacher(

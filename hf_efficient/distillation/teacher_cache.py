@@ -14,10 +14,9 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedModel
 
 from hf_efficient.distillation.head_outputs import HeadOutputs
-from hf_efficient.distillation.teacher import Teacher, predicts_tokens
+from hf_efficient.distillation.teacher import INPUTS, PREFIX, Teacher, predicts_tokens
 from hf_efficient.errors import UserError
 
-PREFIX = "teacher_"
 TOP_TOKENS = "teacher_top_tokens"
 MAX_CACHED_CLASSES = 1000
 MAP_BATCH_SIZE = 2048
@@ -198,8 +197,13 @@ def read_cached_outputs(
 
 
 def drop_teacher_columns(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a batch without the teacher's cached outputs."""
+    """Return a batch without the teacher's cached outputs, and without texts in its own tokens."""
     return {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
+
+
+def _is_output(name: str) -> bool:
+    """Whether a column holds outputs of the teacher, and not texts in its own tokens."""
+    return name.startswith(PREFIX) and name.removeprefix(PREFIX) not in INPUTS
 
 
 class TeacherOutputsCollator:
@@ -223,8 +227,9 @@ class TeacherOutputsCollator:
 
         Those of rows with several texts are (rows * texts, size), as the texts in the batch.
         """
-        names = [name for name in examples[0] if name.startswith(PREFIX)]
-        batch = dict(self.collator([drop_teacher_columns(example) for example in examples]))
+        names = [name for name in examples[0] if _is_output(name)]
+        without = [{name: value for name, value in each.items() if not _is_output(name)} for each in examples]
+        batch = dict(self.collator(without))
         for name in names:
             rows = [torch.as_tensor(example[name]) for example in examples]
             if self.has_token_axis:

@@ -20,7 +20,6 @@ from transformers.utils import logging
 from hf_efficient.data.length_order import sort_by_length
 from hf_efficient.distillation.agreement import agreement_of, decide
 from hf_efficient.distillation.distiller import Distiller
-from hf_efficient.distillation.teacher_cache import drop_teacher_columns
 from hf_efficient.measurement.embeddings import neighbours_kept
 from hf_efficient.measurement.training_curve import TrainingPoint
 from hf_efficient.models.inputs import is_label
@@ -158,7 +157,7 @@ class AgreementStopping(TrainerCallback):
             batches = [dict(batch) for batch in loader]
         for batch in batches:
             inputs = trainer._prepare_inputs(batch)
-            outputs, _ = self.distiller.teacher.predict(drop_teacher_columns(inputs))
+            outputs, _ = self.distiller.teacher.predict(inputs)
             stored += sum(value.numel() for value in outputs.values())
             kept = {name: value.cpu() for name, value in outputs.items()} if stored <= MAX_STORED_OUTPUTS else None
             self._batches.append((batch, decide(head, outputs, inputs), kept))

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import Distiller
 from hf_efficient.distillation.generated_targets import generate_targets
-from hf_efficient.distillation.teacher import Teacher, load_teacher
-from hf_efficient.distillation.teacher_cache import PREFIX, TOP_TOKENS, TeacherOutputsCollator, cache_teacher_outputs
+from hf_efficient.distillation.teacher import PREFIX, Teacher, load_teacher
+from hf_efficient.distillation.teacher_cache import TOP_TOKENS, TeacherOutputsCollator, cache_teacher_outputs
+from hf_efficient.distillation.teacher_tokens import TEACHER_INPUTS
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import TOKEN_TYPES, accepts_token_type_ids, task_head_of
 from hf_efficient.models.sentence_files import AutoSentenceEmbedder
@@ -156,13 +157,13 @@ class DistillationTraining:
         )
 
     def columns(self) -> list[str]:
-        """Return the columns of the data that only the distiller reads."""
+        """Return the columns of the data that only the distiller, or a teacher with its own tokenizer, reads."""
         if self.distiller is None:
-            return []
+            return list(TEACHER_INPUTS)
         teacher = self.distiller.teacher
         cached = [] if teacher.head_outputs is None else [PREFIX + name for name in teacher.head_outputs.outputs]
         token_types = [TOKEN_TYPES] if any(map(accepts_token_type_ids, teacher.models)) else []
-        return [*cached, *([TOP_TOKENS] if cached else []), *token_types]
+        return [*cached, *([TOP_TOKENS] if cached else []), *token_types, *TEACHER_INPUTS]
 
     # ---- projections ------------------------------------------------------------------------------------------------
 

@@ -194,7 +194,8 @@ class ModelEvaluator:
         for model in models.values():
             trainer._move_model_to_device(model, trainer.args.device)
         pruning, quantization = techniques.pruning, techniques.quantization
-        inputs = model_inputs(trainer.model, pruning.latency_batch_size, pruning.latency_sequence_length)
+        fewest_tokens = min(models.values(), key=lambda model: model.config.vocab_size, default=trainer.model)
+        inputs = model_inputs(fewest_tokens, pruning.latency_batch_size, pruning.latency_sequence_length)
         half = half_precision_forms(models, trainer.args.device)
         variants = {role: model for role, model in models.items() if role != "quantized"} | half
         compiled: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import check_same_task
 from hf_efficient.distillation.head_outputs import get_head_outputs
 from hf_efficient.distillation.intermediate import resolve_hidden_weight
+from hf_efficient.distillation.teacher import has_teacher_inputs, teacher_inputs_of
 from hf_efficient.exporters.config import ExportConfig
 from hf_efficient.files.replacing import replacing_model
 from hf_efficient.hub.publisher import HubPublisher
@@ -82,7 +83,8 @@ class CompressionMixin(PublishingMixin):
         self.predicts_embeddings = prepare_for_embeddings(self)
         self.teachers: list[PreTrainedModel] = load_teachers(teacher, self.model, distillation)
         for loaded in self.teachers:
-            check_same_task(self.model if untrimmed is None else untrimmed.model, loaded)
+            shares_tokens = not has_teacher_inputs(getattr(self.train_dataset, "column_names", None) or ())
+            check_same_task(self.model if untrimmed is None else untrimmed.model, loaded, shares_tokens)
         if distillation is not None and self.model_init is None:
             resolved = resolve_hidden_weight(distillation, self.model, self.teachers)
             self.techniques = replace(self.techniques, distillation=resolved)
@@ -264,7 +266,8 @@ class CompressionMixin(PublishingMixin):
         """Pass only the inputs that the model accepts, and keep no hidden states or attention of all the data."""
         has_default = ignore_keys is None and self.compute_metrics is not None
         ignored = outputs_not_kept(self.model) if has_default else ignore_keys
-        batch = select_model_inputs(self.model, inputs)
+        is_teacher = any(self.model is teacher for teacher in self.teachers)
+        batch = select_model_inputs(self.model, teacher_inputs_of(inputs) if is_teacher else inputs)
         return super().prediction_step(model, batch, prediction_loss_only, ignored, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:

@@ -76,11 +76,25 @@ def test_base_model_gets_the_labels_of_its_teacher(job_dir):
     assert report.row("student").metrics["accuracy"] > 0.9
 
 
-def test_teacher_with_another_tokenizer_is_refused(job_dir, capsys):
-    model = BertForSequenceClassification(tiny_config())
-    save_model(job_dir / "other", model, texts=("quite other words about ships",))
-    assert main(["distill", *flags(job_dir, teacher_name_or_path=job_dir / "other")]) == 2
-    assert "must share one tokenizer" in " ".join(capsys.readouterr().err.split())
+@pytest.mark.parametrize("cache_teacher", [False, True])
+def test_a_teacher_with_another_tokenizer_reads_the_texts(job_dir, cache_teacher):
+    save_model(job_dir / "student", BertModel(tiny_config()), texts=("film was good bad great awful lovely dull",) * 9)
+    report = distill(
+        job_dir,
+        model_name_or_path=job_dir / "student",
+        teacher_name_or_path=job_dir / "model",
+        hard_label_weight=0.0,
+        cache_teacher=cache_teacher,
+        num_train_epochs=20,
+    )
+    assert report.row("teacher").metrics["accuracy"] > 0.9
+    assert report.row("student").metrics["accuracy"] > 0.9
+
+
+def test_hidden_states_of_a_teacher_with_another_tokenizer_are_refused(job_dir, capsys):
+    save_model(job_dir / "other", BertForSequenceClassification(tiny_config()), texts=("words about ships",))
+    assert main(["distill", *flags(job_dir, teacher_name_or_path=job_dir / "other", hidden_weight=1)]) == 2
+    assert "are those of other tokens" in " ".join(capsys.readouterr().err.split())
     assert not (job_dir / "out" / "config.json").exists()
 
 

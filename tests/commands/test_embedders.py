@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from embedders import pairs, save_embedder, texts, write_lines, write_rows
+from embedders import WORDS, pairs, save_embedder, texts, write_lines, write_rows
 from transformers import AutoModel
 
 from hf_efficient import CompressionReport
@@ -85,6 +85,17 @@ def test_a_pretrained_student_is_pooled_as_its_teacher(folder):
     curve = CompressionReport.load(folder / "out").training_curve
     assert len(curve) == 2
     assert all(0 < point.agreement < 1 and point.loss > 0 for point in curve)
+
+
+def test_a_teacher_with_another_tokenizer_reads_the_texts(folder):
+    prompt = {"prompts": {"a": "man "}, "default_prompt_name": "a"}
+    save_embedder(folder / "teacher", seed=1, words=reversed(WORDS), changes={"hidden_size": 16}, **prompt)
+    run("distill", *on_files(folder, teacher_name_or_path="teacher"), *FAST)
+    report = CompressionReport.load(folder / "out")
+    main(["measure", "teacher", "--validation_file", "pairs.jsonl", "--output_dir", "alone"])
+    expected = CompressionReport.load(folder / "alone").models[0].metrics
+    assert report.row("teacher").metrics["spearman"] == pytest.approx(expected["spearman"], abs=1e-5)
+    assert report.row("student").teacher_agreement is not None
 
 
 def test_pairs_with_scores_are_labels_to_train_on(folder):
