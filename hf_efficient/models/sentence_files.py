@@ -82,7 +82,9 @@ def read_sentence_modules(name: str) -> SentenceModules | None:
     listed = _read(name, MODULES_FILE)
     if listed is None:
         return None
-    entries = _parse(name, MODULES_FILE, listed)
+    entries = _parse(name, MODULES_FILE, listed, list)
+    if not all(isinstance(each, dict) and {"type", "path"} <= each.keys() for each in entries):
+        raise UserError(f"{MODULES_FILE} of {name!r} is no list of modules with a type and a path: copy it again")
     files = {MODULES_FILE: listed}
     pooling: tuple[str, ...] = ()
     steps: list[Step] = []
@@ -97,6 +99,10 @@ def read_sentence_modules(name: str) -> SentenceModules | None:
                     "version of sentence-transformers, which puts it beside modules.json"
                 )
             continue
+        if not path or ".." in Path(path).parts:  # its files are copied to the same place of other folders
+            raise UserError(
+                f"{MODULES_FILE} of {name!r} names the folder {path!r}: give one within the model's folder"
+            )
         for file in MODULE_FILES:
             content = _read(name, f"{path}/{file}")
             if content is not None:
@@ -184,11 +190,14 @@ def _read(name: str, path: str) -> bytes | None:
     return None if file is None else Path(file).read_bytes()
 
 
-def _parse(name: str, path: str, content: bytes) -> Any:
+def _parse(name: str, path: str, content: bytes, kind: type = dict) -> Any:
     try:
-        return json.loads(content)
-    except ValueError as error:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} of {name!r} is not valid JSON ({error}): copy or download it again") from error
+    if not isinstance(value, kind):
+        raise UserError(f"{path} of {name!r} holds a {type(value).__name__}, not a {kind.__name__}: copy it again")
+    return value
 
 
 def _unsupported(name: str, types: Sequence[str]) -> UserError:

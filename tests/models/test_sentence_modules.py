@@ -130,3 +130,20 @@ def test_other_kinds_of_modules_are_refused(tmp_path):
     write_modules(tmp_path, kinds=("Transformer", "Pooling", "LSTM"))
     with pytest.raises(UserError, match="supported are a Transformer and a Pooling"):
         read_sentence_modules(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", "{}", "modules.json of .* holds a dict, not a list"),
+        ("modules.json", '[{"type": "Transformer"}]', "no list of modules with a type and a path"),
+        ("modules.json", '[{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "../x"}]', "'../x'"),
+        ("1_Pooling/config.json", "[]", "1_Pooling/config.json of .* holds a list"),
+        ("sentence_bert_config.json", "{", "is not valid JSON"),
+    ],
+)
+def test_damaged_and_hostile_files_end_in_a_sentence(tmp_path, file, content, message):
+    folder = save_embedder(tmp_path / "model")
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_sentence_modules(str(folder))
