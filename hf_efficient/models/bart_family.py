@@ -105,7 +105,7 @@ class BartLikeFamily(Family):
 
     def stock_config(self, config: Any, structure: Structure) -> PretrainedConfig | None:
         """Return a stock config if all layers keep every head and each stack one width; otherwise None."""
-        fields = self._fields(config, structure)
+        fields = self.fields_with_layers(config, structure)
         for stack, layers in structure.stacks.items():
             heads = {kept for layer in layers for kept in layer.heads.values()}
             widths = {layer.neurons["feed_forward"] for layer in layers}
@@ -114,12 +114,7 @@ class BartLikeFamily(Family):
             fields |= {f"{stack}_ffn_dim": width for width in widths}
         return self.config_class(**fields)
 
-    def pruned_config(self, config: PretrainedConfig, structure: Structure) -> PretrainedConfig:
-        """Return the config of the pruned class that holds `structure`."""
-        return self.pruned_config_class(**self._fields(config, structure), structure=structure.to_dict())
-
-    @staticmethod
-    def _fields(config: PretrainedConfig, structure: Structure) -> dict[str, Any]:
-        """Return the fields of `config` with as many layers as `structure` has."""
+    def fields_with_layers(self, config: PretrainedConfig, structure: Structure) -> dict[str, Any]:
+        """Return the fields that the stock config takes, those of `config` with as many layers as `structure` has."""
         depths = {f"{stack}_layers": len(layers) for stack, layers in structure.stacks.items()}
         return {**stock_fields(config), **depths}

@@ -84,22 +84,17 @@ class EncoderFamily(Family):
         widths = {layer.neurons["feed_forward"] for layer in layers}
         if heads - {tuple(range(config.num_attention_heads))} or len(widths) > 1 or 0 in widths:
             return None
-        stock: Any = self.config_class(**stock_fields(config))
-        self._keep_layers(stock, config, structure)
-        setattr(stock, self.width_field, widths.pop() if widths else getattr(config, self.width_field))
-        return stock
+        fields = self.fields_with_layers(config, structure)
+        fields[self.width_field] = widths.pop() if widths else getattr(config, self.width_field)
+        return self.config_class(**fields)
 
-    def pruned_config(self, config: PretrainedConfig, structure: Structure) -> PretrainedConfig:
-        """Return the config of the pruned class that holds `structure`."""
-        pruned: Any = self.pruned_config_class(**stock_fields(config), structure=structure.to_dict())
-        self._keep_layers(pruned, config, structure)
-        return pruned
-
-    def _keep_layers(self, changed: Any, config: PretrainedConfig, structure: Structure) -> None:
-        """Give the config `changed`, which has the fields of `config`, the layers of `structure`."""
+    def fields_with_layers(self, config: PretrainedConfig, structure: Structure) -> dict[str, Any]:
+        """Return the fields that the stock config takes, those of `config` with the layers of `structure`."""
         kept = [layer.source for layer in structure.stacks["encoder"]]
-        changed.num_hidden_layers = len(kept)
+        depth = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        fields = {**stock_fields(config), depth: len(kept)}
         if self.fields_per_layer:
             index = {layer.source: number for number, layer in enumerate(self.structure(config).stacks["encoder"])}
             for name in self.fields_per_layer:
-                setattr(changed, name, [getattr(config, name)[index[source]] for source in kept])
+                fields[name] = [getattr(config, name)[index[source]] for source in kept]
+        return fields

@@ -84,8 +84,12 @@ class Family(ABC):
         """Return the stock config that can hold `structure`, or None if no stock class can."""
 
     @abstractmethod
+    def fields_with_layers(self, config: PretrainedConfig, structure: Structure) -> dict[str, Any]:
+        """Return the fields that the stock config takes, those of `config` with the layers of `structure`."""
+
     def pruned_config(self, config: PretrainedConfig, structure: Structure) -> PretrainedConfig:
         """Return the config of the pruned class that holds `structure`."""
+        return self.pruned_config_class(**self.fields_with_layers(config, structure), structure=structure.to_dict())
 
     @property
     def size_limits(self) -> dict[str, int]:

@@ -135,9 +135,14 @@ class AlbertFamily(EncoderFamily):
         groups = super().full_structure(config).stacks["encoder"][: config.num_hidden_groups]
         return Structure({"encoder": groups})
 
-    def _keep_layers(self, changed: Any, config: PretrainedConfig, structure: Structure) -> None:
-        changed.num_hidden_groups = len(structure.stacks["encoder"])
-        changed.num_hidden_layers = changed.num_hidden_groups * self.repetitions(config)
+    def fields_with_layers(self, config: PretrainedConfig, structure: Structure) -> dict[str, Any]:
+        groups = len(structure.stacks["encoder"])
+        layers = groups * self.repetitions(config)
+        return {
+            **super().fields_with_layers(config, structure),
+            "num_hidden_groups": groups,
+            "num_hidden_layers": layers,
+        }
 
 
 ALBERT = AlbertFamily()

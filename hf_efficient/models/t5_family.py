@@ -110,18 +110,13 @@ class T5LikeFamily(Family):
         )
         if not has_common_heads or len(head_counts) > 1 or len(widths) > 1 or 0 in head_counts | widths:
             return None
-        fields = self._fields(config, structure)
+        fields = self.fields_with_layers(config, structure)
         fields["num_heads"] = head_counts.pop() if head_counts else config.num_heads
         fields["d_ff"] = widths.pop() if widths else config.d_ff
         return self.config_class(**fields)
 
-    def pruned_config(self, config: PretrainedConfig, structure: Structure) -> PretrainedConfig:
-        """Return the config of the pruned class that holds `structure`."""
-        return self.pruned_config_class(**self._fields(config, structure), structure=structure.to_dict())
-
-    @staticmethod
-    def _fields(config: PretrainedConfig, structure: Structure) -> dict[str, Any]:
-        """Return the fields of `config` with as many layers as `structure` has."""
+    def fields_with_layers(self, config: PretrainedConfig, structure: Structure) -> dict[str, Any]:
+        """Return the fields that the stock config takes, those of `config` with as many layers as `structure` has."""
         fields = stock_fields(config)
         depths = {stack: len(layers) for stack, layers in structure.stacks.items()}
         fields["num_layers"] = depths["encoder"]

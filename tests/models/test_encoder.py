@@ -20,7 +20,7 @@ def structure(*layers):
 
 def test_encoder_families_are_listed():
     expected = ["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"]
-    assert [*expected, "modernbert", "mpnet", "deberta-v2"] == ENCODERS
+    assert [*expected, "modernbert", "mpnet", "deberta-v2", "albert"] == ENCODERS
 
 
 @pytest.mark.parametrize(
