@@ -35,6 +35,7 @@ from hf_efficient.files.replacing import replacing
 from hf_efficient.measurement.runtimes import check_runtime, suppress_output
 from hf_efficient.models import class_for, family_of, is_quantized
 from hf_efficient.models.family import stock_fields
+from hf_efficient.models.inputs import common_sizes
 from hf_efficient.models.sentence_modules import embed_in_forward
 from hf_efficient.registry import Registry
 
@@ -49,7 +50,6 @@ ONNX_QUANTIZERS: Registry[Any] = Registry(
 )
 # What quantization needs besides the packages of the runtime.
 QUANTIZER_PACKAGES = {"openvino": ("nncf",)}
-COMMON_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 MAX_RELATIVE_DIFFERENCE = 1e-3
 # A few activations that are rounded differently change outputs by less; one range for a whole batch by more.
 MAX_BATCH_DIFFERENCE = 1e-2
@@ -217,8 +217,9 @@ def _exporter_config(format: str, model: PreTrainedModel, quantization: str | No
 def _add_common_sizes(folder: Path, config: Any) -> None:
     """Write the sizes in `config.json` under the names that servers read too, which some architectures do not use."""
     path = folder / "config.json"
-    sizes = {name: getattr(config, name) for name in COMMON_SIZES if hasattr(config, name)}
-    path.write_text(json.dumps({**sizes, **json.loads(path.read_text("utf-8"))}, indent=2) + "\n", "utf-8")
+    path.write_text(
+        json.dumps({**common_sizes(config), **json.loads(path.read_text("utf-8"))}, indent=2) + "\n", "utf-8"
+    )
 
 
 def _stock_config(model: PreTrainedModel) -> Any:

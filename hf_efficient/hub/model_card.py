@@ -16,8 +16,8 @@ from hf_efficient.files.replacing import replacing
 from hf_efficient.hub.citations import list_citations
 from hf_efficient.hub.config import is_repo_name
 from hf_efficient.hub.escaping import escape_markdown, escape_names
+from hf_efficient.hub.reader_files import complete_reader_files
 from hf_efficient.hub.snippets import example_text, library_of, required_packages, usage_snippet, uses_torchao
-from hf_efficient.hub.tokenizer_files import complete_tokenizer_files
 from hf_efficient.hub.usage import (
     EXPORT_RUNTIMES,
     generates_text,
@@ -49,10 +49,10 @@ def write_report_and_card(
 ) -> None:
     """Write `compression_report.json`, its plot and the card `README.md` into `folder`.
 
-    The tokenizer's files there are completed for other libraries.
+    The other files there are completed for servers and other libraries.
     """
     report.save(folder)  # first, so that what fails below loses no measurement
-    complete_tokenizer_files(Path(folder))
+    complete_reader_files(Path(folder))
     with replacing(Path(folder) / "README.md") as temporary:
         build_model_card(report, folder, base_model).save(temporary)
     report.plot(folder)

@@ -30,8 +30,9 @@ def complete_tokenizer_files(folder: Path) -> None:
     if not isinstance(length, (int, float)) or not 0 < length <= limit:
         _write(path, {**tokenizer, "model_max_length": limit})
     tokens = {name: _content(tokenizer[name]) for name in SPECIAL_TOKENS if tokenizer.get(name)}
-    if tokens:
-        _write(folder / "special_tokens_map.json", tokens)
+    path = folder / "special_tokens_map.json"
+    if tokens and not (path.is_file() and read_json(path) == tokens):
+        _write(path, tokens)
 
 
 def max_text_tokens(config: PreTrainedConfig) -> int:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from . import find_family
 
 TOKEN_TYPES = "token_type_ids"
+COMMON_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 # Where CrossEncoder of sentence-transformers reads the activation of the score: the first since version 4.
 ACTIVATION_FIELD, OLD_ACTIVATION_FIELD = "sentence_transformers", "sbert_ce_default_activation_function"
 
@@ -37,6 +38,11 @@ def is_label(name: str) -> bool:
 def task_head_of(class_name: str) -> str:
     """Return the task head of a model class, such as "SequenceClassification"; "" if it has none."""
     return "ConditionalGeneration" if class_name.endswith("MTModel") else class_name.partition("For")[2]
+
+
+def common_sizes(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the sizes of a model by the names that servers read, which some architectures do not use."""
+    return {name: getattr(config, name) for name in COMMON_SIZES if hasattr(config, name)}
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
