@@ -103,8 +103,9 @@ def export(
     the folder has the config of the stock class. The export is loaded again and compared with torch; there is a
     warning if it is quantized and slower than the float model on this machine.
 
-    A model that generates text is exported as three graphs; `hf_efficient.load_exported` loads all three and returns
-    a model with `generate`.
+    A sentence embedder has the outputs `last_hidden_state` and `sentence_embedding`: pooling, dense layers and
+    normalization are in the graph. A model that generates text is exported as three graphs;
+    `hf_efficient.load_exported` loads all three and returns a model with `generate`.
 
     The folder is created, or replaced if it holds an earlier export. `model` is not changed.
 

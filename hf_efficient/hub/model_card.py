@@ -17,7 +17,8 @@ from hf_efficient.hub.citations import list_citations
 from hf_efficient.hub.config import is_repo_name
 from hf_efficient.hub.escaping import escape_markdown, escape_names
 from hf_efficient.hub.reader_files import complete_reader_files
-from hf_efficient.hub.snippets import example_text, library_of, required_packages, usage_snippet, uses_torchao
+from hf_efficient.hub.sentence_snippets import sentence_class, serving_snippet
+from hf_efficient.hub.snippets import export_snippet, required_packages, usage_snippet, uses_torchao
 from hf_efficient.hub.usage import (
     EXPORT_RUNTIMES,
     generates_text,
@@ -84,7 +85,7 @@ def build_model_card(
     dataset = (report.configs.get("data") or {}).get("dataset_name")
     summaries = {"model": "A fine-tuned model.", "teacher": "A fine-tuned model with exports for other runtimes."}
     data = ModelCardData(
-        library_name=library_of(config, folder),
+        library_name="sentence-transformers" if sentence_class(config, folder) else "transformers",
         pipeline_tag=report.task if report.task != "regression" else "text-classification",
         base_model=public_base,
         base_model_relation=("quantized" if uses_torchao(config) or _has_codebooks(config) else "finetune")
@@ -112,12 +113,14 @@ def build_model_card(
         snippet=usage_snippet(config, report, folder),
         loading_note=_loading_note(config, report),
         exports=[
-            (EXPORT_RUNTIMES[model.role], model.role) for model in report.models if model.role in EXPORT_RUNTIMES
+            (*EXPORT_RUNTIMES[model.role], model.role, export_snippet(config, folder, model.role))
+            for model in report.models
+            if model.role in EXPORT_RUNTIMES
         ],
+        serving_code=serving_snippet(config, folder),
         recommendation=_recommendation_note(shown),
         loading_code="\n".join(_recommended_code(report, folder)),
         generates_text=generates_text(config),
-        example=example_text(config),
         limitations=_limitations(shown),
         version=(report.environment.get("packages") or {}).get("hf_efficient"),
         citations=list_citations(report.configs),

@@ -6,17 +6,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.exporters.base import EXPORT_MANIFEST_FILE
 
 from hf_efficient.files.replacing import replacing
+from hf_efficient.hub.files import TOKENIZER_PATTERNS
 from hf_efficient.hub.tokenizer_files import complete_tokenizer_files, max_text_tokens
 from hf_efficient.hub.usage import read_config
 from hf_efficient.models.inputs import common_sizes, score_activation
 
-MODULES_FILE, TRANSFORMER_FILE, POOLING_FILE = "modules.json", "sentence_bert_config.json", "config.json"
+MODULES_FILE, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
+TRANSFORMER_FILE, POOLING_FILE = "sentence_bert_config.json", "config.json"
+RUNTIME_MODULE = Path(__file__).with_name("runtime_module.py")
 # Modules that every version has under these names, which version 6 writes with the place where they are now.
 OLD_MODULES = {name: f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize")}
 # Pooling modes by the keys that were replaced in version 6, which reads both; other readers know only these. The first
@@ -46,6 +52,8 @@ def complete_reader_files(folder: Path) -> None:
         _complete_modules(folder)
     if is_embedder or score_activation(config) is not None:
         _complete_transformer_settings(folder, config)
+        for manifest in folder.glob(f"*/{EXPORT_MANIFEST_FILE}"):
+            _complete_export(folder, manifest.parent, config)
 
 
 def _complete_config(folder: Path, config: PreTrainedConfig) -> None:
@@ -100,6 +108,24 @@ def _complete_transformer_settings(folder: Path, config: PreTrainedConfig) -> No
     settings = {"max_seq_length": length, "do_lower_case": bool(old.get("do_lower_case", False))}
     if settings != old:
         _write(path, settings)
+
+
+def _complete_export(folder: Path, export_dir: Path, config: PreTrainedConfig) -> None:
+    """Make the folder of an export one that sentence-transformers loads, by `RuntimeModule`."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in TOKENIZER_PATTERNS):
+            shutil.copyfile(path, export_dir / path.name)
+    length = json.loads((folder / TRANSFORMER_FILE).read_text(encoding="utf-8"))["max_seq_length"]
+    if (export_dir / "tokenizer_config.json").is_file():
+        _change(export_dir / "tokenizer_config.json", lambda old: {**old, "model_max_length": length})
+    shutil.copyfile(RUNTIME_MODULE, export_dir / RUNTIME_MODULE.name)
+    module = {"idx": 0, "name": "0", "path": "", "type": f"{RUNTIME_MODULE.stem}.RuntimeModule"}
+    _write(export_dir / MODULES_FILE, [module])
+    settings_file, activation = folder / SETTINGS_FILE, score_activation(config)
+    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
+    if activation is not None:
+        settings |= {"model_type": "CrossEncoder", "activation_fn": activation}
+    _write(export_dir / SETTINGS_FILE, settings)
 
 
 def _change(path: Path, change: Any) -> None:

@@ -7,25 +7,16 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from hf_efficient.hub.files import REPOSITORY_NAME_COMMENT
-from hf_efficient.hub.usage import auto_class_name, generates_text, is_embedder, needs_remote_code, quoted
+from hf_efficient.hub.sentence_snippets import sentence_class, sentence_export_snippet, sentence_snippet
+from hf_efficient.hub.usage import auto_class_name, generates_text, needs_remote_code, quoted
 from hf_efficient.measurement.report import CompressionReport
-from hf_efficient.models.inputs import score_activation, task_head_of
-
-
-def library_of(config: PreTrainedConfig, folder: Path) -> str:
-    """Return the library that the model in `folder` is loaded with."""
-    return "sentence-transformers" if is_cross_encoder(config) or is_embedder(folder) else "transformers"
+from hf_efficient.models.inputs import task_head_of
 
 
 def required_packages(config: PreTrainedConfig, folder: Path) -> list[str]:
     """Return the packages that loading the model in `folder` needs."""
-    libraries = dict.fromkeys((library_of(config, folder), "transformers", "torch"))
-    return [*libraries, *(["torchao"] if uses_torchao(config) else [])]
-
-
-def is_cross_encoder(config: PreTrainedConfig) -> bool:
-    """Whether the model is a reranker of sentence-transformers, with one score."""
-    return score_activation(config) is not None
+    libraries = ["sentence-transformers"] if sentence_class(config, folder) else []
+    return [*libraries, "transformers", "torch", *(["torchao"] if uses_torchao(config) else [])]
 
 
 def uses_torchao(config: PreTrainedConfig) -> bool:
@@ -42,33 +33,15 @@ def example_text(config: PreTrainedConfig) -> str:
 
 def usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: Path) -> str:
     """Return Python code that loads the model and, for common heads, runs it."""
-    name = f"name = {quoted(folder.resolve().name)}{REPOSITORY_NAME_COMMENT}"
+    if sentence_class(config, folder) is not None:
+        return sentence_snippet(config, folder)
     remote = ", trust_remote_code=True" if needs_remote_code(config) else ""
-    if is_cross_encoder(config):
-        lines = [
-            "from sentence_transformers import CrossEncoder",
-            "",
-            name,
-            f"model = CrossEncoder(name{remote})",
-            'print(model.predict([("a query", "a document"), ("a query", "another document")]))',
-        ]
-        return "\n".join(lines)
-    if is_embedder(folder):
-        lines = [
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            name,
-            f"model = SentenceTransformer(name{remote})",
-            'embeddings = model.encode(["A text.", "Another text."])',
-            "print(model.similarity(embeddings, embeddings))",
-        ]
-        return "\n".join(lines)
     auto, compiles = auto_class_name(config), report.recommended == "compiled"
     lines = ["import torch"] if compiles else []
     lines += [
         f"from transformers import {auto}, AutoTokenizer",
         "",
-        name,
+        f"name = {quoted(folder.resolve().name)}{REPOSITORY_NAME_COMMENT}",
         f"tokenizer = AutoTokenizer.from_pretrained(name{remote})",
         f"model = {auto}.from_pretrained(name{remote}).eval()",
     ]
@@ -83,5 +56,27 @@ def usage_snippet(config: PreTrainedConfig, report: CompressionReport, folder: P
         lines += [
             f'inputs = tokenizer("{example_text(config)}", return_tensors="pt")',
             "print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])",
+        ]
+    return "\n".join(lines)
+
+
+def export_snippet(config: PreTrainedConfig, folder: Path, export_folder: str) -> str:
+    """Return Python code that loads the export in `export_folder` and runs it, after that of `usage_snippet`."""
+    if sentence_class(config, folder) is not None:
+        return sentence_export_snippet(config, folder, export_folder)
+    if generates_text(config):
+        lines = [
+            "from hf_efficient import load_exported",
+            "",
+            f'model = load_exported("{export_folder}")  # a local folder, with the encoder and two decoder graphs',
+            f'ids = model.generate(**tokenizer("{example_text(config)}", return_tensors="pt"))',
+            "print(tokenizer.decode(ids[0], skip_special_tokens=True))",
+        ]
+    else:
+        lines = [
+            "from transformers.exporters import ExportedModel",
+            "",
+            f'model = ExportedModel.from_pretrained(name, subfolder="{export_folder}")',
+            f'print(model(**tokenizer("{example_text(config)}", return_tensors="pt")))',
         ]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ itself. Files and settings are those of sentence-transformers, which is needed n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,20 +151,21 @@ def copy_sentence_modules(model: Any, other: Any) -> Any:
 
 
 def embed_in_forward(model: Any) -> None:
-    """Let `forward` itself return the embeddings of an embedder, in place: an exporter reads no outputs of hooks.
+    """Let `forward` of an embedder return hidden states and embeddings, in this order; an export records no hooks.
 
-    A copy of such a model is of no use.
+    The outputs are a dict, which loads without this package.
     """
-    modules = find_sentence_modules(model)
+    modules, forward = find_sentence_modules(model), model.forward
     if modules is None:
         return
-    transformer_forward = model.forward
-
-    def forward(**inputs: Any) -> SentenceEmbeddingOutput:
-        return modules(model, (), inputs, transformer_forward(**inputs))
-
-    model.forward = forward
     _detach(model)
+
+    @functools.wraps(forward)
+    def forward_with_embedding(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        outputs = modules(model, args, kwargs, forward(*args, **kwargs))
+        return {name: outputs[name] for name in ("last_hidden_state", EMBEDDING)}
+
+    model.forward = forward_with_embedding
 
 
 def _detach(model: Any) -> None:
