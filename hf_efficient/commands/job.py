@@ -145,10 +145,9 @@ def _run_job(
         prepared = dataclasses.replace(prepared, model=model)
     untrimmed = None
     if config.pruning.vocabulary:
-        trimmed, token_ids = trim_job_vocabulary(prepared)
-        untrimmed = UntrimmedModel(
-            prepared.model, token_ids, prepared.tokenized_splits["evaluation"], prepared.compute_metrics
-        )
+        trimmed, token_ids, split_words = trim_job_vocabulary(prepared)
+        evaluated, compute_metrics = prepared.tokenized_splits["evaluation"], prepared.compute_metrics
+        untrimmed = UntrimmedModel(prepared.model, token_ids, evaluated, compute_metrics, split_words)
         prepared = trimmed
     model, teachers = prepared.model, prepared.teachers
     if config.model.creates_student:

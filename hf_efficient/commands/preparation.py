@@ -31,7 +31,7 @@ from hf_efficient.distillation.teacher_tokens import TeacherTokensCollator, add_
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import accepts_token_type_ids
 from hf_efficient.models.sentence_files import fit_sentence_modules
-from hf_efficient.pruning.vocabulary import find_used_tokens, trim_vocabulary
+from hf_efficient.pruning.vocabulary import SplitWords, count_split_words, find_used_tokens, trim_vocabulary
 from hf_efficient.tasks.class_ids import describe_data, find_class_ids
 from hf_efficient.tasks.inference import get_task, infer_task, with_label_column
 from hf_efficient.tasks.input_length import bound_max_length
@@ -251,10 +251,13 @@ def create_student(config: ModelConfig, teacher: PreTrainedModel) -> tuple[PreTr
     return student, f"student: new model, {config.student_config}"
 
 
-def trim_job_vocabulary(prepared: PreparedJob) -> tuple[PreparedJob, torch.Tensor]:
-    """Return the job with a model, tokenizer and data of the training tokens only, and the original ids of these."""
-    tokenizer = prepared.encoder.tokenizer
-    texts = iterate_texts(prepared.raw_splits["train"], prepared.task, prepared.encoder.columns)
+def trim_job_vocabulary(prepared: PreparedJob) -> tuple[PreparedJob, torch.Tensor, SplitWords]:
+    """Return the job with a model, tokenizer and data of the training tokens only, and the original ids of these.
+
+    The words of the evaluation data that fall into more pieces are returned too.
+    """
+    tokenizer, columns = prepared.encoder.tokenizer, prepared.encoder.columns
+    texts = iterate_texts(prepared.raw_splits["train"], prepared.task, columns)
     prefix = prepared.encoder.data.source_prefix or ""
     used_tokens = find_used_tokens(itertools.chain([prefix], texts), tokenizer)
     trimmed = trim_vocabulary(prepared.model, tokenizer, used_tokens)
@@ -263,4 +266,5 @@ def trim_job_vocabulary(prepared: PreparedJob) -> tuple[PreparedJob, torch.Tenso
     trimmed_job = dataclasses.replace(
         prepared, model=trimmed.model, encoder=encoder, tokenized_splits=tokenized_splits
     )
-    return trimmed_job, trimmed.token_ids
+    evaluated = iterate_texts(prepared.raw_splits["evaluation"], prepared.task, columns)
+    return trimmed_job, trimmed.token_ids, count_split_words(evaluated, tokenizer, trimmed.tokenizer)

@@ -17,7 +17,7 @@ from hf_efficient.hub.citations import list_citations
 from hf_efficient.hub.config import is_repo_name
 from hf_efficient.hub.escaping import escape_markdown, escape_names
 from hf_efficient.hub.reader_files import complete_reader_files
-from hf_efficient.hub.sentence_snippets import sentence_class, serving_snippet
+from hf_efficient.hub.sentence_snippets import serving_snippet
 from hf_efficient.hub.snippets import export_snippet, required_packages, usage_snippet, uses_torchao
 from hf_efficient.hub.usage import (
     EXPORT_RUNTIMES,
@@ -26,6 +26,7 @@ from hf_efficient.hub.usage import (
     loading_code,
     needs_remote_code,
     read_config,
+    sentence_class,
 )
 from hf_efficient.measurement.formatting import (
     format_number,

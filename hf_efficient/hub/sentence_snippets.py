@@ -7,19 +7,12 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from hf_efficient.hub.files import REPOSITORY_NAME_COMMENT, read_json
-from hf_efficient.hub.usage import needs_remote_code, quoted
+from hf_efficient.hub.usage import needs_remote_code, quoted, sentence_class
 from hf_efficient.models.inputs import score_activation
 
 PAIRS, TEXTS = '("a query", "a document"), ("a query", "another document")', '"a text", "another text"'
 # The scores of a reranker by the last part of its activation's name; of others the logits are shown.
 SCORES = {"Sigmoid": "1 / (1 + np.exp(-logits))", "Identity": "logits"}
-
-
-def sentence_class(config: PreTrainedConfig, folder: Path) -> str | None:
-    """Return the class of sentence-transformers that loads the model in `folder`; None if it is another model."""
-    if score_activation(config) is not None:
-        return "CrossEncoder"
-    return "SentenceTransformer" if (folder / "modules.json").is_file() else None
 
 
 def sentence_snippet(config: PreTrainedConfig, folder: Path) -> str:

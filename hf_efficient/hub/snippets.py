@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from hf_efficient.hub.files import REPOSITORY_NAME_COMMENT
-from hf_efficient.hub.sentence_snippets import sentence_class, sentence_export_snippet, sentence_snippet
-from hf_efficient.hub.usage import auto_class_name, generates_text, needs_remote_code, quoted
+from hf_efficient.hub.sentence_snippets import sentence_export_snippet, sentence_snippet
+from hf_efficient.hub.usage import auto_class_name, generates_text, needs_remote_code, quoted, sentence_class
 from hf_efficient.measurement.report import CompressionReport
 from hf_efficient.models.inputs import task_head_of
 

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from hf_efficient.measurement.report import STUDENT_FOLDER, CompressionReport
 from hf_efficient.models import FAMILIES
-from hf_efficient.models.inputs import task_head_of
+from hf_efficient.models.inputs import score_activation, task_head_of
 from hf_efficient.models.sentence_files import MODULES_FILE
 
 # The name of each export's runtime, and the packages that it needs besides transformers and torch.
@@ -47,11 +47,6 @@ def generates_text(config: PreTrainedConfig) -> bool:
     return task_head_of((config.architectures or [""])[0]) == "ConditionalGeneration"
 
 
-def is_embedder(folder: Path) -> bool:
-    """Whether the model in `folder` is a sentence embedder, which sentence-transformers loads."""
-    return (folder / MODULES_FILE).is_file()
-
-
 def auto_class_name(config: PreTrainedConfig) -> str:
     """Return the name of the Auto class that loads the model with this config, one that Transformers has."""
     names = {
@@ -68,6 +63,13 @@ def auto_class_name(config: PreTrainedConfig) -> str:
     return name if architecture and hasattr(transformers, name) else "AutoModel"
 
 
+def sentence_class(config: PreTrainedConfig, folder: Path) -> str | None:
+    """Return the class of sentence-transformers that loads the model in `folder`; None if it is another model."""
+    if score_activation(config) is not None:
+        return "CrossEncoder"
+    return "SentenceTransformer" if (folder / MODULES_FILE).is_file() else None
+
+
 def loading_code(report: CompressionReport, folder: Path, name: str | None = None) -> list[str]:
     """Return the lines, at most three, that load the recommended form of the model in `folder`.
 
@@ -77,7 +79,11 @@ def loading_code(report: CompressionReport, folder: Path, name: str | None = Non
     role, name = report.recommended, str(folder) if name is None else name
     if role is None or (role == "teacher" and report.final.role != "teacher"):
         return []
+    loader = sentence_class(read_config(folder), folder)
     if role in EXPORT_RUNTIMES:
+        if loader is not None:
+            model = f"{loader}({quoted(f'{name}/{role}')}, trust_remote_code=True)"
+            return [f"from sentence_transformers import {loader}", f"model = {model}"]
         if generates_text(read_config(folder)):
             return ["from hf_efficient import load_exported", f"model = load_exported({quoted(f'{name}/{role}')})"]
         return [
@@ -88,8 +94,8 @@ def loading_code(report: CompressionReport, folder: Path, name: str | None = Non
     if is_float and (folder / STUDENT_FOLDER).is_dir() and report.final.role == "quantized":
         folder, name = folder / STUDENT_FOLDER, f"{name}/{STUDENT_FOLDER}"
     config = read_config(folder)
-    if is_embedder(folder) and role != "compiled":
-        return _embedder_code(config, name, role)
+    if loader is not None and role != "compiled":
+        return _sentence_code(loader, config, name, role)
     auto = auto_class_name(config)
     options = ", trust_remote_code=True" if needs_remote_code(config) else ""
     imports = ["import torch"] if role in ("compiled", *HALF_TYPES) else []
@@ -100,8 +106,8 @@ def loading_code(report: CompressionReport, folder: Path, name: str | None = Non
     return [*imports, f"from transformers import {auto}", f"model = {model}"]
 
 
-def _embedder_code(config: PreTrainedConfig, name: str, role: str) -> list[str]:
+def _sentence_code(loader: str, config: PreTrainedConfig, name: str, role: str) -> list[str]:
+    """Return the code that loads an embedder or reranker by a class of sentence-transformers."""
     options = ", trust_remote_code=True" if needs_remote_code(config) else ""
     options += f', model_kwargs={{"dtype": "{role}"}}' if role in HALF_TYPES else ""
-    model = f"SentenceTransformer({quoted(name)}{options})"
-    return ["from sentence_transformers import SentenceTransformer", f"model = {model}"]
+    return [f"from sentence_transformers import {loader}", f"model = {loader}({quoted(name)}{options})"]

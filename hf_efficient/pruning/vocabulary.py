@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -35,6 +36,28 @@ class TrimmedVocabulary:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     token_ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SplitWords:
+    """Words of texts that fall into more pieces since tokens were removed.
+
+    | field | meaning |
+    | --- | --- |
+    | words, split | number of words in the texts, and of those that are split into more tokens than before |
+    | tokens_before, tokens | number of tokens of all words before and after |
+    """
+
+    words: int
+    split: int
+    tokens_before: int
+    tokens: int
+
+    def __str__(self) -> str:
+        if not self.words:
+            return "no words to compare"
+        growth = self.tokens / max(self.tokens_before, 1) - 1
+        return f"{self.split / self.words:.1%} of {self.words:,} words fall into more pieces, {growth:.1%} more tokens"
 
 
 def find_used_tokens(data: Iterable[str | TokenIds], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -112,6 +135,28 @@ def trim_vocabulary(
     new_ids = {old: new for new, old in enumerate(order)}
     token_ids = torch.tensor(order, dtype=torch.long)
     return TrimmedVocabulary(_trim_model(model, new_ids, token_ids), renumber_tokenizer(tokenizer, new_ids), token_ids)
+
+
+def count_split_words(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, trimmed: PreTrainedTokenizerBase
+) -> SplitWords:
+    """Return how many of the words of `texts` the trimmed tokenizer splits into more tokens than `tokenizer` did.
+
+    A word is what the tokenizer splits a text into before it looks up tokens: parts between blanks, for some also
+    punctuation and Chinese characters alone.
+    """
+    backends = [each.backend_tokenizer for each in (tokenizer, trimmed)]
+    counts: Counter[str] = Counter()
+    for text in texts:
+        normalized = backends[0].normalizer.normalize_str(text) if backends[0].normalizer else text
+        words = backends[0].pre_tokenizer.pre_tokenize_str(normalized) if backends[0].pre_tokenizer else [(text, ())]
+        counts.update(word for word, _ in words)
+    tokens_before = tokens = split = 0
+    for word, count in counts.items():
+        before, after = (len(backend.model.tokenize(word)) for backend in backends)
+        tokens_before, tokens = tokens_before + count * before, tokens + count * after
+        split += count * (after > before)
+    return SplitWords(counts.total(), split, tokens_before, tokens)
 
 
 def _flatten(item: Any) -> Iterator[int]:

@@ -30,6 +30,7 @@ from hf_efficient.measurement.report_table import collapse_note
 from hf_efficient.measurement.row_metrics import RowMetric
 from hf_efficient.measurement.runtimes import RUNTIMES
 from hf_efficient.models import FAMILIES, family_of
+from hf_efficient.pruning.vocabulary import SplitWords
 from hf_efficient.trainer.loss import Batch, select_model_inputs
 from hf_efficient.trainer.techniques import Techniques
 from hf_efficient.variants.compiled import compile_variant
@@ -74,12 +75,14 @@ class UntrimmedModel:
     | token_ids | (new vocabulary size,) the id that each token of the trimmed model has in this one |
     | eval_dataset | the evaluation data in the tokens of this model |
     | compute_metrics | for predictions on that data; None: those of the trainer |
+    | split_words | the words of that data that fall into more pieces since; None: not counted |
     """
 
     model: PreTrainedModel
     token_ids: torch.Tensor
     eval_dataset: Any
     compute_metrics: Any = None
+    split_words: SplitWords | None = None
 
 
 @contextmanager

@@ -98,7 +98,11 @@ class CompressionRun:
 
     def _initial_stages(self) -> list[str]:
         untrimmed = self.trainer.untrimmed
-        return [] if untrimmed is None else [f"kept {len(untrimmed.token_ids)} tokens of the vocabulary"]
+        if untrimmed is None:
+            return []
+        rows = untrimmed.model.get_input_embeddings().weight.shape[0]
+        words = f"; in the evaluation data, {untrimmed.split_words}" if untrimmed.split_words else ""
+        return [f"kept {len(untrimmed.token_ids):,} of {rows:,} tokens of the vocabulary{words}"]
 
     def _default_teacher(self) -> PreTrainedModel:
         """Return the model as it is now, before it changes, or with its full vocabulary."""

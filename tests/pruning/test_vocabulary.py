@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hf_efficient.pruning.selection import remove_units
-from hf_efficient.pruning.vocabulary import find_used_tokens, trim_vocabulary
+from hf_efficient.pruning.vocabulary import count_split_words, find_used_tokens, trim_vocabulary
 
 CORPUS = [
     "the river carries small boats down to the harbour",
@@ -238,6 +238,26 @@ def test_unseen_words_are_split_into_pieces(case):
         joined = "".join(trimmed.tokenizer.tokenize(text)).replace("##", "")
         assert joined == "".join(tokenizer.tokenize(text)).replace("##", "")
         assert len(trimmed.tokenizer.tokenize(text)) > len(tokenizer.tokenize(text))
+
+
+def test_words_that_fall_into_more_pieces_are_counted(case):
+    name, _, make_tokenizer, config = case
+    tokenizer = make_tokenizer()
+    trimmed = trim_vocabulary(build(name, tokenizer, config), tokenizer, find_used_tokens(USED, tokenizer)).tokenizer
+    seen = count_split_words(USED[:2], tokenizer, trimmed)
+    assert (seen.words, seen.split, seen.tokens) == (8, 0, seen.tokens_before)
+    texts = [*USED[:2], *UNSEEN]
+    counts = count_split_words(texts, tokenizer, trimmed)
+    assert counts.words == 13
+    assert counts.tokens_before == sum(len(tokenizer.tokenize(text)) for text in texts)
+    assert counts.tokens == sum(len(trimmed.tokenize(text)) for text in texts)
+    assert 2 <= counts.split <= 5
+    assert str(counts).startswith(f"{counts.split / 13:.1%} of 13 words fall into more pieces, ")
+
+
+def test_no_words_are_no_share():
+    tokenizer = make_bert_tokenizer()
+    assert str(count_split_words([], tokenizer, tokenizer)) == "no words to compare"
 
 
 def test_given_model_and_tokenizer_are_not_changed(assert_same_weights):
