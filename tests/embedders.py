@@ -13,7 +13,12 @@ WORDS = (
     *("fast", "here", "park", "house", "street", "bread", "song"),
 )
 PREFIX = "sentence_transformers.models"
-POOLING_KEYS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
+POOLING_KEYS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+}
 
 
 def texts(count: int, seed: int = 0) -> list[str]:

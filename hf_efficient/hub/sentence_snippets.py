@@ -19,13 +19,15 @@ def sentence_snippet(config: PreTrainedConfig, folder: Path) -> str:
     """Return code that loads the model in `folder` with sentence-transformers and runs it."""
     loader = sentence_class(config, folder)
     remote = ", trust_remote_code=True" if needs_remote_code(config) else ""
-    call = f"predict([{PAIRS}])" if loader == "CrossEncoder" else f"encode([{TEXTS}])"
+    calls = [f"print(model.predict([{PAIRS}]))"]
+    if loader == "SentenceTransformer":
+        calls = [f"embeddings = model.encode([{TEXTS}])", "print(model.similarity(embeddings, embeddings))"]
     lines = [
         f"from sentence_transformers import {loader}",
         "",
         f"name = {quoted(folder.resolve().name)}{REPOSITORY_NAME_COMMENT}",
         f"model = {loader}(name{remote})",
-        f"print(model.{call})",
+        *calls,
     ]
     return "\n".join(lines)
 
