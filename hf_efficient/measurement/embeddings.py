@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from hf_efficient.measurement.metrics import regression_metrics
 from hf_efficient.measurement.row_metrics import RowMetric, regression_row_metrics
@@ -14,6 +16,7 @@ from hf_efficient.measurement.row_metrics import RowMetric, regression_row_metri
 Array = NDArray[Any]
 
 MEAN, STD = "cosine_mean", "cosine_std"
+QUANTIZED_EMBEDDINGS = ("int8", "binary")
 NEIGHBOURS = 10
 MAX_TEXTS = 5000  # whose neighbours are compared: the similarities of all pairs take 100 MB
 # Above this mean similarity, or below this spread, texts can hardly be told apart. Random texts have about 0.05 in
@@ -100,15 +103,46 @@ def sentence_similarity_metrics(embeddings: Array, scores: Array) -> dict[str, f
     | embeddings | (rows, texts, size) | of the one or two texts of each row |
     | scores | (rows,) | how similar the texts of a pair are; NaN: not known |
 
-    "cosine_mean" and "cosine_std" are those of the similarities of all texts to each other. Without scores there are
-    no correlations.
+    "spearman_int8" and "spearman_binary" are those by the embeddings of 8 bits and of one bit a number, if
+    sentence-transformers is installed, which quantizes them. "cosine_mean" and "cosine_std" are those of the
+    similarities of all texts to each other. Without scores there are no correlations.
     """
     metrics: dict[str, float] = {}
     if has_scores(embeddings, scores):
         metrics |= regression_metrics(pair_similarities(embeddings)[:, None], scores)
-        metrics = {name: metrics[name] for name in ("spearman", "pearson")}
+        metrics = {name: metrics[name] for name in ("spearman", "pearson")} | quantized_metrics(embeddings, scores)
     spread = similarity_spread(embeddings.reshape(-1, embeddings.shape[-1]))
     return metrics | {MEAN: spread.mean, STD: spread.std}
+
+
+def quantized_metrics(embeddings: Array, scores: Array) -> dict[str, float]:
+    """Return the Spearman correlations by the quantized embeddings (rows, 2, size); none without the package for it.
+
+    The ranges of 8 bits are those of all the embeddings.
+    """
+    if find_spec("sentence_transformers") is None:
+        return {}
+    texts = embeddings.reshape(-1, embeddings.shape[-1])
+    similarities = {
+        name: pair_similarities(quantize(texts, name).reshape(*embeddings.shape[:2], -1))
+        for name in QUANTIZED_EMBEDDINGS
+    }
+    return {
+        f"spearman_{name}": float(spearmanr(scores, values).statistic)
+        for name, values in similarities.items()
+        if np.ptp(values)  # of constant values there is no correlation
+    }
+
+
+def quantize(embeddings: Array, precision: str) -> Array:
+    """Return the numbers of quantized embeddings (texts, size), those of one bit as 0 and 1."""
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    if precision == "binary":
+        return np.unpackbits(quantize_embeddings(embeddings, "ubinary"), axis=-1)
+    ranges = np.stack([embeddings.min(axis=0), embeddings.max(axis=0)])
+    quantized: Array = quantize_embeddings(embeddings, precision, ranges=ranges)
+    return quantized
 
 
 def sentence_similarity_row_metrics(embeddings: Array, scores: Array) -> dict[str, RowMetric]:

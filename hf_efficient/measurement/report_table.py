@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hf_efficient.measurement.embeddings import MEAN, NEIGHBOURS, STD, SimilaritySpread
+from hf_efficient.measurement.embeddings import MEAN, NEIGHBOURS, QUANTIZED_EMBEDDINGS, STD, SimilaritySpread
 from hf_efficient.measurement.formatting import (
     NOT_MEASURED,
     format_bytes,
@@ -40,6 +40,10 @@ NEIGHBOURS_NOTE = (
     f"Neighbours kept: of the {NEIGHBOURS} nearest texts of each evaluation text by the teacher's embeddings, the "
     "share that is among the nearest by those of a model. cosine_mean and cosine_std: of the similarities of all "
     "evaluation texts to each other."
+)
+QUANTIZED_EMBEDDINGS_NOTE = (
+    "spearman_int8 and spearman_binary: by embeddings of 8 bits and of one bit a number, a quarter and a 32nd of the "
+    "size, as quantize_embeddings of sentence-transformers makes them, with the ranges of the evaluation texts."
 )
 NEIGHBOURS_OF_FLOAT_NOTE = "Same as float: the share of the neighbours by the embeddings of the float student."
 MAX_LOSS_OF_SPREAD = 0.5  # of the distance between texts by the teacher's embeddings
@@ -151,7 +155,9 @@ def _describe_agreement(models: Sequence[ModelRow]) -> str:
     of_teacher = any(model.teacher_agreement is not None for model in models)
     of_float = any(model.agreement is not None for model in models)
     if any(MEAN in model.metrics for model in models):
-        return f"{NEIGHBOURS_NOTE} {NEIGHBOURS_OF_FLOAT_NOTE}" if of_float else NEIGHBOURS_NOTE
+        is_quantized = any(f"spearman_{QUANTIZED_EMBEDDINGS[0]}" in model.metrics for model in models)
+        notes = [NEIGHBOURS_NOTE, NEIGHBOURS_OF_FLOAT_NOTE * of_float, QUANTIZED_EMBEDDINGS_NOTE * is_quantized]
+        return " ".join(filter(None, notes))
     return " ".join([TEACHER_AGREEMENT_NOTE] * of_teacher + [AGREEMENT_NOTE] * of_float)
 
 

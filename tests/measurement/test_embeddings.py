@@ -5,6 +5,7 @@ import pytest
 
 from hf_efficient.measurement.embeddings import (
     neighbours_kept,
+    quantized_metrics,
     sentence_similarity_metrics,
     similarity_spread,
 )
@@ -55,3 +56,31 @@ def test_pairs_that_are_as_similar_as_their_scores_correlate_perfectly():
 def test_without_scores_there_is_no_correlation():
     metrics = sentence_similarity_metrics(RANDOM[:, None], np.full(60, np.nan))
     assert list(metrics) == ["cosine_mean", "cosine_std"]
+
+
+def test_quantized_embeddings_correlate_as_the_evaluator_of_sentence_transformers_says():
+    evaluation = pytest.importorskip("sentence_transformers.sentence_transformer.evaluation")
+    rng = np.random.default_rng(1)
+    first = rng.normal(size=(120, 32)).astype(np.float32)
+    first /= np.linalg.norm(first, axis=-1, keepdims=True)
+    second = first + rng.uniform(0, 0.4, (120, 1)) * rng.normal(size=(120, 32))
+    second = (second / np.linalg.norm(second, axis=-1, keepdims=True)).astype(np.float32)
+    scores = (first * second).sum(-1)
+    metrics = quantized_metrics(np.stack([first, second], axis=1), scores)
+    assert 0.8 < metrics["spearman_binary"] < metrics["spearman_int8"] < 1
+    vectors = dict(zip([*"ab"], [first, second], strict=True))
+
+    class Encoder:
+        similarity_fn_name, model_card_data = "cosine", None
+
+        def encode(self, sentences, **options):
+            from sentence_transformers.util.quantization import quantize_embeddings
+
+            return quantize_embeddings(vectors[sentences[0]], options["precision"])
+
+    evaluator = evaluation.EmbeddingSimilarityEvaluator(
+        ["a"], ["b"], [0.5], precision="binary", main_similarity="cosine"
+    )
+    evaluator.scores, evaluator.store_metrics_in_model_card_data = scores, lambda *args, **kwargs: None
+    expected = evaluator(Encoder())[evaluator.primary_metric]
+    assert metrics["spearman_binary"] == pytest.approx(expected, rel=1e-3)  # ties are rounded differently
