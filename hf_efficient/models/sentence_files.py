@@ -49,6 +49,11 @@ class AutoSentenceEmbedder:
     """Loads sentence embedders, as the Auto classes of Transformers load models."""
 
     @classmethod
+    def from_config(cls, config: Any, **options: Any) -> Any:
+        """Return a new transformer with this config, without modules."""
+        return AutoModel.from_config(config, **options)
+
+    @classmethod
     def from_pretrained(cls, name: str, output_loading_info: bool = False, **options: Any) -> Any:
         """Return the transformer called `name` with its modules, and on request the info of its loading.
 
