@@ -6,20 +6,22 @@ A tiny BERT is fine-tuned, pruned in two rounds with distillation, quantized to 
 finished result of another run. It is killed in each state of the folder that differs from those before, the disk is
 full from each write on, and Ctrl-C is pressed in each of the states. Afterwards the run is started again, and must end
 with the same weights, the same export and the same files as a run that was not disturbed. `--points` takes so many
-points of each kind, at equal distances. Results in out/faults/results.json; `--publish` copies them and the table to
-scripts/benchmarks/results/.
+points of each kind, at equal distances. Results in out/faults/results.json; `--publish` writes a summary and a table
+to scripts/benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,6 +52,11 @@ OVERWRITE = ["--overwrite_output_dir"]
 KINDS = ("kills", "disk", "interrupts", "attacks")
 # The faults that points of each kind repeat.
 FAULTS_OF_KINDS = {"kills": (4, 7), "disk": (10,), "interrupts": (18,)}
+TEXTS_OF_KINDS = {
+    "kills": "killed in {taken} of {possible} states of the folder: {ok} end like a run undisturbed",
+    "disk": "disk full at {taken} of {possible} writes: a sentence, and {ok} end like a run undisturbed",
+    "interrupts": "Ctrl-C at {taken} of {possible} moments: a sentence, and {ok} end like a run undisturbed",
+}
 
 
 class Scenario:
@@ -182,52 +189,67 @@ def disturb(scenario: Scenario, number: int, kind: str) -> dict[str, Any]:
 def main() -> None:
     """Take the points that were not measured before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, help="points of each kind")
+    parser.add_argument("--points", type=int, help="points of each kind; attacks are all made")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--again", action="store_true", help="repeat the points that failed before")
-    parser.add_argument("--publish", action="store_true", help="copy the results and the table to results/")
+    parser.add_argument("--publish", action="store_true", help="write a summary and the table to results/")
     args = parser.parse_args()
     scenario, results = Scenario(FOLDER), Results(FOLDER / "results.json")
     scenario.prepare()
     states = sorted(path.name for path in scenario.states.iterdir())
     writes = scenario.writes.read_text().split()
     all_attacks = {**attacks(scenario), **input_attacks(scenario)}
-    possible_points = {"kills": states, "disk": writes, "interrupts": states, "attacks": sorted(all_attacks)}
+    possible = {"kills": states, "disk": writes, "interrupts": states, "attacks": sorted(all_attacks)}
     for kind in args.only:
-        possible = possible_points[kind]
-        count = min(args.points or len(possible), len(possible))
-        points = [possible[number * len(possible) // count] for number in range(count)]
-        for point in points:
+        total = len(possible[kind])
+        count = total if kind == "attacks" else min(args.points or total, total)
+        for point in (possible[kind][number * total // count] for number in range(count)):
             name = f"{kind} {point}"
             if name in results and (results[name]["ok"] or not args.again):
                 continue
             start = time.perf_counter()
             if kind == "attacks":
                 result = all_attacks[point]()
-            elif kind == "kills":
-                result = kill(scenario, point)
             else:
-                result = disturb(scenario, int(point), kind)
+                result = kill(scenario, point) if kind == "kills" else disturb(scenario, int(point), kind)
             results[name] = {**result, "seconds": round(time.perf_counter() - start, 1)}
             sys.stdout.write(f"{name}: {'ok' if results[name]['ok'] else results[name]}\n")
             sys.stdout.flush()
     if args.publish:
-        shutil.copyfile(FOLDER / "results.json", PUBLISHED.with_suffix(".json"))
-        PUBLISHED.with_suffix(".md").write_text(table(results.values), encoding="utf-8")
+        published = summary(results.values, {kind: len(points) for kind, points in possible.items()})
+        PUBLISHED.with_suffix(".json").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
+        PUBLISHED.with_suffix(".md").write_text(table(published), encoding="utf-8")
 
 
-def table(results: dict[str, Any]) -> str:
+def summary(results: dict[str, Any], possible: dict[str, int]) -> dict[str, Any]:
+    """Return how the points of each kind ended, the failed ones in full, and all attacks."""
+    kinds: dict[str, Any] = {}
+    for kind in KINDS:
+        points = {name: result for name, result in results.items() if name.startswith(f"{kind} ")}
+        ok = sum(result["ok"] for result in points.values())
+        kinds[kind] = {"possible": possible[kind], "taken": len(points), "ok": ok}
+        kinds[kind]["seconds"] = round(sum(result["seconds"] for result in points.values()))
+        if kind == "attacks":
+            kinds[kind]["points"] = points
+            continue
+        # What `from_pretrained` loads after the fault, before the run is started again.
+        kinds[kind]["models"] = Counter(result["model"] for result in points.values())
+        kinds[kind]["resumed"] = sum(result["resumed"] for result in points.values())
+        kinds[kind]["failed"] = {name: result for name, result in points.items() if not result["ok"]}
+    return kinds
+
+
+def table(published: dict[str, Any]) -> str:
     """Return the table of the faults as Markdown: what was done, what happened before, what happens now."""
     rows = ["| # | what was done | before | now |", "| --- | --- | --- | --- |"]
     for number, (done, before) in FAULTS.items():
         texts = []
-        for name, result in results.items():
+        for name, result in published["attacks"]["points"].items():
             if name.startswith(f"attacks {number} "):
                 texts.append(result["now"] if result["ok"] else f"**fails**: {name}")
         for kind, numbers in FAULTS_OF_KINDS.items():
-            points = [result["ok"] for name, result in results.items() if name.startswith(f"{kind} ")]
-            if number in numbers and points:
-                texts.append(f"{kind}: {sum(points)} of {len(points)} points end like a run undisturbed")
+            if number in numbers and published[kind]["taken"]:
+                texts.append(TEXTS_OF_KINDS[kind].format(**published[kind]))
         rows.append(f"| {number} | {done} | {before} | {'; '.join(dict.fromkeys(texts)) or 'not measured'} |")
     return "\n".join(rows) + "\n"
 
