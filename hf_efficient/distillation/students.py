@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_efficient.distillation.unknown_families import extract_layers, find_layers
 from hf_efficient.errors import UserError
-from hf_efficient.models import class_for, family_of, is_quantized
+from hf_efficient.models import class_for, family_of, find_family, is_decoder_only, is_quantized
 from hf_efficient.models.family import stock_fields
 from hf_efficient.models.sentence_files import fit_sentence_modules
 from hf_efficient.models.surgery import extract_submodel
@@ -33,10 +34,14 @@ def student_from_layers(teacher: PreTrainedModel, kept: str | int | Sequence[int
     | [0, 2, 5] or "0,2,5" | these layers of every stack |
     | "encoder=4,decoder=1" | so many evenly spaced layers of each stack |
 
-    Raises UserError if there are no such layers, or if the teacher is quantized.
+    Raises UserError if there are no such layers, or if the teacher is quantized; UnsupportedModelError if its family
+    is unknown and its layers cannot be found.
     """
     if is_quantized(teacher):
         raise UserError("a student cannot be made of layers of a quantized model: give the model before quantization")
+    if find_family(teacher.config) is None and not is_decoder_only(teacher.config):
+        layers = find_layers(teacher)[1]
+        return extract_layers(teacher, _parse_layer_selection(kept, {"encoder": len(layers)})["encoder"])
     family = family_of(teacher)
     counts = {stack: len(layers) for stack, layers in family.stacks(teacher).items()}
     selection = _parse_layer_selection(kept, counts)

@@ -59,6 +59,12 @@ def find_family(config: PreTrainedConfig) -> Family | None:
     return None
 
 
+def is_decoder_only(config: PreTrainedConfig) -> bool:
+    """Whether Transformers has models of this type that generate text without an encoder, and none that fill masks."""
+    model_type = config.model_type
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
 def family_of(model: PreTrainedModel) -> Family:
     """Return the family that `model` belongs to, pruned or not.
 
@@ -68,15 +74,16 @@ def family_of(model: PreTrainedModel) -> Family:
     if family is not None:
         return family
     error = f"model_type {model_type!r} cannot be pruned: supported are {', '.join(FAMILIES)}. "
-    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if is_decoder_only(model.config):
         raise UnsupportedModelError(
             f"{error}Models with a decoder only are compressed by other libraries, such as llm-compressor and Optimum"
         )
     raise UnsupportedModelError(
-        f"{error}What works with other models: distillation from soft labels, 8 bits with torchao, measurement; what "
-        "does not: removal of heads, neurons and layers, distillation from hidden states, other 8 bits, codebooks and "
-        "exports. To add a family, subclass hf_efficient.models.Family and add it to hf_efficient.models.FAMILIES, as "
-        "hf_efficient/models/README.md describes"
+        f"{error}What works with other models: distillation from soft labels, students with some of the layers "
+        "(student_layers), 8 bits with torchao, measurement; what does not: removal of heads and neurons, pruning by "
+        "scores, distillation from hidden states, other 8 bits, codebooks and exports. To add a family, subclass "
+        "hf_efficient.models.Family and add it to hf_efficient.models.FAMILIES, as hf_efficient/models/README.md "
+        "describes"
     )
 
 
