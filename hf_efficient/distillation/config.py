@@ -59,7 +59,10 @@ class DistillationConfig:
     )
     logits_weight: float = field(
         default=0.5,
-        metadata={"help": "Weight of the distance to the teacher's soft labels, or sentence embeddings (cosine)."},
+        metadata={
+            "help": "Weight of the distance to the teacher's soft labels. Of sentence embeddings it is their cosine "
+            "distance."
+        },
     )
     logits_weight_end: float | None = field(
         default=None, metadata={"help": "Change logits_weight linearly to this value over the training."}

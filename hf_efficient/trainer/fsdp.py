@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_efficient.errors import UserError
+from hf_efficient.models.sentence_modules import copy_sentence_modules
 
 
 def uses_fsdp(accelerator: Accelerator) -> bool:
@@ -86,4 +87,5 @@ def gather_full_model(model: Any, model_class: type[PreTrainedModel]) -> PreTrai
         full.get_parameter(name).requires_grad_(parameter.requires_grad)
     if full.can_generate():
         full.generation_config = model.generation_config
+    copy_sentence_modules(model, full)
     return full.train(model.training)

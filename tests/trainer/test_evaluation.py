@@ -188,7 +188,7 @@ def test_report_has_the_agreement_of_the_quantized_model_with_the_float_student(
 
 
 def test_agreement_counts_equal_predictions(reporting, monkeypatch):
-    monkeypatch.setattr(evaluation, "predicted_classes", lambda predictions, labels: next(classes))
+    monkeypatch.setattr(evaluation, "comparable_predictions", lambda predictions, labels: next(classes))
     classes = iter([np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0])])
     assert reporting("int8_weight_only").row("quantized").agreement == 0.75
 
