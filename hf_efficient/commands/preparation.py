@@ -129,6 +129,11 @@ def prepare_job(config: JobConfig, splits: DatasetDict) -> PreparedJob:
         task = get_task(config.model.task)
     else:
         task = infer_task(teacher_config or model_config, splits, data)
+    if config.uses_distillation and config.distillation.margin_weight and task.name != "text-ranking":
+        raise UserError(
+            f"margin_weight compares documents of the same query, and the task is {task.name}: leave it out, or give "
+            "--task text-ranking"
+        )
     needs_labels = not config.uses_distillation or config.distillation.uses_labels
     has_data = len(splits) > 0
     columns = task.get_columns(splits, data, needs_labels) if has_data else Columns((), None)

@@ -30,6 +30,7 @@ RELATIONS = ("queries", "keys", "values")
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
 INTERMEDIATE_WEIGHTS = ("hidden_weight", "embedding_weight", "attention_weight", "relation_weight")
 WEIGHTS = ("hard_label_weight", "logits_weight", *INTERMEDIATE_WEIGHTS)
+OUTPUT_WEIGHTS = (*WEIGHTS, "margin_weight")
 EMBEDDING_WEIGHTS = ("similarity_weight", "uniformity_weight")  # of sentence embedders
 
 
@@ -66,6 +67,13 @@ class DistillationConfig:
     )
     logits_weight_end: float | None = field(
         default=None, metadata={"help": "Change logits_weight linearly to this value over the training."}
+    )
+    margin_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of MarginMSE: differences between scores of a query's documents. Batches then hold all "
+            "documents of a query."
+        },
     )
     hidden_weight: float | None = field(
         default=None,
@@ -171,12 +179,14 @@ class DistillationConfig:
                     f"{name}={value} is out of range: give {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}; usual values "
                     "lie between 1 and 10"
                 )
-        for name in (*WEIGHTS, *EMBEDDING_WEIGHTS, "hard_label_weight_end", "logits_weight_end"):
+        for name in (*OUTPUT_WEIGHTS, *EMBEDDING_WEIGHTS, "hard_label_weight_end", "logits_weight_end"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{name}={value} must not be negative")
-        if not any(getattr(self, name) or getattr(self, f"{name}_end", None) for name in WEIGHTS):
-            raise UserError(f"{', '.join(WEIGHTS)} are all 0: nothing would be learned; set at least one of them")
+        if not any(getattr(self, name) or getattr(self, f"{name}_end", None) for name in OUTPUT_WEIGHTS):
+            raise UserError(
+                f"{', '.join(OUTPUT_WEIGHTS)} are all 0: nothing would be learned; set at least one of them"
+            )
         for name, allowed in (
             ("hidden_distance", tuple(HIDDEN_DISTANCES)),
             ("similarity_distance", tuple(SIMILARITY_DISTANCES)),
@@ -238,6 +248,7 @@ class DistillationConfig:
             "the teacher's sentence embeddings": self.uses_logits and of_embeddings,
             f"its similarities of texts ({self.similarity_distance})": self.similarity_weight and of_embeddings,
             "spread embeddings": self.uniformity_weight and of_embeddings,
+            "its differences between documents of a query": self.margin_weight,
             "its hidden states": self.hidden_weight,
             "its embeddings": self.embedding_weight,
             "its attention": self.attention_weight,

@@ -17,13 +17,14 @@ from hf_efficient.distillation.activations import Activations, capture_activatio
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.embeddings import EmbeddingLosses
 from hf_efficient.distillation.intermediate import STUDENT, TEACHER, IntermediateLosses
-from hf_efficient.distillation.losses import LossTerm
+from hf_efficient.distillation.losses import LossTerm, document_pairs, margin_error
 from hf_efficient.distillation.teacher import Teacher
 from hf_efficient.distillation.teacher_cache import read_cached_outputs
 from hf_efficient.errors import UserError
+from hf_efficient.models.inputs import QUERY
 
 Batch = Mapping[str, torch.Tensor]
-SOFT_LABEL_UNIT = "soft"
+SOFT_LABEL_UNIT, PAIR_UNIT = "soft", "pairs of documents"
 PROJECTIONS_NAME = "projections.safetensors"
 
 
@@ -74,6 +75,11 @@ class Distiller(nn.Module):
         self.embeddings: EmbeddingLosses | None = None
         if head is not None and head.predicts_embeddings:
             self.embeddings = EmbeddingLosses(teacher.model, config, self.projections)
+        if config.margin_weight and not (head is not None and head.predicts_numbers):
+            raise UserError(
+                f"margin_weight compares scores of documents, and {type(teacher.model).__name__} has no single output "
+                "that is one: leave it out, or give a reranker"
+            )
         if config.uses_logits and head is None:
             raise UserError(
                 f"{type(teacher.model).__name__} has no task head, so it has no logits to compare: set "
@@ -113,6 +119,8 @@ class Distiller(nn.Module):
         is_counted = self.config.uses_logits or self.embeddings is not None
         if is_counted and self.teacher.head_outputs is not None:
             counts[SOFT_LABEL_UNIT] = self.teacher.head_outputs.count(inputs)
+        if self.config.margin_weight and QUERY in inputs:
+            counts[PAIR_UNIT] = document_pairs(inputs[QUERY]).sum()
         return counts | {stack: mask.sum() for stack, mask in token_masks(inputs, self.intermediate.stacks).items()}
 
     def capture(self) -> AbstractContextManager[Activations]:
@@ -150,6 +158,9 @@ class Distiller(nn.Module):
         if weight and head is not None:
             loss = head.loss(self.comparable(student_outputs), teacher_outputs, temperature, inputs)
             terms.append(LossTerm("soft_label_loss", weight, loss, SOFT_LABEL_UNIT))
+        if config.margin_weight:
+            margin, _ = margin_error(student_outputs["logits"], teacher_outputs["logits"], _queries_of(inputs))
+            terms.append(LossTerm("margin_loss", config.margin_weight, margin, PAIR_UNIT))
         if self.embeddings is not None:
             terms += self.embeddings.terms(student_outputs, teacher_outputs, weight, SOFT_LABEL_UNIT)
         if keys:
@@ -157,3 +168,13 @@ class Distiller(nn.Module):
             for stack in intermediate.stacks:
                 terms += intermediate.terms(stack, masks[stack], activations, teacher_activations)
         return terms
+
+
+def _queries_of(inputs: Batch) -> torch.Tensor:
+    """Return the number of the query of each row, (rows,). Raises UserError if the batch has none."""
+    if QUERY not in inputs:
+        raise UserError(
+            f"margin_weight compares documents of the same query, and the batches have {', '.join(inputs)}, but no "
+            f"column {QUERY!r}: use the task text-ranking, or add numbers of the queries"
+        )
+    return inputs[QUERY]

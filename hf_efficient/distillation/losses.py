@@ -87,6 +87,28 @@ def squared_error(
     return _masked_sum((student_logits.float() - teacher_logits.float()).square().mean(-1), mask)
 
 
+def margin_error(student_scores: torch.Tensor, teacher_scores: torch.Tensor, queries: torch.Tensor) -> SumAndCount:
+    """Squared error of the differences between the scores of documents of the same query (MarginMSE).
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | student_scores, teacher_scores | (rows, 1) | score of a document for its query |
+    | queries | (rows,) | number of the query |
+    | returns | (), () | sum over the pairs of documents of a query, and the number of pairs |
+
+    Source: Hofstätter et al. 2020, "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge
+    Distillation", eq. 7, there for pairs of a relevant and another document.
+    """
+    errors = (student_scores.float() - teacher_scores.float()).reshape(-1)
+    pairs = document_pairs(queries)
+    return _masked_sum((errors[:, None] - errors[None, :]).square(), pairs)
+
+
+def document_pairs(queries: torch.Tensor) -> torch.Tensor:
+    """Return which pairs (rows, rows) of rows are documents of the same query, each pair once."""
+    return queries[:, None].eq(queries[None, :]).triu(diagonal=1)
+
+
 # ---- intermediate outputs ----
 
 

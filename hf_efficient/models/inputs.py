@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from . import find_family
 
 TOKEN_TYPES = "token_type_ids"
+QUERY = "query"  # the column of a batch that says which rows are documents of the same query; no model reads it
 COMMON_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 # Where CrossEncoder of sentence-transformers reads the activation of the score: the first since version 4.
 ACTIVATION_FIELD, OLD_ACTIVATION_FIELD = "sentence_transformers", "sbert_ce_default_activation_function"
@@ -23,11 +24,12 @@ def accepts_token_type_ids(model: nn.Module) -> bool:
 
 
 def select_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of a batch that `model` accepts: without `token_type_ids` if it has no such input.
+    """Return the columns of a batch that `model` reads: without `token_type_ids` if it has no such input.
 
     A teacher and a student with the same tokenizer may differ in this.
     """
-    return {name: value for name, value in inputs.items() if name != TOKEN_TYPES or accepts_token_type_ids(model)}
+    unread = {QUERY} if accepts_token_type_ids(model) else {QUERY, TOKEN_TYPES}
+    return {name: value for name, value in inputs.items() if name not in unread}
 
 
 def is_label(name: str) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+from zlib import crc32
+
 import numpy as np
 from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
@@ -13,8 +16,9 @@ from hf_efficient.data.rows import describe_row
 from hf_efficient.errors import UserError
 from hf_efficient.measurement.ranking import MAX_RANK, judged_queries, ranking_metrics
 from hf_efficient.measurement.row_metrics import ranking_row_metrics
+from hf_efficient.models.inputs import QUERY
 from hf_efficient.tasks.classification import encode_number
-from hf_efficient.tasks.task import RowEncoder, Task, TaskMetrics, check_row_texts, read_logits
+from hf_efficient.tasks.task import Batch, RowEncoder, Task, TaskMetrics, check_row_texts, read_logits
 
 QUERY_COLUMNS = (
     ("query", "document"),
@@ -25,6 +29,12 @@ QUERY_COLUMNS = (
     ("question", "document"),
 )
 RELEVANCE_COLUMNS = ("label", "labels", "relevance", "score", "target")
+
+
+def encode_document(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
+    """Return the tokens of a query and a document, the label as a number, and a number for the text of the query."""
+    queries = [crc32(query.encode()) for query in batch[encoder.columns.texts[0]]]
+    return {**encode_number(batch, encoder), QUERY: queries}
 
 
 def ranking_compute_metrics(
@@ -91,7 +101,7 @@ RANKING = Task(
     "text-ranking",
     "text-ranking",
     f"ndcg@{MAX_RANK}",
-    encode_number,
+    encode_document,
     ranking_compute_metrics,
     matches=_has_queries,
     text_columns=QUERY_COLUMNS,

@@ -21,7 +21,7 @@ from hf_efficient.distillation.teacher import PREFIX, Teacher, load_teacher
 from hf_efficient.distillation.teacher_cache import TOP_TOKENS, TeacherOutputsCollator, cache_teacher_outputs
 from hf_efficient.distillation.teacher_tokens import TEACHER_INPUTS
 from hf_efficient.errors import UserError
-from hf_efficient.models.inputs import TOKEN_TYPES, accepts_token_type_ids, task_head_of
+from hf_efficient.models.inputs import QUERY, TOKEN_TYPES, accepts_token_type_ids, task_head_of
 from hf_efficient.models.sentence_files import AutoSentenceEmbedder
 from hf_efficient.models.sentence_modules import find_sentence_modules
 from hf_efficient.trainer.fsdp import uses_fsdp
@@ -163,7 +163,13 @@ class DistillationTraining:
         teacher = self.distiller.teacher
         cached = [] if teacher.head_outputs is None else [PREFIX + name for name in teacher.head_outputs.outputs]
         token_types = [TOKEN_TYPES] if any(map(accepts_token_type_ids, teacher.models)) else []
-        return [*cached, *([TOP_TOKENS] if cached else []), *token_types, *TEACHER_INPUTS]
+        queries = [QUERY] if self.distiller.config.margin_weight else []
+        return [*cached, *([TOP_TOKENS] if cached else []), *queries, *token_types, *TEACHER_INPUTS]
+
+    def queries_of(self, dataset: Any) -> Sequence[int] | None:
+        """Return the number of the query of each row, if the scores of documents of a query are compared."""
+        compares = self.config is not None and self.config.margin_weight
+        return dataset[QUERY][:] if compares and QUERY in getattr(dataset, "column_names", ()) else None
 
     # ---- projections ------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from hf_efficient.distillation.head_outputs import get_head_outputs
 from hf_efficient.distillation.losses import LossTerm
 from hf_efficient.distillation.teacher_cache import drop_teacher_columns
 from hf_efficient.errors import UserError
-from hf_efficient.models.inputs import is_label, select_inputs
+from hf_efficient.models.inputs import QUERY, is_label, select_inputs
 from hf_efficient.trainer.finite import waits_for_device
 
 TASK_UNIT = "hard"  # what the loss of the task is a mean of: examples or labelled tokens
@@ -163,7 +163,8 @@ class AccumulatedLoss(TrainerCallback):
             count = torch.full((), first.shape[0], device=first.device)
         else:
             count = labels.ne(IGNORED_LABEL).sum()
-        return {TASK_UNIT: count, **(self.distiller.counts(inputs) if self.distiller is not None else {})}
+        read = inputs | {QUERY: batch[QUERY]} if QUERY in batch else inputs
+        return {TASK_UNIT: count, **(self.distiller.counts(read) if self.distiller is not None else {})}
 
 
 def _with_a_label(inputs: Batch, count: torch.Tensor) -> Batch:

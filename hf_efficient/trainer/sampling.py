@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -31,10 +31,39 @@ class EpochSeededSampler(Sampler[int]):
         return iter(self.sampler)
 
 
+class QuerySampler(Sampler[int]):
+    """All documents of a query, then those of another, in an order drawn from the seed and the number of the epoch."""
+
+    def __init__(self, queries: Sequence[int], seed: int, get_epoch: Callable[[], float | None]) -> None:
+        self.seed, self.get_epoch = seed, get_epoch
+        self.rows: dict[int, list[int]] = {}
+        for row, query in enumerate(queries):
+            self.rows.setdefault(query, []).append(row)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = int((self.get_epoch() or 0) + EPOCH_TOLERANCE)
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        groups = list(self.rows.values())
+        for index in torch.randperm(len(groups), generator=generator).tolist():
+            yield from groups[index]
+
+
 def seed_by_epoch(
-    sampler: Sampler[int] | None, args: TrainingArguments, get_epoch: Callable[[], float | None]
+    sampler: Sampler[int] | None,
+    args: TrainingArguments,
+    get_epoch: Callable[[], float | None],
+    queries: Sequence[int] | None = None,
 ) -> Sampler[int] | None:
-    """Return `sampler`, seeded anew in each epoch if it groups by length; the others are seeded already."""
+    """Return `sampler`, seeded anew in each epoch if it groups by length; the others are seeded already.
+
+    With the number of the query of each row, the documents of a query come together instead.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    if queries is not None:
+        return QuerySampler(queries, seed, get_epoch)
     if isinstance(sampler, LengthGroupedSampler):
-        return EpochSeededSampler(sampler, args.seed if args.data_seed is None else args.data_seed, get_epoch)
+        return EpochSeededSampler(sampler, seed, get_epoch)
     return sampler

@@ -208,7 +208,8 @@ class CompressionMixin(PublishingMixin):
         self._signature_columns += [name for name in columns if name not in self._signature_columns]
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
-        return seed_by_epoch(super()._get_train_sampler(*args, **kwargs), self.args, lambda: self.state.epoch)
+        sampler, queries = super()._get_train_sampler(*args, **kwargs), self.distillation_training.queries_of
+        return seed_by_epoch(sampler, self.args, lambda: self.state.epoch, queries(self.train_dataset))
 
     # ---- the loss ---------------------------------------------------------------------------------------------------
 

@@ -62,11 +62,13 @@ def test_result_is_a_cross_encoder_with_the_same_activation(reranker, tmp_path):
     flags = ["--model_name_or_path", teacher, "--train_file", write_rows(tmp_path / "train.jsonl", 12)]
     flags += ["--validation_file", write_rows(tmp_path / "dev.jsonl", 5), "--output_dir", out, "--max_length", 24]
     flags += ["--heads", 0.5, "--scheme", "int8_static", "--num_train_epochs", 1, "--report_to", "none"]
+    flags += ["--margin_weight", 0.5, "--logits_weight", 0, "--gradient_accumulation_steps", 2]
     flags += ["--save_strategy", "no", "--latency_sequence_length", 8]
     assert main(["compress", *map(str, flags)]) == 0
 
     report = CompressionReport.load(out)
     assert (report.task, report.metric) == ("text-ranking", "ndcg@10")
+    assert any("differences between documents of a query" in stage for stage in report.stages)
     assert all(set(row.metrics) >= {"ndcg@10", "mrr@10"} for row in report.models)
     assert report.models[-1].retained_intervals["ndcg@10"].unit == "queries"
     card = (out / "README.md").read_text()

@@ -34,7 +34,8 @@ CONFIGS = [
         ({"relation_weight": -1}, "relation_weight=-1 must not be negative"),
         (
             NO_OUTPUTS,
-            "hard_label_weight, logits_weight, hidden_weight, embedding_weight, attention_weight, relation_weight are "
+            "hard_label_weight, logits_weight, hidden_weight, embedding_weight, attention_weight, relation_weight, "
+            "margin_weight are "
             "all 0: nothing would be learned; set at least one of them",
         ),
         ({"hidden_distance": "l1"}, "hidden_distance='l1' is unknown: give one of mse, cosine"),

@@ -1,8 +1,10 @@
+import itertools
+
 from torch.utils.data import SequentialSampler
 from trainers import LENGTHS, arguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from hf_efficient.trainer.sampling import seed_by_epoch
+from hf_efficient.trainer.sampling import QuerySampler, seed_by_epoch
 
 
 def test_order_depends_only_on_seed_and_epoch(tmp_path):
@@ -25,3 +27,20 @@ def test_samplers_that_do_not_group_by_length_are_returned_unchanged(tmp_path):
     sequential = SequentialSampler(range(4))
     assert seed_by_epoch(sequential, arguments(tmp_path), lambda: 0.0) is sequential
     assert seed_by_epoch(None, arguments(tmp_path), lambda: 0.0) is None
+
+
+def test_documents_of_a_query_come_together_in_another_order_each_epoch():
+    queries = [7, 3, 7, 3, 5, 7]
+    epoch = 0.0
+    sampler = QuerySampler(queries, seed=1, get_epoch=lambda: epoch)
+    first = list(sampler)
+    assert len(sampler) == 6
+    assert sorted(first) == list(range(6))
+    changes = sum(queries[one] != queries[other] for one, other in itertools.pairwise(first))
+    assert changes == 2  # three queries
+    assert list(sampler) == first
+    orders = set()
+    for number in range(8):
+        epoch = float(number)
+        orders.add(tuple(sampler))
+    assert len(orders) > 1
