@@ -12,6 +12,7 @@ import transformers
 from huggingface_hub import ModelCardData
 from transformers.utils import logging
 
+from hf_efficient.errors import UserError
 from hf_efficient.hub.config import ONNX_REPOSITORY_SUFFIX
 from hf_efficient.hub.files import (
     REPOSITORY_NAME_COMMENT,
@@ -70,7 +71,7 @@ def transformers_js_files(contents: RepoFiles) -> RepoFiles:
     """Return the files of `onnx/` under the names that transformers.js expects; none if it cannot read them.
 
     The weights move into the graph, `onnx/model.onnx`; an int8 graph is stored as `onnx/model_quantized.onnx` too.
-    `ExportedModel.from_pretrained` still loads the folder.
+    `ExportedModel.from_pretrained` still loads the folder. Raises UserError if the graph is damaged.
     """
     graph = contents.get("onnx/model.onnx")
     manifest = read_json(contents.get(f"onnx/{transformers.exporters.base.EXPORT_MANIFEST_FILE}"))
@@ -88,7 +89,14 @@ def transformers_js_files(contents: RepoFiles) -> RepoFiles:
         return {}
     import onnx
 
-    model = onnx.load(str(graph))
+    try:
+        model = onnx.load(str(graph))
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(("google.protobuf", "onnx")):
+            raise
+        raise UserError(
+            f"{graph} cannot be read ({error}): export the model again, or remove {graph.parent}"
+        ) from error
     serialized_model = model.SerializeToString()
     files: RepoFiles = {"onnx/model.onnx": serialized_model, "onnx/model.onnx.data": EMBEDDED_WEIGHTS_NOTE}
     if any(node.op_type == "QuantizeLinear" for node in model.graph.node):

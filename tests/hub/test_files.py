@@ -95,6 +95,14 @@ def test_export_that_transformers_js_cannot_read_is_a_warning(exported_contents,
     assert [warning.rpartition(": ")[2] for warning in warnings] == [reason]
 
 
+@pytest.mark.parametrize("graph", [b"graph", b"\xff" * 50])
+def test_damaged_export_is_a_user_error(exported_contents, graph):
+    pytest.importorskip("onnx")
+    exported_contents["onnx/model.onnx"].write_bytes(graph)
+    with pytest.raises(UserError, match=r"model\.onnx cannot be read .*: export the model again"):
+        transformers_js_files(exported_contents)
+
+
 def test_exports_of_several_components_are_not_for_transformers_js(exported_contents):
     exported_contents["onnx/export.json"] = b'{"components": {"encoder": {}, "prefill": {}, "decode": {}}}'
     assert transformers_js_files(exported_contents) == {}
