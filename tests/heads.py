@@ -43,3 +43,16 @@ REPRESENTATIVE_HEADS = (
         if name not in ("bert", "t5")
     ),
 )
+
+
+def enable_checkpointing(model):
+    """Enable activation checkpointing, by the name that the installed version of Transformers has for it."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+
+
+def is_checkpointing(model):
+    """Whether activation checkpointing is enabled, by the name of either version."""
+    name = (
+        "is_activation_checkpointing" if hasattr(model, "is_activation_checkpointing") else "is_gradient_checkpointing"
+    )
+    return getattr(model, name)

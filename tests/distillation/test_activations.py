@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from heads import CLASSIFIERS, HEADS
+from heads import CLASSIFIERS, HEADS, enable_checkpointing
 
 from hf_efficient import DistillationConfig
 from hf_efficient.distillation.activations import (
@@ -133,7 +133,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_captures_once(make_model
     teacher = make_model(head, seed=1)
     plain = make_model(head, **without_dropout(head)).train()
     checkpointed = copy.deepcopy(plain)
-    checkpointed.activation_checkpointing_enable()
+    enable_checkpointing(checkpointed)
     config = DistillationConfig(
         hard_label_weight=0,
         logits_weight=0,

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from heads import enable_checkpointing, is_checkpointing
 
 from hf_efficient.models import FAMILIES, LayerStructure, Structure, family_of
 from hf_efficient.models.blocks import BiasOnly, EmptyBlock
@@ -117,8 +118,8 @@ def test_activation_checkpointing_gives_the_same_gradients(make_model, make_batc
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         if checkpointing:
-            student.activation_checkpointing_enable()
-        assert student.is_activation_checkpointing is checkpointing
+            enable_checkpointing(student)
+        assert is_checkpointing(student) is checkpointing
         student(**make_batch(head)).last_hidden_state.square().sum().backward()
         gradients.append({name: p.grad for name, p in student.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()

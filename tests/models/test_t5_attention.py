@@ -1,5 +1,6 @@
 import pytest
 import torch
+from heads import enable_checkpointing
 from t5_shapes import ALL_HEADS, SHAPES, STOCK_SHAPES, selection_of
 from transformers import AutoModelForSeq2SeqLM
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -147,7 +148,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model, make_batch,
 
     student.train()
     expected = gradients()
-    student.activation_checkpointing_enable()
+    enable_checkpointing(student)
     checkpointed = gradients()
     assert expected.keys() == checkpointed.keys()
     for name, gradient in expected.items():
