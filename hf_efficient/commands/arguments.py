@@ -87,6 +87,7 @@ ADVANCED = {
     "similarity_weight",
     "similarity_distance",
     "uniformity_weight",
+    "margin_weight",
     "relations",
     "relation_heads",
     "teacher_weights",

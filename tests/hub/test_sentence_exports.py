@@ -12,18 +12,19 @@ from reviews import save_model, tiny_config
 from transformers import BertForSequenceClassification, set_seed
 
 from hf_efficient.cli import main
+from hf_efficient.hub.onnx_repository import plan_repositories
 from hf_efficient.hub.sentence_snippets import PAIRS, TEXTS
 
 pytest.importorskip("onnxruntime")
 sentence_transformers = pytest.importorskip("sentence_transformers")
-JOB = ("--heads", 0.5, "--num_train_epochs", 1, "--report_to", "none", "--save_strategy", "no", "--export", "onnx")
-JOB = (*JOB, "--export_quantization", "none", "--latency_sequence_length", 8)
+JOB = ("--num_train_epochs", 1, "--report_to", "none", "--save_strategy", "no", "--latency_sequence_length", 8)
+JOB = (*JOB, "--export", "onnx", "--export_quantization", "none")
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None; exec(sys.stdin.read())"
 
 
-def compress(folder, teacher, train, dev):
+def compress(folder, teacher, train, dev, *flags):
     """Prune a model and export it, and return the folder with the result."""
-    flags = ["--model_name_or_path", teacher, "--train_file", train, "--validation_file", dev]
+    flags = ["--model_name_or_path", teacher, "--train_file", train, "--validation_file", dev, *flags]
     assert main(["compress", *map(str, [*flags, *JOB, "--output_dir", folder / "out"])]) == 0
     return folder / "out"
 
@@ -34,7 +35,8 @@ def embedder(tmp_path_factory):
     prompts = {"query": "anna sings "}
     save_embedder(folder / "teacher", prompts=prompts, default_prompt_name=None, similarity_fn_name="cosine")
     train = write_lines(folder / "train.txt", texts(60))
-    return compress(folder, folder / "teacher", train, write_rows(folder / "dev.jsonl", pairs(12)))
+    dev = write_rows(folder / "dev.jsonl", pairs(12))
+    return compress(folder, folder / "teacher", train, dev, "--heads", 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def reranker(tmp_path_factory):
         for number, document in enumerate(texts(4, seed=1))
     ]
     file = write_rows(folder / "rows.jsonl", rows)
-    return compress(folder, folder / "teacher", file, file)
+    return compress(folder, folder / "teacher", file, file, "--layers", 0.5)
 
 
 def code_without_torch(folder):
@@ -85,6 +87,20 @@ def test_servers_read_the_folder(embedder, reranker):
         readers.check_text_embeddings_inference(folder)
         readers.check_fastembed(folder)
     readers.check_old_sentence_transformers(embedder)
+    # One layer is left of the reranker, which is a shape of the stock class; heads of the embedder differ by layer.
+    readers.check_vllm(reranker)
+    readers.check_transformers_js(reranker)
+
+
+def test_repository_of_the_graph_is_read_by_transformers_js(embedder, tmp_path):
+    companion, main_files = plan_repositories(embedder, "me/small").values()
+    assert {"onnx/modules.json", "onnx/runtime_module.py", "1_Pooling/config.json"} <= set(main_files)
+    for name, content in companion.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    readers.check_transformers_js(tmp_path)
+    readers.check_fastembed(tmp_path)
 
 
 def test_sentence_transformer_on_onnx_runtime(embedder):
