@@ -4,7 +4,7 @@ import pytest
 import torch
 from heads import GENERATORS, HEADS
 from torch import nn
-from trainers import arguments, seq2seq_arguments, without_report
+from trainers import arguments, seq2seq_arguments, stop, without_report
 
 from hf_efficient import (
     FAMILIES,
@@ -92,12 +92,12 @@ def test_generation_is_the_same_with_and_without_cache(make_model, make_batch, s
         assert with_cache.shape == (3, 9)
 
 
-def train(model, folder, make_batch, head, pruning, distillation):
-    """Train `model` for a few steps on the rows of a batch, and return the trainer."""
+def build(model, folder, make_batch, head, pruning, distillation, **changes):
+    """Build a trainer of a few steps on the rows of a batch."""
     generates = head in GENERATORS
     batches = [make_batch(head, labelled=True, seed=seed) for seed in range(2)]
     rows = [{name: values[row] for name, values in batch.items()} for batch in batches for row in range(3)]
-    args = arguments(folder, per_device_train_batch_size=3, num_train_epochs=2, save_strategy="no")
+    args = arguments(folder, **{"per_device_train_batch_size": 3, "num_train_epochs": 2, **changes})
     collator = {"data_collator": lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]}}
     trainer = (EfficientSeq2SeqTrainer if generates else EfficientTrainer)(
         model=model,
@@ -107,7 +107,12 @@ def train(model, folder, make_batch, head, pruning, distillation):
         distillation=distillation,
         **collator,
     )
-    without_report(trainer).train()
+    return without_report(trainer)
+
+
+def train(*settings):
+    trainer = build(*settings)
+    trainer.train()
     return trainer
 
 
@@ -130,6 +135,26 @@ def test_student_is_pruned_and_distilled(make_model, make_batch, model_type, tmp
             assert 0 < entry[name] < float("inf"), name
     kept = sum(block.units for block in family.blocks(trainer.model).values())
     assert kept < 0.6 * sum(block.units for block in family.blocks(model).values())
+
+
+# Of each kind of layers one; BERT is resumed in all ways by tests/trainer.
+@pytest.mark.parametrize("model_type", ["t5", "modernbert", "deberta-v2", "marian", "albert"])
+def test_interrupted_rounds_are_resumed_to_the_same_weights(
+    make_model, make_batch, assert_same_weights, model_type, tmp_path
+):
+    def run(folder):
+        head = HEAD_OF[model_type]
+        pruning = PruningConfig(heads=0.5, neurons=0.5, rounds=2, criterion="magnitude", multiple_of=4)
+        saving = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 4}
+        return build(make_model(head), tmp_path / folder, make_batch, head, pruning, DistillationConfig(), **saving)
+
+    complete, resumed = run("complete"), run("interrupted")
+    complete.train()
+    stop(run("interrupted"), 5)  # in the second round
+    resumed.train(resume_from_checkpoint=True)
+    assert (tmp_path / "interrupted" / "_round-2").exists()
+    assert [stage.endswith("before an interruption") for stage in resumed.stages if "pruned" in stage] == [True, False]
+    assert_same_weights(resumed.model, complete.model)
 
 
 @pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if family.attention_scores_differ])
