@@ -98,7 +98,7 @@ class FileOperations:
             self.act(self.count)
         finally:
             self.is_acting = False
-        self.count += 1
+            self.count += 1  # also if Ctrl-C is pressed now: once
         return True
 
     def _audit(self, event: str, values: tuple[Any, ...]) -> None:
