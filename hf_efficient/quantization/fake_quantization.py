@@ -14,7 +14,7 @@ from hf_efficient.models.int8 import TOKEN_LIMIT, range_to_scale
 from hf_efficient.models.int8_kernels import ACTIVATION_MAX, WEIGHT_LIMIT
 from hf_efficient.quantization.calibration import InputStatistics
 from hf_efficient.quantization.config import QuantizationConfig
-from hf_efficient.quantization.int8 import EMBEDDING_LIMIT, merged_linears
+from hf_efficient.quantization.int8 import EMBEDDING_LIMIT, linears_in_float, merged_linears
 from hf_efficient.quantization.module_selection import check_selection, select_embeddings, select_linears
 from hf_efficient.quantization.rounding import quantize_rows
 
@@ -120,7 +120,8 @@ def enable_fake_quantization(model: PreTrainedModel, config: QuantizationConfig)
     Fixed ranges are set afterwards, by `set_input_statistics`. Raises UserError if no module would be quantized.
     """
     check_selection(model, config)
-    for _, linear in select_linears(model, config):
+    in_float = linears_in_float(model, config)
+    for linear in (linear for name, linear in select_linears(model, config) if name not in in_float):
         linear.__class__ = FakeInt8Linear
         linear.scheme, linear.statistics, linear.is_outlier = str(config.scheme), None, None
     for _, embedding in select_embeddings(model, config):

@@ -130,6 +130,16 @@ def test_fake_quantized_outputs_are_those_of_the_int8_model(
     assert_close_in_the_middle(outputs(quantized, batch), fake_outputs)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_linears_that_stay_in_float_are_trained_in_float(make_model, scheme):
+    model = make_model("MT5ForConditionalGeneration")
+    feed_forward = model.encoder.block[1].layer[-1].DenseReluDense
+    feed_forward.wi_1.weight.data[5] *= 100
+    enable_fake_quantization(model, QuantizationConfig(scheme, aware=True))
+    assert isinstance(feed_forward.wi_1, FakeInt8Linear)
+    assert isinstance(feed_forward.wo, FakeInt8Linear) == (scheme == "int8_static")
+
+
 def test_fake_quantized_outputs_of_a_pruned_model_are_those_of_the_int8_model(
     make_model, make_batch, outputs, select, uneven_shape, fake_and_quantized
 ):
