@@ -97,7 +97,9 @@ class PreparedJob:
 
     def trainer_kwargs(self) -> dict[str, Any]:
         """Return the arguments that every trainer of the job gets."""
-        datasets = {name: model_columns(split) for name, split in self.tokenized_splits.items()}
+        datasets = {
+            name: model_columns(split, for_training=name == "train") for name, split in self.tokenized_splits.items()
+        }
         return {
             "train_dataset": datasets.get("train"),
             "eval_dataset": datasets.get("evaluation"),

@@ -27,6 +27,8 @@ from hf_efficient.hub.files import (
 
 logger = logging.get_logger(__name__)
 MAX_ONNX_FILE_BYTES = 2_000_000_000  # limit of protobuf for one file
+# The pipelines of transformers.js for tasks that are no pipelines there.
+WEB_PIPELINES = {"text-ranking": "text-classification", "sentence-similarity": "feature-extraction"}
 EMBEDDED_WEIGHTS_NOTE = b"The weights are inside model.onnx.\n"
 
 
@@ -152,6 +154,6 @@ def _onnx_repository_card(contents: RepoFiles, repo_id: str, companion: str) -> 
     if tag:
         text += (
             '\n```js\nimport { pipeline } from "@huggingface/transformers";\n\n'
-            f'const pipe = await pipeline({json.dumps(tag)}, "{companion}");\n```\n'
+            f'const pipe = await pipeline({json.dumps(WEB_PIPELINES.get(tag, tag))}, "{companion}");\n```\n'
         )
     return f"---\n{data.to_yaml()}\n---\n\n{text}".encode()

@@ -22,7 +22,7 @@ from hf_efficient.data.config import SOURCE_FIELDS, DataConfig
 from hf_efficient.data.labels import Classes, ReadLabels, find_classes
 from hf_efficient.data.texts import check_texts
 from hf_efficient.measurement.row_metrics import RowMetric
-from hf_efficient.models.inputs import task_head_of
+from hf_efficient.models.inputs import QUERY, task_head_of
 
 Batch: TypeAlias = Mapping[str, list[Any]]
 
@@ -260,6 +260,7 @@ def iterate_texts(rows: Dataset, task: Task, columns: Columns) -> Iterator[str]:
                 yield " ".join(value) if isinstance(value, list) else value
 
 
-def model_columns(rows: Dataset) -> Dataset:
-    """Return tokenized rows with only the columns that a model reads."""
-    return rows.remove_columns([name for name in (EXAMPLE_INDEX, OFFSETS) if name in rows.column_names])
+def model_columns(rows: Dataset, for_training: bool = False) -> Dataset:
+    """Return tokenized rows with only the columns that a model reads, or for training also the loss."""
+    unread = (EXAMPLE_INDEX, OFFSETS, *([] if for_training else [QUERY]))
+    return rows.remove_columns([name for name in unread if name in rows.column_names])

@@ -81,6 +81,13 @@ def test_result_is_a_cross_encoder_with_the_same_activation(reranker, tmp_path):
     scores = torch.from_numpy(loaded.predict(PAIRS))
     torch.testing.assert_close(scores, our_scores(out, activation), atol=1e-5, rtol=1e-5)
 
+    flags = ["--validation_file", tmp_path / "dev.jsonl", "--output_dir", tmp_path / "measured", "--max_length", 24]
+    flags += ["--trust_remote_code", "--latency_sequence_length", 8]
+    assert main(["measure", str(teacher), str(out), *map(str, flags)]) == 0
+    measured = CompressionReport.load(tmp_path / "measured")
+    for row, expected in zip(measured.models, (report.row("teacher"), report.row("quantized")), strict=True):
+        assert row.metrics["ndcg@10"] == pytest.approx(expected.metrics["ndcg@10"])
+
 
 def test_a_reranker_that_is_only_copied_scores_as_its_teacher(reranker, tmp_path):
     teacher, activation = reranker

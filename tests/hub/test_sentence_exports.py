@@ -101,6 +101,9 @@ def test_repository_of_the_graph_is_read_by_transformers_js(embedder, tmp_path):
         path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     readers.check_transformers_js(tmp_path)
     readers.check_fastembed(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "pipeline_tag: sentence-similarity" in card
+    assert 'pipeline("feature-extraction", "me/small-ONNX")' in card
 
 
 def test_sentence_transformer_on_onnx_runtime(embedder):
