@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ Array = NDArray[Any]
 
 MEAN, STD = "cosine_mean", "cosine_std"
 QUANTIZED_EMBEDDINGS = ("int8", "binary")
+QUANTIZING_VERSION = 6
 NEIGHBOURS = 10
 MAX_TEXTS = 5000  # whose neighbours are compared: the similarities of all pairs take 100 MB
 # Above this mean similarity, or below this spread, texts can hardly be told apart. Random texts have about 0.05 in
@@ -104,7 +105,7 @@ def sentence_similarity_metrics(embeddings: Array, scores: Array) -> dict[str, f
     | scores | (rows,) | how similar the texts of a pair are; NaN: not known |
 
     "spearman_int8" and "spearman_binary" are those by the embeddings of 8 bits and of one bit a number, if
-    sentence-transformers is installed, which quantizes them. "cosine_mean" and "cosine_std" are those of the
+    sentence-transformers 6 is installed, which quantizes them. "cosine_mean" and "cosine_std" are those of the
     similarities of all texts to each other. Without scores there are no correlations.
     """
     metrics: dict[str, float] = {}
@@ -120,7 +121,7 @@ def quantized_metrics(embeddings: Array, scores: Array) -> dict[str, float]:
 
     The ranges of 8 bits are those of all the embeddings.
     """
-    if find_spec("sentence_transformers") is None:
+    if not _can_quantize():
         return {}
     texts = embeddings.reshape(-1, embeddings.shape[-1])
     similarities = {
@@ -132,6 +133,14 @@ def quantized_metrics(embeddings: Array, scores: Array) -> dict[str, float]:
         for name, values in similarities.items()
         if np.ptp(values)  # of constant values there is no correlation
     }
+
+
+def _can_quantize() -> bool:
+    """Whether sentence-transformers is installed, in a version that quantizes embeddings in the module used here."""
+    try:
+        return int(version("sentence-transformers").partition(".")[0]) >= QUANTIZING_VERSION
+    except PackageNotFoundError:
+        return False
 
 
 def quantize(embeddings: Array, precision: str) -> Array:

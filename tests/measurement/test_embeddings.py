@@ -1,8 +1,11 @@
 """Measurements of sentence embeddings: pairs, spread and neighbours."""
 
+from importlib.metadata import PackageNotFoundError
+
 import numpy as np
 import pytest
 
+from hf_efficient.measurement import embeddings as embeddings_module
 from hf_efficient.measurement.embeddings import (
     neighbours_kept,
     quantized_metrics,
@@ -84,3 +87,14 @@ def test_quantized_embeddings_correlate_as_the_evaluator_of_sentence_transformer
     evaluator.scores, evaluator.store_metrics_in_model_card_data = scores, lambda *args, **kwargs: None
     expected = evaluator(Encoder())[evaluator.primary_metric]
     assert metrics["spearman_binary"] == pytest.approx(expected, rel=1e-3)  # ties are rounded differently
+
+
+@pytest.mark.parametrize("installed", [None, "5.4.1"])
+def test_embeddings_are_not_quantized_without_a_version_that_does_it(monkeypatch, installed):
+    def version(name):
+        if installed is None:
+            raise PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(embeddings_module, "version", version)
+    assert quantized_metrics(RANDOM.reshape(30, 2, 16), np.arange(30.0)) == {}
