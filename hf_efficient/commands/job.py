@@ -280,10 +280,11 @@ def _complete_report(
 ) -> CompressionReport:
     """Return the trainer's report with the task, the dataset and the stages before the trainer's."""
     task, has_data = prepared.task, len(prepared.raw_splits) > 0
+    title = config.data.evaluation_title if task.has_optional_labels else config.data.title
     return dataclasses.replace(
         report,
         task=task.pipeline,
-        dataset=config.data.title if has_data else None,
+        dataset=title if has_data else None,
         metric=task.metric,
         models=with_ratios(report.models, task.metric),
         stages=(*stages, *report.stages),

@@ -126,6 +126,12 @@ class DataConfig:
             return "/".join(part for part in (name, self.dataset_config_name) if part)
         return next((path.name for path in self.files.values()), "data")
 
+    @property
+    def evaluation_title(self) -> str:
+        """The name of the data that is evaluated on, where that is another dataset than the training data."""
+        path = self.files.get("test") or self.files.get("validation")
+        return self.title if self.dataset_title or path is None else path.name
+
     def public_values(self) -> dict[str, Any]:
         """Return the fields for reports, without folders of the local machine; `dataset_name` is a name on the Hub."""
         names = {f"{split}_file": path.name for split, path in self.files.items()}

@@ -47,7 +47,7 @@ def test_compress_prunes_distils_and_quantizes_an_embedder(folder):
     for name in FILES:
         assert (folder / "out" / name).read_bytes() == (folder / "model" / name).read_bytes()
     report = CompressionReport.load(folder / "out")
-    assert (report.task, report.metric) == ("sentence-similarity", "spearman")
+    assert (report.task, report.metric, report.dataset) == ("sentence-similarity", "spearman", "pairs.jsonl")
     assert {"spearman", "pearson", "cosine_mean", "cosine_std"} <= report.row("quantized").metrics.keys()
     assert report.row("student").ratios.flops >= 2
     assert 0 < report.row("student").teacher_agreement < 1
