@@ -67,11 +67,14 @@ class SentenceModules:
     def __call__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> SentenceEmbeddingOutput:
-        """Return the outputs of a transformer, called with `kwargs`, with the embeddings of the texts."""
+        """Return the outputs of a transformer, called with `args` and `kwargs`, with the embeddings of the texts.
+
+        The second of `args`, after the tokens, is the mask in all encoders.
+        """
         if EMBEDDING in output:  # an export that computes it
             return output
         hidden = output["last_hidden_state"]
-        mask = kwargs.get("attention_mask")
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         return SentenceEmbeddingOutput(
             self.embed(hidden, torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask),
             hidden,

@@ -69,6 +69,13 @@ def test_what_is_made_of_an_embedder_is_one(embedder):
     assert torch.equal(copy.deepcopy(embedder)(**batch).sentence_embedding, expected)
 
 
+def test_padding_has_no_effect_however_the_mask_is_given(embedder):
+    ids, mask = torch.randint(5, 100, (1, 6)), torch.tensor([[1, 1, 1, 1, 0, 0]])
+    alone = embedder(ids[:, :4]).sentence_embedding
+    torch.testing.assert_close(embedder(ids, mask).sentence_embedding, alone)
+    torch.testing.assert_close(embedder(ids, attention_mask=mask).sentence_embedding, alone)
+
+
 def test_files_of_the_modules_are_kept_byte_for_byte(embedder, tmp_path):
     student = prune(embedder, PruningConfig(neurons=0.5, criterion="magnitude"))
     student.save_pretrained(tmp_path / "student")
