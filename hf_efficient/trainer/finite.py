@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
 from hf_efficient.errors import NonFiniteLossError
@@ -39,7 +40,8 @@ class FiniteChecks:
     def watch_norm(self, norm: Any, step: int) -> None:
         """Watch the norm of the gradients of `step`; with a loss scaler infinite ones only mean a smaller scale."""
         if self.accelerator.scaler is None:
-            self._watch(NORM, torch.as_tensor(norm), step)
+            # Of a model that FSDP shards it is a DTensor, the sum of which all processes compute together.
+            self._watch(NORM, norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm), step)
 
     def _watch(self, name: str, value: torch.Tensor, step: int) -> None:
         value = value.detach().float().reshape(())
