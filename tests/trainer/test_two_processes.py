@@ -109,7 +109,7 @@ def test_predictions_of_two_processes_are_in_the_order_of_the_data(two_processes
 def test_two_processes_train_as_one_does_with_batches_twice_as_large(two_processes, name, tmp_path):
     result, expected = read_result(two_processes, name), train(tmp_path, **RUNS[name], batch_size=8)
     assert len(expected["losses"]) == 8
-    assert result["losses"] == pytest.approx(expected["losses"], abs=1e-4)
+    assert result["losses"] == pytest.approx(expected["losses"], rel=5e-4, abs=1e-4)
     assert result["structure"] == expected["structure"]
 
 
@@ -118,7 +118,7 @@ def test_sharded_model_is_trained_as_a_replicated_one(two_processes, name):
     result, expected = read_result(two_processes, f"sharded {name}"), read_result(two_processes, name)
     assert read_result(two_processes, f"sharded {name}", rank=1) == result
     assert result["weight class"] == "DTensor"
-    assert result["losses"] == pytest.approx(expected["losses"], abs=1e-4)
+    assert result["losses"] == pytest.approx(expected["losses"], rel=5e-4, abs=1e-4)
     assert result["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=5e-3)  # biases of keys have no effect
     for value in ("structure", "zeros", "accuracy"):
         assert result[value] == expected[value]
