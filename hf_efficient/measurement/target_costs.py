@@ -102,7 +102,8 @@ def flops_cost(
     def measure(model: PreTrainedModel) -> float:
         inputs = model_inputs(model, batch_size, sequence_length)
         del inputs["attention_mask"]  # its values would be read, and the meta device has none
-        return float(count_flops(model, inputs) or math.nan)
+        flops = count_flops(model, inputs)
+        return math.nan if flops is None else float(flops)
 
     return _deterministic_cost(measure)
 

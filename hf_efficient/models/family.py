@@ -61,6 +61,8 @@ class Family(ABC):
     positions_follow_padding: ClassVar[bool] = False
     # Names of tables that are not quantized, since their weights are added to attention scores or read as they are.
     float_tables: ClassVar[tuple[str, ...]] = ("relative_attention_bias",)
+    # Whether the classes of Transformers can be built and run with no layer at all.
+    runs_without_layers: ClassVar[bool] = True
     # Why `attention_weight` is refused, where attention scores are not the products of queries and keys.
     attention_scores_differ: ClassVar[str | None] = None
 

@@ -57,6 +57,7 @@ class DebertaV2Family(EncoderFamily):
         DebertaV2ForMultipleChoice,
     )
     float_tables = ("rel_embeddings",)
+    runs_without_layers = False
     attention_scores_differ = "its attention scores also have terms for relative positions"
 
     def class_for(self, model_class: type[PreTrainedModel], config: PretrainedConfig) -> type[PreTrainedModel]:

@@ -58,6 +58,7 @@ class ModernBertFamily(EncoderFamily):
         ModernBertForMultipleChoice,
     )
     fields_per_layer = ("layer_types",)
+    runs_without_layers = False
     attention_scores_differ = "its queries and keys are rotated by their positions"
 
     def stacks(self, model: PreTrainedModel) -> Mapping[str, nn.ModuleList]:

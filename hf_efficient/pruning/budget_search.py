@@ -20,23 +20,35 @@ BINS = 4000
 SLOW_SAMPLE = 1.05
 
 
-def measure_costs(blocks: Sequence[BlockInfo], cost_of: Callable[[Selection], float], points: int = 9) -> CostTable:
+def measure_costs(
+    blocks: Sequence[BlockInfo],
+    cost_of: Callable[[Selection], float],
+    points: int = 9,
+    runs_without_layers: bool = True,
+) -> CostTable:
     """Return the cost table of a network, measured by `cost_of`, the cost of a copy that keeps a selection.
 
     Blocks with the same `shape_key` are narrowed together, all to one width, and each is assigned an equal part of the
     difference; so are the overheads of layers that consist of the same kinds of blocks. Measured costs are noisy:
     those of a block are replaced by the closest that do not decrease with its width (isotonic regression), from 0 on.
+
+    A network that does not run without layers is measured with the first one instead, whose overhead is taken to be
+    that of its kind.
     """
     layers = tuple(dict.fromkeys(block.layer for block in blocks))
     no_units = {block.name: () for block in blocks}
-    base = cost_of(Selection((), no_units))
+    first = () if runs_without_layers else layers[:1]
+    base = cost_of(Selection(first, no_units))
     all_layers = cost_of(Selection(layers, no_units))
     overheads: dict[str, float] = {}
     kinds = {layer: tuple(block.shape_key for block in blocks if block.layer == layer) for layer in layers}
     for kind in dict.fromkeys(kinds.values()):
-        equal_layers = tuple(layer for layer in layers if kinds[layer] == kind)
-        cost = all_layers if equal_layers == layers else cost_of(Selection(equal_layers, no_units))
-        overheads |= dict.fromkeys(equal_layers, max(0.0, (cost - base) / len(equal_layers)))
+        equal_layers = [layer for layer in layers if kinds[layer] == kind]
+        measured = tuple(layer for layer in layers if layer in equal_layers or layer in first)
+        cost = all_layers if measured == layers else cost_of(Selection(measured, no_units))
+        overhead = max(0.0, (cost - base) / max(1, len(measured) - len(first)))
+        overheads |= dict.fromkeys(equal_layers, overhead)
+    base = max(0.0, base - sum(overheads[layer] for layer in first))
 
     widths: dict[str, Sequence[int]] = {}
     costs: dict[str, Sequence[float]] = {}

@@ -81,7 +81,10 @@ class BudgetSelector:
         cls, model: PreTrainedModel, config: PruningConfig, cost_of: Callable[[Selection], float]
     ) -> BudgetSelector:
         """Return the selector whose table is measured by `cost_of`, the cost of `model` when it keeps a selection."""
-        return cls(model, config, measure_costs(block_infos(model, config), cost_of))
+        runs_without_layers = family_of(model).runs_without_layers
+        return cls(
+            model, config, measure_costs(block_infos(model, config), cost_of, runs_without_layers=runs_without_layers)
+        )
 
     def min_cost(self, scores: Scores) -> float:
         """Return the cost in the table of the cheapest selection that is considered."""

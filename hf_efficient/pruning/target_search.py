@@ -212,8 +212,9 @@ def _meta_copy(model: PreTrainedModel, cost: Cost) -> PreTrainedModel:
     meta_model = copy.deepcopy(model).to("meta")
     try:
         cost.measure(meta_model)
-    except NotImplementedError:
-        return model  # its forward pass reads values: T5's classifier looks for the end token in its input
+    except RuntimeError:
+        # Its forward pass reads values: T5's classifier looks for the end token in its input, DeBERTa for padding.
+        return model
     return meta_model
 
 

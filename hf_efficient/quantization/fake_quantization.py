@@ -97,9 +97,10 @@ class FakeInt8Linear(nn.Linear):
         """Return outputs (..., out_features) of inputs (..., in_features)."""
         weight = self.weight
         if self.scheme == "int8_static" and self.statistics is not None and self.is_outlier is not None:
-            states = round_inputs(states, self.statistics, self.is_outlier)
-            rounded = round_rows(weight.masked_fill(self.is_outlier, 0), WEIGHT_LIMIT)
-            return F.linear(states, torch.where(self.is_outlier, weight, rounded), self.bias)
+            is_outlier = self.is_outlier.to(weight.device)  # it is no buffer, which would be saved
+            states = round_inputs(states, self.statistics, is_outlier)
+            rounded = round_rows(weight.masked_fill(is_outlier, 0), WEIGHT_LIMIT)
+            return F.linear(states, torch.where(is_outlier, weight, rounded), self.bias)
         if self.scheme == "int8_dynamic":
             states = round_tokens(states)
         return F.linear(states, round_rows(weight, WEIGHT_LIMIT), self.bias)

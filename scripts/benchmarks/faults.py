@@ -33,7 +33,6 @@ from fault_points import (
     FileOperations,
     convert_once,
     hash_of_folder,
-    hf_efficient_cli,
     make_inputs,
     read_weights,
     run,
@@ -42,6 +41,7 @@ from fault_points import (
 from sst2 import OUT, Results
 from transformers import AutoModelForSequenceClassification
 
+from hf_efficient.cli import main as main_of_command
 from hf_efficient.commands.run_manifest import RunManifest
 from hf_efficient.files.replacing import NEW_MODEL_NAME
 
@@ -92,7 +92,7 @@ class Scenario:
         """Run once in this process, so that its forks neither import nor convert anything that is known."""
         convert_once()
         with tempfile.TemporaryDirectory() as folder:
-            if hf_efficient_cli([*self.command, "--output_dir", folder]):
+            if main_of_command([*self.command, "--output_dir", folder]):
                 raise SystemExit("the undisturbed run in this process failed")
             if read_weights(Path(folder)) != self.weights:
                 raise SystemExit("two undisturbed runs give different weights")

@@ -17,6 +17,8 @@ from hf_efficient import (
     quantize,
 )
 from hf_efficient.errors import UserError
+from hf_efficient.measurement.comparison import model_inputs
+from hf_efficient.measurement.cost import count_flops
 from hf_efficient.pruning.gates import apply_gates
 from hf_efficient.pruning.selection import remove_units
 
@@ -54,6 +56,15 @@ def test_padding_on_the_right_changes_nothing(make_model, make_batch, outputs, a
     student, batch = remove_units(make_model(head), select("uneven widths", head)), make_batch(head)
     expected, padded = outputs(student, batch), outputs(student, pad(batch, student, right=20))
     assert_same({"logits": padded["logits"]}, {"logits": expected["logits"]}, atol=2e-5)
+
+
+def test_target_is_reached(make_model, make_batch, model_type):
+    head = HEAD_OF[model_type]
+    model = make_model(head)
+    config = PruningConfig(target_flops=1.3, multiple_of=1, latency_sequence_length=8, scoring_samples=4)
+    student = prune(model, config, [make_batch(head, labelled=True)])
+    inputs = model_inputs(model, 1, 8)
+    assert count_flops(model, inputs) >= 1.3 * count_flops(student, inputs)
 
 
 @pytest.mark.parametrize("model_type", LEFT_PADDING)

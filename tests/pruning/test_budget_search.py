@@ -325,7 +325,8 @@ def test_smallest_cost_can_be_selected(kind):
             assert table.total(select_within_budget(blocks, scores, table, smallest)) == smallest
 
 
-def test_measured_costs_are_exact_for_additive_costs():
+@pytest.mark.parametrize("runs_without_layers", [True, False])
+def test_measured_costs_are_exact_for_additive_costs(runs_without_layers):
     blocks = network(layers=3, heads=4, neurons=64)
 
     def cost_of(selection):
@@ -333,7 +334,11 @@ def test_measured_costs_are_exact_for_additive_costs():
         neurons = sum(len(selection.units[b.name]) for b in blocks if b.kind == "neurons")
         return 7 + 2 * len(selection.layers) + 3 * heads + 0.5 * neurons
 
-    table = measure_costs(blocks, cost_of)
+    measured = []
+    table = measure_costs(
+        blocks, lambda each: measured.append(each) or cost_of(each), runs_without_layers=runs_without_layers
+    )
+    assert any(not each.layers for each in measured) is runs_without_layers
     assert (table.base, table.layer) == (7, {"encoder.0": 2, "encoder.1": 2, "encoder.2": 2})
     units = {block.name: tuple(range(3 if block.kind == "heads" else 17)) for block in blocks}
     for layers in (("encoder.0", "encoder.1", "encoder.2"), ("encoder.1",), ()):
