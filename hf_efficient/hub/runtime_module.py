@@ -24,7 +24,7 @@ class RuntimeModule(InputModule):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.folder = Path(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.exported = ExportedModel.from_pretrained(folder)
 
     @property
