@@ -19,22 +19,13 @@ from hf_efficient.hub.files import TOKENIZER_PATTERNS
 from hf_efficient.hub.tokenizer_files import complete_tokenizer_files, max_text_tokens
 from hf_efficient.hub.usage import read_config
 from hf_efficient.models.inputs import common_sizes, score_activation
+from hf_efficient.models.sentence_files import MODULES_FILE, POOLING_MODES, SETTINGS_FILE, pooling_modes
 
-MODULES_FILE, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
 TRANSFORMER_FILE, POOLING_FILE = "sentence_bert_config.json", "config.json"
 RUNTIME_MODULE = Path(__file__).with_name("runtime_module.py")
 # Modules that every version has under these names, which version 6 writes with the place where they are now.
 OLD_MODULES = {name: f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Normalize")}
-# Pooling modes by the keys that were replaced in version 6, which reads both; other readers know only these. The first
-# four are those of all versions, which refuse keys that they do not know.
-POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
+# The first four keys of poolings are those of all versions, which refuse keys that they do not know.
 COMMON_POOLING_KEYS = tuple(POOLING_MODES)[:4]
 NEW_POOLING_KEYS = ("embedding_dimension", "pooling_mode")
 
@@ -80,10 +71,7 @@ def _complete_modules(folder: Path) -> None:
 
 def _old_pooling(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a pooling with the keys that were replaced in version 6."""
-    mode = config.get("pooling_mode")
-    modes = [mode] if isinstance(mode, str) else mode
-    if modes is None:
-        modes = [name for key, name in POOLING_MODES.items() if config.get(key)] or ["mean"]
+    modes = pooling_modes(config)
     width = config.get("word_embedding_dimension", config.get("embedding_dimension"))
     keys = {key: name in modes for key, name in POOLING_MODES.items() if key in COMMON_POOLING_KEYS or name in modes}
     is_default = config.get("include_prompt") is True and any(key in config for key in NEW_POOLING_KEYS)

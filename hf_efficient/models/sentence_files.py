@@ -76,7 +76,7 @@ class AutoSentenceEmbedder:
 
 def has_sentence_modules(name: str) -> bool:
     """Whether the model called `name`, a folder or a repository on the Hub, is a sentence embedder."""
-    return _read(name, MODULES_FILE) is not None
+    return read_model_file(name, MODULES_FILE) is not None
 
 
 def read_sentence_modules(name: str) -> SentenceModules | None:
@@ -84,7 +84,7 @@ def read_sentence_modules(name: str) -> SentenceModules | None:
 
     Raises UserError if a module is not supported, or a file is missing or damaged.
     """
-    listed = _read(name, MODULES_FILE)
+    listed = read_model_file(name, MODULES_FILE)
     if listed is None:
         return None
     entries = _parse(name, MODULES_FILE, listed, list)
@@ -109,7 +109,7 @@ def read_sentence_modules(name: str) -> SentenceModules | None:
                 f"{MODULES_FILE} of {name!r} names the folder {path!r}: give one within the model's folder"
             )
         for file in MODULE_FILES:
-            content = _read(name, f"{path}/{file}")
+            content = read_model_file(name, f"{path}/{file}")
             if content is not None:
                 files[f"{path}/{file}"] = content
         config = _parse(name, f"{path}/config.json", files.get(f"{path}/config.json", b"{}"))
@@ -125,7 +125,7 @@ def read_sentence_modules(name: str) -> SentenceModules | None:
         raise _unsupported(name, [str(each["type"]) for each in entries])
     settings: dict[str, Any] = {}
     for file in (*TRANSFORMER_FILES, SETTINGS_FILE):
-        content = _read(name, file)
+        content = read_model_file(name, file)
         if content is not None:
             files[file] = content
             settings |= _parse(name, file, content)
@@ -183,11 +183,12 @@ def fit_sentence_modules(teacher: Any, student: Any) -> None:
         attach_sentence_modules(student, modules)
 
 
-def _read(name: str, path: str) -> bytes | None:
-    """Return the content of a file of a model; None if it has none."""
+def read_model_file(name: str, path: str, local_files_only: bool = False) -> bytes | None:
+    """Return the content of a file of the model `name`, a folder or a repository on the Hub; None if it has none."""
     file = cached_file(
         name,
         path,
+        local_files_only=local_files_only,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
@@ -212,11 +213,16 @@ def _unsupported(name: str, types: Sequence[str]) -> UserError:
     )
 
 
-def _read_pooling(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+def pooling_modes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modes that the settings of a pooling name, by the keys of any version."""
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for key, mode in POOLING_MODES.items() if config.get(key)] or ["mean"]
-    modes = (modes,) if isinstance(modes, str) else tuple(modes)
+    return (modes,) if isinstance(modes, str) else tuple(modes)
+
+
+def _read_pooling(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    modes = pooling_modes(config)
     supported = set(POOLING_MODES.values()) - {"weightedmean"}
     if not set(modes) <= supported or not config.get("include_prompt", True):
         raise UserError(

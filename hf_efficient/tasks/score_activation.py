@@ -10,14 +10,13 @@ from datasets import DatasetDict
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file
 
 from hf_efficient.data.labels import label_number
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import ACTIVATION_FIELD, OLD_ACTIVATION_FIELD, score_activation, task_head_of
+from hf_efficient.models.sentence_files import MODULES_FILE, SETTINGS_FILE, read_model_file
 
 SIGMOID = "torch.nn.modules.activation.Sigmoid"
-CROSS_ENCODER_FILE, MODULES_FILE = "config_sentence_transformers.json", "modules.json"
 
 
 def set_score_activation(config: PreTrainedConfig, activation: str) -> None:
@@ -34,7 +33,7 @@ def complete_score_activation(config: PreTrainedConfig, name: str, local_files_o
     head = task_head_of((config.architectures or [""])[0])
     if head != "SequenceClassification" or config.num_labels != 1 or not name:
         return
-    settings = _read_json(name, CROSS_ENCODER_FILE, local_files_only)
+    settings = _read_json(name, SETTINGS_FILE, local_files_only)
     if not isinstance(settings, dict) or settings.get("model_type", "CrossEncoder") != "CrossEncoder":
         return
     _check_modules(name, _read_json(name, MODULES_FILE, local_files_only), settings)
@@ -100,7 +99,7 @@ def _check_modules(name: str, modules: Any, settings: dict[str, Any]) -> None:
     if prompt:
         raise UserError(
             f"the reranker {name!r} puts the prompt {prompt!r} in front of every query, which is not done here: write "
-            f"it into the texts of your data, and set default_prompt_name to null in {CROSS_ENCODER_FILE}"
+            f"it into the texts of your data, and set default_prompt_name to null in {SETTINGS_FILE}"
         )
 
 
@@ -111,17 +110,10 @@ def _read_json(name: str, file: str, local_files_only: bool) -> Any:
             validate_repo_id(name)
         except HFValidationError:  # a folder that is no longer there
             return None
-    path = cached_file(
-        name,
-        file,
-        local_files_only=local_files_only,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if path is None:
+    content = read_model_file(name, file, local_files_only)
+    if content is None:
         return None
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} of {name!r} is not valid JSON ({error}): save the model again") from error

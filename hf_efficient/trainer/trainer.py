@@ -82,8 +82,8 @@ class CompressionMixin(PublishingMixin):
         complete_score_activation(self.model.config, self.model.config._name_or_path, local_files_only=True)
         self.predicts_embeddings = prepare_for_embeddings(self)
         self.teachers: list[PreTrainedModel] = load_teachers(teacher, self.model, distillation)
+        shares_tokens = not has_teacher_inputs(getattr(self.train_dataset, "column_names", None) or ())
         for loaded in self.teachers:
-            shares_tokens = not has_teacher_inputs(getattr(self.train_dataset, "column_names", None) or ())
             check_same_task(self.model if untrimmed is None else untrimmed.model, loaded, shares_tokens)
         if distillation is not None and self.model_init is None:
             resolved = resolve_hidden_weight(distillation, self.model, self.teachers)

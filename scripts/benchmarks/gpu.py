@@ -160,7 +160,6 @@ class Benchmark:
             teacher = teacher.to(torch.bfloat16)
         loader = torch.utils.data.DataLoader(self.data, self.rows, pin_memory=self.device.type == "cuda")
         batches = itertools.cycle(list(loader))
-        mean = torch.nn.functional.kl_div
         for number in range(steps):
             if number == WARMUP_STEPS + COUNTED_STEPS:
                 synchronize()
@@ -168,11 +167,12 @@ class Benchmark:
             batch = {name: value.to(self.device, non_blocking=True) for name, value in next(batches).items()}
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 outputs = student(**batch)
-                labels = batch.pop("labels")
+                del batch["labels"]
                 with torch.no_grad():
                     targets = teacher(**batch).logits
-            soft = mean((outputs.logits.float() / 2).log_softmax(-1), (targets.float() / 2).softmax(-1))
-            del labels
+            soft = torch.nn.functional.kl_div(
+                (outputs.logits.float() / 2).log_softmax(-1), (targets.float() / 2).softmax(-1)
+            )
             (0.5 * outputs.loss + 2 * soft).backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()

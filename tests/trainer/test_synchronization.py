@@ -14,6 +14,7 @@ from transformers import BertForMaskedLM, TrainerState
 
 from hf_efficient import DistillationConfig, QuantizationConfig
 from hf_efficient.distillation.distiller import Distiller
+from hf_efficient.distillation.embeddings import similarity_error, similarity_order_loss, uniformity_loss
 from hf_efficient.distillation.teacher import Teacher
 from hf_efficient.pruning.callbacks import GateClosingCallback
 from hf_efficient.quantization.calibration import InputStatistics
@@ -95,6 +96,13 @@ def test_labels_of_tokens_and_a_trimmed_vocabulary_read_nothing(args):
     labels = torch.zeros(4, 8, dtype=torch.long, device=META)
     with NoCopies():
         step(args, student, distiller, [make_batch(labels), make_batch(labels)])
+
+
+@pytest.mark.parametrize("loss", [similarity_order_loss, similarity_error, lambda one, other: uniformity_loss(one)])
+def test_losses_on_embeddings_read_nothing(loss):
+    embeddings = torch.zeros(4, 8, device=META, requires_grad=True)
+    with NoCopies():
+        loss(embeddings, torch.zeros(4, 8, device=META))[0].backward()
 
 
 @pytest.mark.parametrize("scheme", ["int8_static", "int8_dynamic"])
