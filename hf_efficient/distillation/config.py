@@ -100,6 +100,13 @@ class DistillationConfig:
         default=0.0,
         metadata={"help": "Weight, for sentence embeddings, of a term that spreads them over all directions."},
     )
+    keep_projection: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep, for sentence embeddings, the learned projection as a Dense module: a narrower student then "
+            "has embeddings of the teacher's size, to be compared with those of the teacher."
+        },
+    )
     hidden_distance: str = field(
         default="mse", metadata={"help": f"Distance between hidden states: {' or '.join(HIDDEN_DISTANCES)}."}
     )
@@ -243,7 +250,7 @@ class DistillationConfig:
         }
         terms = {
             targets[self.targets]: self.uses_labels and not of_embeddings,
-            "scores of pairs": self.uses_labels and of_embeddings,
+            "scores or positives of texts": self.uses_labels and of_embeddings,
             f"the teacher's soft labels (T={temperature})": self.uses_logits and not of_embeddings,
             "the teacher's sentence embeddings": self.uses_logits and of_embeddings,
             f"its similarities of texts ({self.similarity_distance})": self.similarity_weight and of_embeddings,

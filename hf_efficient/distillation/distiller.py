@@ -75,6 +75,11 @@ class Distiller(nn.Module):
         self.embeddings: EmbeddingLosses | None = None
         if head is not None and head.predicts_embeddings:
             self.embeddings = EmbeddingLosses(teacher.model, config, self.projections)
+        elif config.keep_projection:
+            raise UserError(
+                f"keep_projection keeps a projection of sentence embeddings, and {type(teacher.model).__name__} is no "
+                "embedder: leave it out"
+            )
         if config.margin_weight and not (head is not None and head.predicts_numbers):
             raise UserError(
                 f"margin_weight compares scores of documents, and {type(teacher.model).__name__} has no single output "

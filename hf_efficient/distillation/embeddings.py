@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_efficient.distillation.config import SIMILARITY_DISTANCES, DistillationConfig
 from hf_efficient.distillation.losses import LossTerm, SumAndCount, cosine_distance
+from hf_efficient.errors import UserError
 from hf_efficient.models.sentence_modules import EMBEDDING, find_sentence_modules
 
 # Divides similarities before a softmax: the nearest texts of a batch count most. Usual values lie from 0.02 to 0.1.
@@ -30,12 +31,20 @@ class EmbeddingLosses:
         self.prefix_sizes: tuple[int, ...] = ()
 
     def prepare(self, student: PreTrainedModel) -> None:
-        """Create the projection, if it is needed and does not exist yet."""
+        """Create the projection, if it is needed and does not exist yet.
+
+        Raises UserError if it is to be kept and not needed.
+        """
         size, teacher_size = embedding_size(student), embedding_size(self.teacher)
         dimensions = getattr(self.teacher.config, "matryoshka_dimensions", None) or ()
         self.prefix_sizes = tuple(each for each in dimensions if each < teacher_size) if size == teacher_size else ()
         if size != teacher_size and EMBEDDING not in self.projections:
             self.projections[EMBEDDING] = nn.Linear(size, teacher_size, bias=False).to(student.device)
+        if size == teacher_size and self.config.keep_projection:
+            raise UserError(
+                f"keep_projection=True, but the embeddings of student and teacher both have the size {size}, so there "
+                "is no projection: leave it out"
+            )
 
     def project(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the embeddings of the student in the size of the teacher's, under their name."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel
@@ -148,15 +150,11 @@ def build_sentence_modules(
 
     Its files are written as all versions of sentence-transformers, and other readers of such folders, read them.
     """
-    prefix = "sentence_transformers.models"
     kinds = ["Transformer", "Pooling", *(["Normalize"] if is_normalized else [])]
-    entries = [
-        {"idx": index, "name": str(index), "path": f"{index}_{kind}" if index else "", "type": f"{prefix}.{kind}"}
-        for index, kind in enumerate(kinds)
-    ]
+    entries = [_entry(index, kind) for index, kind in enumerate(kinds)]
     config = {"word_embedding_dimension": width, **{key: mode in pooling for key, mode in POOLING_MODES.items()}}
     values: dict[str, Any] = {MODULES_FILE: entries, "1_Pooling/config.json": config}
-    files = {path: f"{json.dumps(value, indent=2)}\n".encode() for path, value in values.items()}
+    files = {path: _to_json(value) for path, value in values.items()}
     if like is not None:
         files |= {path: like.files[path] for path in (*TRANSFORMER_FILES, SETTINGS_FILE) if path in like.files}
     steps = (normalize,) if is_normalized else ()
@@ -167,6 +165,41 @@ def build_sentence_modules(
         None if like is None else like.max_seq_length,
         "" if like is None else like.prompt,
     )
+
+
+def append_projection(modules: SentenceModules, weight: torch.Tensor) -> SentenceModules:
+    """Return modules whose embeddings are those of `modules` times `weight` (new size, size), a Dense of its own.
+
+    They have the length 1 if they had it before.
+    """
+    entries = json.loads(modules.files[MODULES_FILE])
+    path = f"{len(entries)}_Dense"
+    entries += [
+        _entry(len(entries) + offset, kind)
+        for offset, kind in enumerate(["Dense", *(["Normalize"] if modules.normalizes else [])])
+    ]
+    config = {
+        "in_features": weight.shape[1],
+        "out_features": weight.shape[0],
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    weights = save_tensors({"linear.weight": weight.detach().float().cpu().contiguous()})
+    values = {MODULES_FILE: entries, f"{path}/config.json": config}
+    files = {**modules.files, **{name: _to_json(value) for name, value in values.items()}}
+    dense = _read_dense(MODULES_FILE, path, config, weights)
+    steps = (*modules.steps, dense, *((normalize,) if modules.normalizes else ()))
+    return replace(modules, files={**files, f"{path}/model.safetensors": weights}, steps=steps)
+
+
+def _entry(index: int, kind: str) -> dict[str, Any]:
+    """Return the entry of a module in `modules.json`."""
+    path = f"{index}_{kind}" if index else ""
+    return {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+
+
+def _to_json(value: Any) -> bytes:
+    return f"{json.dumps(value, indent=2)}\n".encode()
 
 
 def fit_sentence_modules(teacher: Any, student: Any) -> None:

@@ -3,6 +3,9 @@
 A row has one text or a pair of texts, each of which is tokenized alone: its token ids are (texts, tokens), and a batch
 holds all texts of its rows, (rows * texts, tokens). Any texts are training data, since a student learns the embeddings
 of its teacher; the evaluation data should be pairs with scores. A score that is not known is NaN.
+
+Training rows may also have a column "positive", a text that means the same as the first, and after it "negative", one
+that does not. Their labels are (rows, texts - 1): 1 for a positive, 0 for a negative text.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from hf_efficient.models.sentence_files import AutoSentenceEmbedder, has_sentenc
 from hf_efficient.models.sentence_modules import find_sentence_modules
 from hf_efficient.tasks.task import LABEL_COLUMNS, TEXT_COLUMNS, Batch, RowEncoder, Task, TaskMetrics, read_logits
 
-PAIR_COLUMNS = (*(names for names in TEXT_COLUMNS if len(names) == 2), ("anchor", "positive"), ("query", "positive"))
+POSITIVE = "positive"
+TRIPLET_COLUMNS = (("anchor", POSITIVE, "negative"), ("query", POSITIVE, "negative"))
+PAIR_COLUMNS = (*(names for names in TEXT_COLUMNS if len(names) == 2), ("anchor", POSITIVE), ("query", POSITIVE))
 SINGLE_COLUMNS = (*(names for names in TEXT_COLUMNS if len(names) == 1), ("texts",), ("sentences",), ("query",))
 SCORE_COLUMNS = (*LABEL_COLUMNS, "similarity_score", "relatedness_score", "similarity")
 LENGTH = "length"  # by which `Trainer` puts texts of similar length into one batch
@@ -52,7 +57,7 @@ def find_embedding_columns(splits: DatasetDict, data: DataConfig) -> Columns:
 
 def _find_texts(names: Sequence[str], data: DataConfig) -> tuple[str, ...]:
     named = tuple(each for each in (data.text_column, data.text_pair_column) if each and each in names)
-    common = (each for each in (*PAIR_COLUMNS, *SINGLE_COLUMNS) if set(each) <= set(names))
+    common = (each for each in (*TRIPLET_COLUMNS, *PAIR_COLUMNS, *SINGLE_COLUMNS) if set(each) <= set(names))
     found = named or next(common, tuple(names) if len(names) == 1 else ())
     if not found:
         raise UserError(
@@ -67,8 +72,16 @@ def text_columns_of(names: Sequence[str], columns: Columns) -> list[str]:
     return [name for name in columns.texts if name in names]
 
 
+def has_positives(columns: Sequence[str]) -> bool:
+    """Whether the columns of texts of a split are texts, positives and perhaps negatives."""
+    return len(columns) > 1 and columns[1] == POSITIVE
+
+
 def encode_texts(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
-    """Return the tokens of the texts of each row, (rows, texts, tokens), and the score of a pair if there is one."""
+    """Return the tokens of the texts of each row, (rows, texts, tokens), and its labels if there are any.
+
+    They are the score of a pair, or which of the other texts is a positive of the first.
+    """
     prefix = encoder.data.source_prefix or ""
     columns = text_columns_of(list(batch), encoder.columns)
     parts = [encoder.tokenize([prefix + text for text in batch[name]]) for name in columns]
@@ -79,6 +92,8 @@ def encode_texts(batch: Batch, encoder: RowEncoder) -> dict[str, Any]:
     scores = encoder.get_labels(batch)
     if scores is not None and len(columns) == 2:
         encoded["labels"] = [_scale(label_number(score), encoder.score_range) for score in scores]
+    elif has_positives(columns):
+        encoded["labels"] = [[1.0, 0.0][: len(columns) - 1] for _ in encoded[LENGTH]]
     return encoded
 
 
@@ -101,10 +116,10 @@ def fit_scores(splits: DatasetDict, encoder: RowEncoder) -> RowEncoder:
 def check_embedding_rows(split: Dataset, name: str, encoder: RowEncoder) -> None:
     """Raise UserError if a text is missing, or the score of a pair is no number."""
     columns, label = text_columns_of(split.column_names, encoder.columns), encoder.columns.label
-    if len(columns) > 2:
+    if len(columns) > 2 and not (has_positives(columns) and len(columns) == 3):
         raise UserError(
-            f"the {name} data has the text columns {', '.join(columns)}, and a row is one text or a pair: give "
-            "--text_column (and --text_pair_column)"
+            f"the {name} data has the text columns {', '.join(columns)}, and a row is one text, a pair, or "
+            "query, positive and negative: give --text_column (and --text_pair_column)"
         )
     check_texts(split, name, columns)
     if label in split.column_names and len(columns) == 2:
@@ -114,7 +129,7 @@ def check_embedding_rows(split: Dataset, name: str, encoder: RowEncoder) -> None
 
 
 class TextsCollator:
-    """Pads all texts of the rows of a batch, (rows * texts, tokens); "labels" has the scores (rows,), if known."""
+    """Pads all texts of the rows of a batch, (rows * texts, tokens); "labels" has those of the rows, if known."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._pad = DataCollatorWithPadding(tokenizer)
@@ -141,7 +156,11 @@ def group_texts(embeddings: Any, labels: torch.Tensor) -> torch.Tensor:
 
 def add_missing_scores(rows: Dataset, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
     """Return tokenized evaluation rows with scores that are not known, if they have none."""
-    return rows if "labels" in rows.column_names else rows.add_column("labels", [NO_SCORE] * len(rows))
+    if "labels" in rows.column_names:
+        if not isinstance(rows[0]["labels"], list):
+            return rows
+        rows = rows.remove_columns("labels")  # positives have no score
+    return rows.add_column("labels", [NO_SCORE] * len(rows))
 
 
 def embedding_compute_metrics(*_: Any) -> TaskMetrics:

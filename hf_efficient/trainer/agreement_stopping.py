@@ -115,7 +115,9 @@ class AgreementStopping(TrainerCallback):
         if not self.is_active or self._best_weights is None:
             return
         if self.points_of_round()[-1] != self.best_of_round():
+            assert self.distiller is not None
             model.load_state_dict(self._best_weights, strict=False)
+            self.distiller.load_state_dict(self._best_weights, strict=False)
             self.after_restoring(model)
         self._best_weights = None
 
@@ -192,7 +194,9 @@ class AgreementStopping(TrainerCallback):
         values = broadcast(torch.tensor([agreement, loss], device=self.trainer.args.device)).tolist()
         self.curve.append(TrainingPoint(self.round, step, values[0], None if math.isnan(values[1]) else values[1]))
         if self.best_of_round() == self.curve[-1]:
-            self._best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+            projections = self.distiller.projections.state_dict(prefix="projections.")
+            weights = {**model.state_dict(), **projections}
+            self._best_weights = {name: value.detach().cpu().clone() for name, value in weights.items()}
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 

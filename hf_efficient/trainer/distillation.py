@@ -22,8 +22,8 @@ from hf_efficient.distillation.teacher_cache import TOP_TOKENS, TeacherOutputsCo
 from hf_efficient.distillation.teacher_tokens import TEACHER_INPUTS
 from hf_efficient.errors import UserError
 from hf_efficient.models.inputs import QUERY, TOKEN_TYPES, accepts_token_type_ids, task_head_of
-from hf_efficient.models.sentence_files import AutoSentenceEmbedder
-from hf_efficient.models.sentence_modules import find_sentence_modules
+from hf_efficient.models.sentence_files import AutoSentenceEmbedder, append_projection
+from hf_efficient.models.sentence_modules import EMBEDDING, attach_sentence_modules, find_sentence_modules
 from hf_efficient.trainer.fsdp import uses_fsdp
 
 DEFAULT_MAX_TARGET_LENGTH = 128  # tokens
@@ -176,6 +176,14 @@ class DistillationTraining:
     def projection_parameters(self) -> list[torch.nn.Parameter]:
         """Return the parameters of the projections between different widths; none without a distiller."""
         return [] if self.distiller is None else list(self.distiller.projections.parameters())
+
+    def keep_projection(self, model: PreTrainedModel) -> None:
+        """Give `model`, a sentence embedder, the learned projection of its embeddings, if the config asks for it."""
+        modules = find_sentence_modules(model)
+        if self.distiller is None or not self.distiller.config.keep_projection or modules is None:
+            return
+        projection: Any = self.distiller.projections[EMBEDDING]
+        attach_sentence_modules(model, append_projection(modules, projection.weight))
 
     def add_to_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Let `optimizer` train the projections too, without weight decay."""

@@ -1,4 +1,4 @@
-"""The loss of a sentence embedder on pairs of texts with scores."""
+"""The losses of a sentence embedder on pairs of texts with scores, and on texts with positives and negatives."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from hf_efficient.models.inputs import is_label
 from hf_efficient.models.sentence_modules import EMBEDDING, find_sentence_modules
 from hf_efficient.trainer.loss import Batch
 
+CONTRASTIVE_TEMPERATURE = 0.05  # divides cosines before a softmax, as in sentence-transformers
+
 
 def prepare_for_embeddings(trainer: Any) -> bool:
-    """Return whether the model of a `Trainer` is a sentence embedder, and give it labels: the scores of pairs."""
+    """Return whether the model of a `Trainer` is a sentence embedder, and give it labels: those of its rows."""
     if find_sentence_modules(trainer.model) is None:
         return False
     trainer.label_names = ["labels"]  # the transformer does not read them
@@ -25,25 +27,62 @@ def prepare_for_embeddings(trainer: Any) -> bool:
 def compute_pair_loss(
     model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
 ) -> Any:
-    """Return the loss of a sentence embedder, and on request its outputs: the squared error of the cosines of pairs.
+    """Return the loss of a sentence embedder, and on request its outputs.
 
-    The batch holds the texts of each pair one after the other, (pairs * 2, tokens), and the scores (pairs,). Without
-    any score that is known the loss is NaN.
+    | labels | texts of a row | loss |
+    | --- | --- | --- |
+    | (rows,): scores | a pair | `score_error` |
+    | (rows, texts - 1): 1 or 0 | a text, its positive, perhaps a negative | `contrastive_loss` |
 
-    Source: Reimers and Gurevych 2019, "Sentence-BERT", section 3 (regression objective function).
+    The batch holds the texts of each row one after the other, (rows * texts, tokens).
 
-    Raises UserError if there are no scores of pairs.
+    Raises UserError if there are no labels.
     """
     outputs: Any = model(**{name: value for name, value in inputs.items() if not is_label(name)})
-    embeddings, scores = outputs[EMBEDDING].float(), inputs.get("labels")
-    if scores is None:
+    labels = inputs.get("labels")
+    if labels is None:
         raise UserError(
             f"the batches have no scores of pairs of texts, only {', '.join(inputs)}: give pairs with scores, or "
-            "train on the embeddings of a teacher (--distil)"
+            "columns query and positive, or train on the embeddings of a teacher (--distil)"
         )
-    if len(embeddings) == 2 * len(scores):
-        cosines = F.cosine_similarity(embeddings[::2], embeddings[1::2])
-        loss = F.mse_loss(cosines, scores.to(cosines), reduction="none").nanmean()
-    else:
-        loss = torch.full((), torch.nan, device=embeddings.device)
+    embeddings = outputs[EMBEDDING].float().unflatten(0, (len(labels), -1))
+    loss = (score_error if labels.dim() == 1 else contrastive_loss)(embeddings, labels)
     return (loss, outputs) if return_outputs else loss
+
+
+def score_error(embeddings: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared error of the cosines of pairs; NaN without any score that is known.
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | embeddings | (rows, texts, size) | |
+    | scores | (rows,) | of the two texts; NaN: not known |
+
+    Source: Reimers and Gurevych 2019, "Sentence-BERT", section 3 (regression objective function).
+    """
+    if embeddings.shape[1] != 2:
+        return torch.full((), torch.nan, device=embeddings.device)
+    cosines = F.cosine_similarity(embeddings[:, 0], embeddings[:, 1])
+    return F.mse_loss(cosines, scores.to(cosines), reduction="none").nanmean()
+
+
+def contrastive_loss(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy of finding the positive of each row's first text among all other texts of the batch.
+
+    | argument | shape | meaning |
+    | --- | --- | --- |
+    | embeddings | (rows, texts, size) | the texts, their positives, and negatives if there are any |
+    | labels | (rows, texts - 1) | not read: the second text is the positive |
+
+    The candidates are the positives and negatives of all rows; copies of the row's own positive do not count. The
+    larger the batch, the harder is the task: batches that are accumulated do not see each other.
+    Source: Henderson et al. 2017, "Efficient Natural Language Response Suggestion for Smart Reply", section 4.4, with
+    the cosines of sentence-transformers' MultipleNegativesRankingLoss.
+    """
+    vectors = F.normalize(embeddings, dim=-1)
+    positives, candidates = vectors[:, 1], vectors[:, 1:].transpose(0, 1).flatten(0, 1)
+    own = torch.eye(len(positives), len(candidates), dtype=torch.bool, device=vectors.device)
+    with torch.no_grad():
+        is_copy = (positives @ candidates.T > 1 - 1e-6) & ~own
+    cosines = (vectors[:, 0] @ candidates.T).masked_fill(is_copy, -1.0)
+    return F.cross_entropy(cosines / CONTRASTIVE_TEMPERATURE, torch.arange(len(cosines), device=cosines.device))

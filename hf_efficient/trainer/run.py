@@ -71,6 +71,7 @@ class CompressionRun:
             trainer.quantization_training.close(trainer.model)
         seconds = time.perf_counter() - start_seconds
         trainer.phases.remove_autocast_wrapper(trainer.model)
+        trainer.distillation_training.keep_projection(trainer.model)
         trainer.distillation_training.close()
         trainer.agreement_stopping.close()
         trainer.accumulated_loss.distiller = None

@@ -1,60 +1,188 @@
-"""A sentence embedder made faster by distillation on texts without labels: Spearman on STS-B, neighbours kept, speed.
+"""A sentence embedder made faster without labels, beside what else one could do: Spearman on STS-B, neighbours, speed.
 
-    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/embedder.py EMBEDDER [--speedups 2 3] [--max_texts N] [-- FLAGS]
+    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/embedder.py EMBEDDER [--runs 2x "int8 alone"] [-- FLAGS]
 
-EMBEDDER is a folder of sentence-transformers, such as all-MiniLM-L6-v2. The training texts, in out/embedder/texts.txt,
-are the different sentences of STS-B (training split), SST-2, Multi30k (English) and banking77, about 116,000. Each
-student is one `hf-efficient compress` with the FLAGS: pruning, distillation, int8_static and exports, reported on the
-test split of STS-B. Results, copied from compression_report.json of each run, in out/embedder/results.json.
+| run | what |
+| --- | --- |
+| 2x, 3x, ... | `hf-efficient compress` with this target of latency: pruning, distillation, int8_static |
+| int8 alone | int8_static of the embedder itself; nothing is trained |
+| even layers | every second layer kept, and the same distillation: the recipe of sentence-transformers |
+| static | token embeddings without a transformer, by model2vec; it must be installed |
+
+Each exports to ONNX Runtime and OpenVINO, in float and in int8. EMBEDDER is a folder of sentence-transformers, such as
+all-MiniLM-L6-v2. The training texts, in out/embedder/texts.txt, are the different sentences of STS-B (training split),
+SST-2, Multi30k (English) and banking77, about 116,000, without those of the test split of STS-B, which is reported.
+
+Results, copied from compression_report.json of each run, in results/embedder_NAME.json, with a table beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
+from scipy.stats import spearmanr
 from sst2 import ASSETS, OUT, Results
+from transformers.utils import logging
 
 from hf_efficient import CompressionReport
+from hf_efficient.measurement.embeddings import neighbours_kept, normalize
+from hf_efficient.measurement.environment import describe_environment, has_fast_bfloat16
 
 FOLDER = OUT / "embedder"
+RESULTS = Path(__file__).parent / "results"
 TRAINING = (
-    *("--num_train_epochs", "3", "--per_device_train_batch_size", "64", "--learning_rate", "2e-4"),
-    *("--warmup_steps", "200", "--lr_scheduler_type", "cosine", "--save_strategy", "no", "--report_to", "none"),
-    *("--max_length", "64", "--latency_batch_size", "8", "--latency_sequence_length", "64"),
-    *("--scheme", "int8_static", "--export", "openvino"),
+    *("--num_train_epochs", "1", "--per_device_train_batch_size", "64", "--learning_rate", "2e-4", "--warmup_steps"),
+    *("200", "--lr_scheduler_type", "cosine", "--bf16", str(has_fast_bfloat16() is True), "--save_strategy", "no"),
+    *("--report_to", "none"),
 )
-COPIED = ("metrics", "teacher_agreement", "retained_intervals", "latency_ms", "samples_per_second", "ratios")
+FORMS = (
+    *("--max_length", "64", "--latency_batch_size", "8", "--latency_sequence_length", "64"),
+    *("--scheme", "int8_static", "--export", "onnx", "openvino"),
+)
+RUNS = ("int8 alone", "2x", "3x", "even layers", "static")
+TITLES = {
+    "teacher": "float32, torch",
+    "student": "float32, torch",
+    "quantized": "int8, torch",
+    "onnx": "float32, ONNX Runtime",
+    "onnx_int8": "int8, ONNX Runtime",
+    "openvino": "float32, OpenVINO",
+    "openvino_int8": "int8, OpenVINO",
+}
+STATIC_SIZE, STATIC_REPEATS = 256, 5
 
 
 def main() -> None:
-    """Write the texts, and make and measure the students."""
+    """Write the texts, and make and measure what has no result yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("embedder", type=Path)
-    parser.add_argument("--speedups", type=float, nargs="+", default=[2.0, 3.0])
+    parser.add_argument("--runs", nargs="+", default=list(RUNS))
     parser.add_argument("--max_texts", type=int)
     args, flags = parser.parse_known_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     texts = sorted(set(training_texts()) - set(test_texts()))
     random.Random(0).shuffle(texts)
-    file = FOLDER / "texts.txt"
-    file.write_text("\n".join(texts[: args.max_texts]) + "\n", encoding="utf-8")
-    results = Results(FOLDER / "results.json")
-    for speedup in args.speedups:
-        output = FOLDER / f"{args.embedder.name}-{speedup:g}x"
-        command = [sys.executable, str(Path(__file__).parents[1] / "compress.py"), "--task", "sentence-similarity"]
-        command += ["--model_name_or_path", str(args.embedder), "--train_file", str(file), "--output_dir", str(output)]
-        command += ["--test_file", str(ASSETS / "data/stsb/test.parquet"), "--dataset_title", "STS-B"]
-        command += ["--target_speedup", str(speedup), *TRAINING, *(flag for flag in flags if flag != "--")]
-        subprocess.run([*command, "--overwrite_output_dir"], check=True)
-        for row in CompressionReport.load(output).models:
-            results[f"{output.name} {row.role}"] = {name: asdict(row)[name] for name in COPIED}
+    (FOLDER / "texts.txt").write_text("\n".join(texts[: args.max_texts]) + "\n", encoding="utf-8")
+    name = args.embedder.name.lower()
+    results = Results(FOLDER / f"{name}.json")
+    results["environment"] = describe_environment()
+    for run in args.runs:
+        if run not in results:
+            results[run] = static(args.embedder) if run == "static" else compress(args.embedder, run, flags)
+        RESULTS.mkdir(exist_ok=True)
+        shutil.copyfile(results.path, RESULTS / f"embedder_{name}.json")
+        table = RESULTS / f"embedder_{name}.md"
+        table.write_text(render(args.embedder.name, results.values), encoding="utf-8")
+
+
+def compress(embedder: Path, run: str, flags: list[str]) -> dict[str, Any]:
+    """Return, by role, what the report of a run says of its models."""
+    output = FOLDER / f"{embedder.name}-{run.replace(' ', '-')}"
+    command = [sys.executable, str(Path(__file__).parents[1] / "compress.py"), "--task", "sentence-similarity"]
+    command += ["--model_name_or_path", str(embedder), "--train_file", str(FOLDER / "texts.txt")]
+    command += ["--test_file", str(ASSETS / "data/stsb/test.parquet"), "--dataset_title", "STS-B", *FORMS]
+    if run == "even layers":
+        command += ["--student_layers", "3", *TRAINING]
+    elif run != "int8 alone":
+        command += ["--target_speedup", run.removesuffix("x"), *TRAINING]
+    command += [*(flag for flag in flags if flag != "--"), "--output_dir", str(output), "--overwrite_output_dir"]
+    start = time.perf_counter()
+    subprocess.run(command, check=True)
+    report = CompressionReport.load(output)
+    models = {
+        row.role: {
+            "spearman": row.metrics["spearman"],
+            "interval": row.retained_intervals.get("spearman"),
+            "kept": row.ratios.metric_retained,
+            "neighbours_kept": row.teacher_agreement,
+            "latency_ms": None if row.latency_ms is None else row.latency_ms.p50,
+            "texts_per_second": row.samples_per_second,
+            "speedup": row.ratios.speedup,
+            "size": row.ratios.size,
+        }
+        for row in report.models
+    }
+    return {"minutes": (time.perf_counter() - start) / 60, "stages": report.stages, "models": models}
+
+
+def static(embedder: Path) -> dict[str, Any] | None:
+    """Return the same of a static embedding, distilled by model2vec; None if that is not installed."""
+    try:
+        from model2vec.distill import distill
+    except ImportError:
+        logging.get_logger("hf_efficient").warning("static: model2vec is not installed")
+        return None
+    from sentence_transformers import SentenceTransformer
+
+    start = time.perf_counter()
+    model = distill(str(embedder), pca_dims=STATIC_SIZE)
+    minutes = (time.perf_counter() - start) / 60
+    rows = read("stsb", "test")
+    texts = [*rows["sentence1"], *rows["sentence2"]]
+    embeddings = normalize(model.encode(texts))
+    reference = SentenceTransformer(str(embedder), device="cpu").encode(texts)
+    durations = []
+    for _ in range(STATIC_REPEATS):
+        start = time.perf_counter()
+        model.encode(texts)
+        durations.append(time.perf_counter() - start)
+    first, second = embeddings[: len(rows)], embeddings[len(rows) :]
+    values = {
+        "spearman": float(spearmanr((first * second).sum(-1), rows["label"]).statistic),
+        "neighbours_kept": neighbours_kept(embeddings, reference),
+        "texts_per_second": len(texts) / sorted(durations)[STATIC_REPEATS // 2],
+    }
+    return {"minutes": minutes, "models": {"model2vec": values}}
+
+
+def render(name: str, results: Mapping[str, Any]) -> str:
+    """Return the table of all runs."""
+    environment = results["environment"]
+    runs = {run: value for run, value in results.items() if run != "environment" and value is not None}
+    lines = [
+        f"# {name}",
+        "",
+        f"Test split of STS-B, 1,379 pairs. {environment['processor']}, {environment['threads']} threads; "
+        f"{', '.join(environment['instructions'])}; torch {environment['packages']['torch']}. Latency at 8 x 64 "
+        "tokens; texts a second: the texts of STS-B sorted by length, 64 in a batch. Neighbours: share of the 10 "
+        "nearest by the teacher. Written by `scripts/benchmarks/embedder.py`.",
+        "",
+        "| run | form | Spearman | kept | neighbours | ms | speed | texts/s | smaller | minutes |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    is_first = True
+    for run, value in runs.items():
+        for role, row in value["models"].items():
+            if role == "teacher" and not is_first:
+                continue
+            is_first = False
+            cells = [
+                "" if role == "teacher" else run,
+                TITLES.get(role, role),
+                f"{row['spearman']:.4f}",
+                _format(row.get("kept"), ".1%"),
+                _format(row.get("neighbours_kept"), ".1%"),
+                _format(row.get("latency_ms"), ".1f"),
+                _format(row.get("speedup"), ".2f", "x"),
+                _format(row.get("texts_per_second"), ",.0f"),
+                _format(row.get("size"), ".1f", "x"),
+                f"{value['minutes']:.0f}" if role in ("student", "model2vec") else "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _format(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"
 
 
 def training_texts() -> Iterator[str]:

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 from embedders import WORDS, pairs, save_embedder, texts, write_lines, write_rows
-from transformers import AutoModel
+from transformers import AutoModel, AutoTokenizer
 
 from hf_efficient import CompressionReport
 from hf_efficient.cli import main
@@ -101,7 +102,40 @@ def test_a_teacher_with_another_tokenizer_reads_the_texts(folder):
 def test_pairs_with_scores_are_labels_to_train_on(folder):
     flags = on_files(folder, train_file="pairs.jsonl", student_layers=1, cache_teacher=True, hard_label_weight=1)
     run("distill", *flags, *FAST)
-    assert any("scores of pairs" in stage for stage in CompressionReport.load(folder / "out").stages)
+    assert any("scores or positives of texts" in stage for stage in CompressionReport.load(folder / "out").stages)
+
+
+@pytest.mark.parametrize("columns", [("anchor", "positive"), ("query", "positive", "negative")])
+def test_texts_with_positives_are_labels_to_train_on(folder, columns):
+    rows = zip(*(texts(24, seed) for seed in range(len(columns))), strict=True)
+    write_rows(folder / "triplets.jsonl", [dict(zip(columns, row, strict=True)) for row in rows])
+    run("compress", *on_files(folder, train_file="triplets.jsonl", target_flops=1.5), *FAST)
+    report = CompressionReport.load(folder / "out")
+    assert any("scores or positives of texts" in stage for stage in report.stages)
+    assert report.final.metrics["spearman"] is not None
+    run("distill", *on_files(folder, train_file="triplets.jsonl", validation_file="triplets.jsonl"), *FAST)
+    assert "spearman" not in CompressionReport.load(folder / "out").final.metrics
+
+
+def test_a_narrower_student_keeps_its_projection_to_the_space_of_the_teacher(folder):
+    write_lines(folder / "texts.txt", texts(4100, seed=3))  # enough to hold some out, and to keep the best weights
+    changes = {"student_config": "hidden_size=16,num_attention_heads=2", "keep_projection": True}
+    run("distill", *on_files(folder, **changes), *FAST)
+    model = AutoSentenceEmbedder.from_pretrained(folder / "out")
+    assert find_sentence_modules(model).size(16) == 32
+    kinds = [entry["type"].rpartition(".")[2] for entry in json.loads((folder / "out" / "modules.json").read_text())]
+    assert kinds == ["Transformer", "Pooling", "Normalize", "Dense", "Normalize"]
+    library = pytest.importorskip("sentence_transformers").SentenceTransformer(str(folder / "out"), device="cpu")
+    tokens = AutoTokenizer.from_pretrained(folder / "out")(texts(5), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        ours = model.eval()(**tokens).sentence_embedding
+    torch.testing.assert_close(torch.tensor(library.encode(texts(5))), ours, atol=1e-5, rtol=0)
+
+
+def test_a_projection_that_is_not_needed_cannot_be_kept(folder, capsys):
+    with pytest.raises(SystemExit):
+        run("distill", *on_files(folder, student_layers=1, keep_projection=True), *FAST)
+    assert "both have the size 32" in capsys.readouterr().err
 
 
 def test_fine_tuning_needs_no_teacher(folder):
