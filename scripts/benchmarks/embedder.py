@@ -36,6 +36,7 @@ from transformers.utils import logging
 from hf_efficient import CompressionReport
 from hf_efficient.measurement.embeddings import neighbours_kept, normalize
 from hf_efficient.measurement.environment import describe_environment, has_fast_bfloat16
+from hf_efficient.measurement.intervals import Interval
 
 FOLDER = OUT / "embedder"
 RESULTS = Path(__file__).parent / "results"
@@ -95,13 +96,13 @@ def compress(embedder: Path, run: str, flags: list[str]) -> dict[str, Any]:
     elif run != "int8 alone":
         command += ["--target_speedup", run.removesuffix("x"), *TRAINING]
     command += [*(flag for flag in flags if flag != "--"), "--output_dir", str(output), "--overwrite_output_dir"]
-    start = time.perf_counter()
-    subprocess.run(command, check=True)
+    if not (output / "compression_report.json").exists():
+        subprocess.run(command, check=True)
     report = CompressionReport.load(output)
     models = {
         row.role: {
             "spearman": row.metrics["spearman"],
-            "interval": row.retained_intervals.get("spearman"),
+            "interval": _ends(row.retained_intervals.get("spearman")),
             "kept": row.ratios.metric_retained,
             "neighbours_kept": row.teacher_agreement,
             "latency_ms": None if row.latency_ms is None else row.latency_ms.p50,
@@ -111,7 +112,8 @@ def compress(embedder: Path, run: str, flags: list[str]) -> dict[str, Any]:
         }
         for row in report.models
     }
-    return {"minutes": (time.perf_counter() - start) / 60, "stages": report.stages, "models": models}
+    minutes = None if report.training is None else report.training.seconds / 60
+    return {"minutes": minutes, "stages": report.stages, "models": models}
 
 
 def static(embedder: Path) -> dict[str, Any] | None:
@@ -175,10 +177,14 @@ def render(name: str, results: Mapping[str, Any]) -> str:
                 _format(row.get("speedup"), ".2f", "x"),
                 _format(row.get("texts_per_second"), ",.0f"),
                 _format(row.get("size"), ".1f", "x"),
-                f"{value['minutes']:.0f}" if role in ("student", "model2vec") else "",
+                _format(value["minutes"] if role in ("student", "model2vec") else None, ".0f"),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
 
 
 def _format(value: float | None, form: str, unit: str = "") -> str:
