@@ -9,7 +9,7 @@
 | even layers | every second layer kept, and the same distillation: the recipe of sentence-transformers |
 | static | token embeddings without a transformer, by model2vec; it must be installed |
 
-Each exports to ONNX Runtime and OpenVINO, in float and in int8. EMBEDDER is a folder of sentence-transformers, such as
+Each but the last exports to int8 in ONNX Runtime and OpenVINO. EMBEDDER is a folder of sentence-transformers, such as
 all-MiniLM-L6-v2. The training texts, in out/embedder/texts.txt, are the different sentences of STS-B (training split),
 SST-2, Multi30k (English) and banking77, about 116,000, without those of the test split of STS-B, which is reported.
 
@@ -50,15 +50,6 @@ FORMS = (
     *("--scheme", "int8_static", "--export", "onnx", "openvino"),
 )
 RUNS = ("int8 alone", "2x", "3x", "even layers", "static")
-TITLES = {
-    "teacher": "float32, torch",
-    "student": "float32, torch",
-    "quantized": "int8, torch",
-    "onnx": "float32, ONNX Runtime",
-    "onnx_int8": "int8, ONNX Runtime",
-    "openvino": "float32, OpenVINO",
-    "openvino_int8": "int8, OpenVINO",
-}
 STATIC_SIZE, STATIC_REPEATS = 256, 5
 
 
@@ -101,6 +92,7 @@ def compress(embedder: Path, run: str, flags: list[str]) -> dict[str, Any]:
     report = CompressionReport.load(output)
     models = {
         row.role: {
+            "name": row.name,
             "spearman": row.metrics["spearman"],
             "interval": _ends(row.retained_intervals.get("spearman")),
             "kept": row.ratios.metric_retained,
@@ -169,7 +161,7 @@ def render(name: str, results: Mapping[str, Any]) -> str:
             is_first = False
             cells = [
                 "" if role == "teacher" else run,
-                TITLES.get(role, role),
+                row.get("name", role),
                 f"{row['spearman']:.4f}",
                 _format(row.get("kept"), ".1%"),
                 _format(row.get("neighbours_kept"), ".1%"),
