@@ -1,6 +1,6 @@
 """A sentence embedder made faster without labels, beside what else one could do: Spearman on STS-B, neighbours, speed.
 
-    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/embedder.py EMBEDDER [--runs 2x "int8 alone"] [-- FLAGS]
+    HF_EFFICIENT_ASSETS=... python scripts/benchmarks/embedder.py [EMBEDDER] [--runs 2x "int8 alone"] [-- FLAGS]
 
 | run | what |
 | --- | --- |
@@ -9,9 +9,10 @@
 | even layers | every second layer kept, and the same distillation: the recipe of sentence-transformers |
 | static | token embeddings without a transformer, by model2vec; it must be installed |
 
-Each but the last exports to int8 in ONNX Runtime and OpenVINO. EMBEDDER is a folder of sentence-transformers, such as
-all-MiniLM-L6-v2. The training texts, in out/embedder/texts.txt, are the different sentences of STS-B (training split),
-SST-2, Multi30k (English) and banking77, about 116,000, without those of the test split of STS-B, which is reported.
+Each but the last exports to int8 in ONNX Runtime and OpenVINO. EMBEDDER is a folder of sentence-transformers, by
+default models/all-MiniLM-L6-v2 of the assets. The training texts, in out/embedder/texts.txt, are the different
+sentences of STS-B (training split), SST-2, Multi30k (English) and banking77, about 116,000, without those of the test
+split of STS-B, which is reported.
 
 Results, copied from compression_report.json of each run, in results/embedder_NAME.json, with a table beside it.
 """
@@ -56,7 +57,7 @@ STATIC_SIZE, STATIC_REPEATS = 256, 5
 def main() -> None:
     """Write the texts, and make and measure what has no result yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("embedder", type=Path)
+    parser.add_argument("embedder", type=Path, nargs="?", default=ASSETS / "models" / "all-MiniLM-L6-v2")
     parser.add_argument("--runs", nargs="+", default=list(RUNS))
     parser.add_argument("--max_texts", type=int)
     args, flags = parser.parse_known_args()

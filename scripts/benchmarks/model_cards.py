@@ -1,9 +1,9 @@
-"""Write the cards in model_cards/: classifiers of reviews and of intents, and a translation model.
+"""Write the cards in model_cards/: classifiers of reviews and of intents, a translation model, and an embedder.
 
     HF_EFFICIENT_ASSETS=... python scripts/benchmarks/model_cards.py [--names ...]
 
 A model that does not exist is trained first, by its benchmark; its card, report and picture are then rendered from its
-compression_report.json. About an hour on two cores if all are trained.
+compression_report.json. About 90 minutes on two cores if all are trained.
 `scripts/demo` writes the card of the demo.
 """
 
@@ -20,7 +20,7 @@ from sst2 import OUT
 
 from hf_efficient import CompressionReport
 from hf_efficient.hub.model_card import write_report_and_card
-from hf_efficient.measurement.report import REPORT_NAME
+from hf_efficient.measurement.report import PICTURE_NAME, REPORT_NAME
 
 HERE = Path(__file__).parent
 CARDS = HERE.parents[1] / "model_cards"
@@ -32,18 +32,21 @@ MODELS = {
         OUT / "tasks" / "banking77-0",
         [sys.executable, str(HERE / "tasks.py"), "--tasks", "banking77"],
     ),
+    "all-minilm-l6-v2-2x-int8": (
+        OUT / "embedder" / "all-MiniLM-L6-v2-2x",
+        [sys.executable, str(HERE / "embedder.py"), "--runs", "2x"],
+    ),
 }
 
 
 def render(name: str, model: Path) -> None:
     """Write the card, the report and the picture of `model` into model_cards/`name`."""
     with tempfile.TemporaryDirectory() as temporary_dir:
-        staged = Path(temporary_dir) / name
-        staged.mkdir()
-        shutil.copy(model / "config.json", staged)
+        staged = shutil.copytree(model, Path(temporary_dir) / name)  # the card has the name of its folder
         write_report_and_card(CompressionReport.load(model), staged)
-        (staged / "config.json").unlink()
-        shutil.copytree(staged, CARDS / name, dirs_exist_ok=True)
+        (CARDS / name).mkdir(exist_ok=True)
+        for file in ("README.md", REPORT_NAME, PICTURE_NAME):
+            shutil.copy(staged / file, CARDS / name)
 
 
 def main() -> None:
