@@ -113,8 +113,9 @@ def test_texts_with_positives_are_labels_to_train_on(folder, columns):
     report = CompressionReport.load(folder / "out")
     assert any("scores or positives of texts" in stage for stage in report.stages)
     assert report.final.metrics["spearman"] is not None
-    run("distill", *on_files(folder, train_file="triplets.jsonl", validation_file="triplets.jsonl"), *FAST)
-    assert "spearman" not in CompressionReport.load(folder / "out").final.metrics
+    flags = {"train_file": "triplets.jsonl", "validation_file": "triplets.jsonl", "student_layers": 1}
+    run("distill", *on_files(folder, **flags, output_dir="distilled"), *FAST)
+    assert "spearman" not in CompressionReport.load(folder / "distilled").final.metrics
 
 
 def test_a_narrower_student_keeps_its_projection_to_the_space_of_the_teacher(folder):
@@ -133,8 +134,7 @@ def test_a_narrower_student_keeps_its_projection_to_the_space_of_the_teacher(fol
 
 
 def test_a_projection_that_is_not_needed_cannot_be_kept(folder, capsys):
-    with pytest.raises(SystemExit):
-        run("distill", *on_files(folder, student_layers=1, keep_projection=True), *FAST)
+    run("distill", *on_files(folder, student_layers=1, keep_projection=True), *FAST)
     assert "both have the size 32" in capsys.readouterr().err
 
 

@@ -21,15 +21,10 @@ def test_contrastive_loss_is_that_of_sentence_transformers(texts):
 
 
 def test_copies_of_the_positive_are_no_negatives():
-    states = embeddings(4, 2)
+    states = embeddings(2, 2)
+    assert float(contrastive_loss(states, torch.ones(2, 1))) > 0.01
     states[1] = states[0]
-    labels = torch.ones(4, 1)
-    alone = contrastive_loss(states[[0, 2, 3]], labels[:3])
-    losses = [contrastive_loss(states, labels) * 4, alone * 3]
-    vectors = F.normalize(states, dim=-1)
-    cosines = (vectors[1, 0] @ vectors[[1, 2, 3], 1].T) / CONTRASTIVE_TEMPERATURE
-    twice = F.cross_entropy(cosines[None], torch.tensor([0]))
-    torch.testing.assert_close(losses[0], losses[1] + twice, atol=1e-4, rtol=1e-4)
+    assert float(contrastive_loss(states, torch.ones(2, 1))) == pytest.approx(0, abs=1e-5)
 
 
 def test_scores_that_are_not_known_do_not_count():
