@@ -208,7 +208,8 @@ class CompressionMixin(PublishingMixin):
         self._signature_columns += [name for name in columns if name not in self._signature_columns]
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
-        sampler, queries = super()._get_train_sampler(*args, **kwargs), self.distillation_training.queries_of
+        # The dataset that `Trainer` gives has lost its column of lengths, by which rows are grouped.
+        sampler, queries = super()._get_train_sampler(self.train_dataset), self.distillation_training.queries_of
         return seed_by_epoch(sampler, self.args, lambda: self.state.epoch, queries(self.train_dataset))
 
     # ---- the loss ---------------------------------------------------------------------------------------------------

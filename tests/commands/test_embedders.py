@@ -7,7 +7,7 @@ import torch
 from embedders import WORDS, pairs, save_embedder, texts, write_lines, write_rows
 from transformers import AutoModel, AutoTokenizer
 
-from hf_efficient import CompressionReport
+from hf_efficient import CompressionReport, EfficientTrainer
 from hf_efficient.cli import main
 from hf_efficient.models.sentence_files import AutoSentenceEmbedder
 from hf_efficient.models.sentence_modules import find_sentence_modules
@@ -60,6 +60,21 @@ def test_compress_prunes_distils_and_quantizes_an_embedder(folder):
     model = AutoSentenceEmbedder.from_pretrained(folder / "out")
     assert find_sentence_modules(model).normalizes
     assert type(AutoModel.from_pretrained(folder / "out")) is type(model)
+
+
+def test_training_batches_hold_texts_of_similar_length(folder, monkeypatch):
+    shapes = []
+    step = EfficientTrainer.training_step
+
+    def record(trainer, model, inputs, *args, **kwargs):
+        shapes.append(inputs["attention_mask"].sum(1).tolist())
+        return step(trainer, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(EfficientTrainer, "training_step", record)
+    write_lines(folder / "texts.txt", texts(64, seed=3))
+    run("distill", *on_files(folder, student_layers=1), *FAST, "--num_train_epochs", "1", "--max_steps", "-1")
+    lengths = [length for batch in shapes for length in batch]
+    assert sum(max(batch) * len(batch) for batch in shapes) < 1.25 * sum(lengths)
 
 
 def test_a_student_of_fewer_layers_is_a_stock_model(folder):
