@@ -55,6 +55,8 @@ from hf_efficient.trainer.trainer import EfficientSeq2SeqTrainer, EfficientTrain
 
 logger = logging.get_logger(__name__)
 
+# The training of a student, if neither epochs nor steps are given; it ends earlier where it stops improving.
+DISTILLATION_STEPS, MAX_EPOCHS = 3000, 20
 # From a command line these arrive as texts, as if they were paths.
 RESUME_VALUES = {"true": True, "false": None}
 
@@ -69,6 +71,7 @@ def build_job_config(flags: JobFlags) -> JobConfig:
         quantization=flags.quantization,
         training=build_training_arguments(flags.training),
         export=flags.export,
+        has_given_epochs=bool({"num_train_epochs", "max_steps"} & flags.training.keys()),
     )
 
 
@@ -157,6 +160,8 @@ def _run_job(
         model, description = create_student(config.model, model)
         stages = (*stages, description)
 
+    if config.uses_distillation and not config.has_given_epochs:
+        args.num_train_epochs = choose_epochs(args, len(prepared.tokenized_splits["train"]))
     trainer = _create_trainer(
         trainer_class,
         model=model,
@@ -181,6 +186,17 @@ def _run_job(
     trainer.accelerator.wait_for_everyone()
     report: CompressionReport = trainer.report
     return report
+
+
+def choose_epochs(args: TrainingArguments, rows: int) -> int:
+    """Return how many epochs of `rows` training rows make about `DISTILLATION_STEPS` steps, 1 to `MAX_EPOCHS`."""
+    rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    epochs = min(MAX_EPOCHS, max(1, round(DISTILLATION_STEPS * rows_per_step / rows)))
+    logger.warning(
+        f"distillation for {epochs} epochs at most: about {DISTILLATION_STEPS:,} steps, 1 to {MAX_EPOCHS} epochs; "
+        "give --num_train_epochs or --max_steps for others"
+    )
+    return epochs
 
 
 def _finished_report(output_dir: Path, args: TrainingArguments) -> CompressionReport:

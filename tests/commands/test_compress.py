@@ -13,11 +13,13 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     BertModel,
+    TrainingArguments,
     set_seed,
 )
 
 from hf_efficient import CompressionReport
 from hf_efficient.cli import main
+from hf_efficient.commands.job import choose_epochs
 from hf_efficient.hub.usage import loading_code
 from hf_efficient.measurement.formatting import format_ratio
 
@@ -115,6 +117,20 @@ def test_model_without_a_head_is_fine_tuned_first(job_dir):
         "negative": 0,
         "positive": 1,
     }
+
+
+def test_a_student_is_trained_long_enough_without_a_flag_that_says_how_long(job_dir, caplog):
+    report = compress(job_dir, num_train_epochs=None, target_flops=2)
+    assert "distillation for 20 epochs at most" in caplog.text
+    assert any(stage.startswith("trained for 160 steps") for stage in report.stages)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs"), [(67_000, 8, 1), (67_000, 64, 3), (10_000, 64, 19), (500, 8, 20)]
+)
+def test_epochs_make_as_many_steps_whatever_the_data(rows, batch, epochs):
+    args = TrainingArguments(per_device_train_batch_size=batch // 2, gradient_accumulation_steps=2, use_cpu=True)
+    assert choose_epochs(args, rows) == epochs
 
 
 def test_scheme_alone_trains_nothing(job_dir):
