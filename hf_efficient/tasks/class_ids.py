@@ -43,6 +43,9 @@ def describe_data(
         parts.append(f"{kind} in {columns.label!r}")
     if classes is not None and encoder.label_to_id is not None:
         parts.append(describe_classes(classes, model_names, dict(encoder.label_to_id)))
+    train = tokenized_splits.get("train")
+    if task.has_optional_labels and train and "labels" in train.column_names and isinstance(train[0]["labels"], list):
+        parts.append("training rows are texts with their positives (contrastive loss)")
     longest, truncated, rows = 0, 0, 0
     for name, split in splits.items():
         length, count = longest_text(split, tokenized_splits[name], task, encoder)

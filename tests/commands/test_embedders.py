@@ -121,10 +121,11 @@ def test_pairs_with_scores_are_labels_to_train_on(folder):
 
 
 @pytest.mark.parametrize("columns", [("anchor", "positive"), ("query", "positive", "negative")])
-def test_texts_with_positives_are_labels_to_train_on(folder, columns):
+def test_texts_with_positives_are_labels_to_train_on(folder, columns, caplog):
     rows = zip(*(texts(24, seed) for seed in range(len(columns))), strict=True)
     write_rows(folder / "triplets.jsonl", [dict(zip(columns, row, strict=True)) for row in rows])
     run("compress", *on_files(folder, train_file="triplets.jsonl", target_flops=1.5), *FAST)
+    assert "texts with their positives (contrastive loss)" in caplog.text
     report = CompressionReport.load(folder / "out")
     assert any("scores or positives of texts" in stage for stage in report.stages)
     assert report.final.metrics["spearman"] is not None
