@@ -1,5 +1,6 @@
 """What README.md, scripts/README.md and model_cards/README.md say: every block runs, every link and figure exists."""
 
+import json
 import os
 import re
 import shlex
@@ -39,6 +40,8 @@ def readme_names(tmp_path, review_model_dir, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(review_model_dir, "my-bert-classifier")
     files = {"train": str(write_reviews(Path("train.csv"), 64)), "test": str(write_reviews(Path("dev.csv"), 24))}
+    for name in ("texts.txt", "stsb.csv"):
+        shutil.copy("dev.csv", name)
     tokenizer = AutoTokenizer.from_pretrained("my-bert-classifier")
     model = AutoModelForSequenceClassification.from_pretrained("my-bert-classifier")
 
@@ -139,6 +142,16 @@ def test_result_table_holds_the_figures_of_the_report():
     assert figures["latency"] == [f"{row.latency_ms.p50:.1f} ms" for row in report.models]
     assert figures["speed-up"] == [f"{row.ratios.speedup:.2f}x" for row in report.models]
     assert figures["size on disk"] == [f"{row.bytes_on_disk / 1e6:.1f} MB" for row in report.models]
+
+
+def test_figures_of_the_embedder_are_those_of_its_reports():
+    text = " ".join(README.split())
+    pruned = CompressionReport.load(ROOT / "model_cards/all-minilm-l6-v2-2x-int8").row("openvino").ratios
+    results = json.loads((ROOT / "scripts/benchmarks/results/embedder_all-minilm-l6-v2.json").read_text())
+    alone = results["int8 alone"]["models"]["openvino"]
+    kept = f"keeps {pruned.metric_retained:.1%} of its Spearman correlation on STS-B at {pruned.speedup:.1f} times"
+    assert kept in text
+    assert f"int8 alone keeps {alone['kept']:.1%} at {alone['speedup']:.1f} times" in text
 
 
 def test_every_script_is_described():
