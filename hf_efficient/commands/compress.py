@@ -8,7 +8,7 @@ from hf_efficient.commands.arguments import parse_flags
 
 EXAMPLE = (
     "hf-efficient compress --model_name_or_path MODEL --train_file train.csv --validation_file dev.csv \\\n"
-    "      --target_speedup 2 --scheme int8_static --num_train_epochs 3 --output_dir out"
+    "      --target_speedup 2 --scheme int8_static --output_dir out"
 )
 
 

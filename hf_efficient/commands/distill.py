@@ -9,7 +9,7 @@ from hf_efficient.errors import UserError
 
 EXAMPLE = (
     "hf-efficient distill --model_name_or_path TEACHER --student_layers 3 --train_file train.csv \\\n"
-    "      --validation_file dev.csv --num_train_epochs 3 --output_dir out"
+    "      --validation_file dev.csv --output_dir out"
 )
 GROUPS = ("model", "distillation", "export", "training", "hub")
 
