@@ -87,6 +87,7 @@ ADVANCED = {
     "similarity_weight",
     "similarity_distance",
     "uniformity_weight",
+    "keep_projection",
     "margin_weight",
     "relations",
     "relation_heads",

@@ -24,8 +24,7 @@ _CLASSES = (("training_args.py", "TrainingArguments"), ("training_args_seq2seq.p
 
 # The flags of TrainingArguments that `--help` shows; `--help-all` shows all of them.
 TRAINING_HELP = {
-    "num_train_epochs": "Epochs at most, over all pruning rounds; without it and max_steps, a student is distilled "
-    "for about 3,000 steps, 1 to 20 epochs.",
+    "num_train_epochs": "Epochs at most; if not given, about 3,000 steps for a student.",
     "learning_rate": "Initial learning rate.",
     "per_device_train_batch_size": "Training examples in a batch, per device.",
     "gradient_accumulation_steps": "Batches per optimizer step.",
