@@ -8,13 +8,14 @@ banking77: questions, each with one question of the same intent and others of ot
 
 The student of each is one `hf-efficient compress`: half the latency by pruning and distillation, then int8 and exports
 to ONNX Runtime and OpenVINO. CrossEncoder loads it, and its scores are compared with those of the teacher. Results,
-copied from compression_report.json of each run, in out/reranker/results.json.
+copied from compression_report.json of each run, in results/reranker.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from transformers.utils import logging
 from hf_efficient import CompressionReport
 from hf_efficient.measurement.environment import has_fast_bfloat16
 
+RESULTS = Path(__file__).parent / "results"
 BASE = ASSETS / "models" / "minilm-l6-h384"
 TRAINING = (
     *("--num_train_epochs", "3", "--per_device_train_batch_size", "32", "--learning_rate", "1e-4", "--warmup_steps"),
@@ -163,6 +165,7 @@ def main() -> None:
         if data not in results:
             results[data] = run(data, args.queries)
             logging.get_logger("hf_efficient").warning(f"{data}: {results[data]}")
+        shutil.copyfile(results.path, RESULTS / "reranker.json")
 
 
 if __name__ == "__main__":
