@@ -148,7 +148,7 @@ def render(name: str, results: Mapping[str, Any]) -> str:
         "",
         f"Test split of STS-B, 1,379 pairs. {environment['processor']}, {environment['threads']} threads; "
         f"{', '.join(environment['instructions'])}; torch {environment['packages']['torch']}. Latency at 8 x 64 "
-        "tokens; texts a second: the texts of STS-B sorted by length, 64 in a batch. Neighbours: share of the 10 "
+        "tokens; texts a second: the texts of STS-B sorted by length, 8 in a batch. Neighbours: share of the 10 "
         "nearest by the teacher. Written by `scripts/benchmarks/embedder.py`.",
         "",
         "| run | form | Spearman | kept | neighbours | ms | speed | texts/s | smaller | minutes |",
