@@ -92,6 +92,11 @@ class DistillationTraining:
                 "FSDP shards the model but not the projections that are trained with it: use relation_weight, which "
                 "compares across widths without projections, or a student as wide as its teacher"
             )
+        if config.keep_projection and self.args.load_best_model_at_end:
+            raise UserError(
+                "load_best_model_at_end loads the weights of an earlier step, and keep_projection would add the "
+                "projection of the last one: leave out either; stop_when_flat keeps the best of both"
+            )
         return self.distiller
 
     def close(self) -> None:

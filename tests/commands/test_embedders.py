@@ -154,6 +154,13 @@ def test_a_projection_that_is_not_needed_cannot_be_kept(folder, capsys):
     assert "both have the size 32" in capsys.readouterr().err
 
 
+def test_a_projection_belongs_to_the_weights_that_are_kept(folder, capsys):
+    flags = on_files(folder, student_config="hidden_size=16,num_attention_heads=2", keep_projection=True)
+    best = ("--load_best_model_at_end", "True", "--eval_strategy", "steps", "--save_strategy", "steps")
+    run("distill", *flags, *FAST, *best)
+    assert "keep_projection would add the projection of the last one" in capsys.readouterr().err
+
+
 def test_fine_tuning_needs_no_teacher(folder):
     (folder / "model" / "modules.json").unlink()
     run("compress", *on_files(folder, train_file="pairs.jsonl", task="feature-extraction"), *FAST)
