@@ -46,7 +46,7 @@ def compute_pair_loss(
             "columns query and positive, or train on the embeddings of a teacher (--distil)"
         )
     embeddings = outputs[EMBEDDING].float().unflatten(0, (len(labels), -1))
-    loss = (score_error if labels.dim() == 1 else contrastive_loss)(embeddings, labels)
+    loss = score_error(embeddings, labels) if labels.dim() == 1 else contrastive_loss(embeddings)
     return (loss, outputs) if return_outputs else loss
 
 
@@ -66,15 +66,11 @@ def score_error(embeddings: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return F.mse_loss(cosines, scores.to(cosines), reduction="none").nanmean()
 
 
-def contrastive_loss(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def contrastive_loss(embeddings: torch.Tensor) -> torch.Tensor:
     """Return the cross entropy of finding the positive of each row's first text among all other texts of the batch.
 
-    | argument | shape | meaning |
-    | --- | --- | --- |
-    | embeddings | (rows, texts, size) | the texts, their positives, and negatives if there are any |
-    | labels | (rows, texts - 1) | not read: the second text is the positive |
-
-    The candidates are the positives and negatives of all rows; copies of the row's own positive do not count. The
+    `embeddings` (rows, texts, size) are those of the texts, their positives, and negatives if there are any. The
+    candidates are the positives and negatives of all rows; copies of the row's own positive do not count. The
     larger the batch, the harder is the task: batches that are accumulated do not see each other.
     Source: Henderson et al. 2017, "Efficient Natural Language Response Suggestion for Smart Reply", section 4.4, with
     the cosines of sentence-transformers' MultipleNegativesRankingLoss.

@@ -31,7 +31,7 @@ from typing import Any
 
 from datasets import Dataset
 from scipy.stats import spearmanr
-from sst2 import ASSETS, OUT, Results
+from sst2 import ASSETS, OUT, RESULTS, Results
 from transformers.utils import logging
 
 from hf_efficient import CompressionReport
@@ -40,7 +40,6 @@ from hf_efficient.measurement.environment import describe_environment, has_fast_
 from hf_efficient.measurement.intervals import Interval
 
 FOLDER = OUT / "embedder"
-RESULTS = Path(__file__).parent / "results"
 TRAINING = (
     *("--num_train_epochs", "1", "--per_device_train_batch_size", "64", "--learning_rate", "2e-4", "--warmup_steps"),
     *("200", "--lr_scheduler_type", "cosine", "--bf16", str(has_fast_bfloat16() is True), "--save_strategy", "no"),

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from int8_accuracy import measure_accuracy, measure_memory
 from int8_table import UNPRUNED, render
-from sst2 import OUT, Results, Sst2
+from sst2 import OUT, RESULTS, Results, Sst2
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from hf_efficient import PruningConfig, QuantizationConfig, load_exported, prune, quantize
@@ -42,7 +42,6 @@ from hf_efficient.measurement.latency import time_interleaved
 from hf_efficient.models import int8_kernels
 from hf_efficient.variants.config import VARIANTS
 
-RESULTS = Path(__file__).parent / "results"
 CALIBRATION_TEXTS, SCORING_TEXTS = 256, 512
 SMALL_GRID = [(batch, length) for batch in (1, 8) for length in (16, 64, 256)]
 GRIDS = {

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from recipe_data import DATASETS, FOLDER, SCORING_SAMPLES, Benchmark
 from recipe_table import write_results
+from sst2 import RESULTS
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 
@@ -39,7 +40,6 @@ from hf_efficient.pruning.reconstruction import reconstruct_outputs
 from hf_efficient.pruning.selection import Selection
 
 logger = logging.get_logger("hf_efficient")
-RESULTS = Path(__file__).parent / "results"
 EMA_DECAY = 0.99
 MASKED_SHARE = 0.1
 

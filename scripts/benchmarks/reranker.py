@@ -26,13 +26,12 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
-from sst2 import ASSETS, OUT, Results
+from sst2 import ASSETS, OUT, RESULTS, Results
 from transformers.utils import logging
 
 from hf_efficient import CompressionReport
 from hf_efficient.measurement.environment import has_fast_bfloat16
 
-RESULTS = Path(__file__).parent / "results"
 BASE = ASSETS / "models" / "minilm-l6-h384"
 TRAINING = (
     *("--num_train_epochs", "3", "--per_device_train_batch_size", "32", "--learning_rate", "1e-4", "--warmup_steps"),

@@ -29,6 +29,7 @@ from hf_efficient.tasks.classification import classification_compute_metrics
 from hf_efficient.tasks.task import RowEncoder
 
 OUT = Path(__file__).parents[2] / "out"
+RESULTS = Path(__file__).parent / "results"  # those that are published
 ASSETS = Path(os.environ.get("HF_EFFICIENT_ASSETS", ""))
 
 
