@@ -76,7 +76,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """All settings of a job; `has_given_epochs`: `training` says how long to train, and not by its default.
+    """All settings of a job; `given_arguments`: the fields of `training` that are not its defaults, None for all.
 
     Raises UserError if a training argument does not fit the metrics of the tasks.
     """
@@ -88,7 +88,7 @@ class JobConfig:
     quantization: QuantizationConfig
     training: TrainingArguments
     export: ExportConfig = field(default_factory=ExportConfig)
-    has_given_epochs: bool = True
+    given_arguments: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         if not self.training.eval_do_concat_batches:

@@ -37,6 +37,7 @@ from hf_efficient.commands.output_dir import (
 from hf_efficient.commands.preparation import PreparedJob, create_student, prepare_job, trim_job_vocabulary
 from hf_efficient.commands.run_manifest import settings_of_job
 from hf_efficient.commands.training_arguments import build_training_arguments
+from hf_efficient.commands.training_defaults import complete_training_arguments
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import check_export
@@ -55,8 +56,6 @@ from hf_efficient.trainer.trainer import EfficientSeq2SeqTrainer, EfficientTrain
 
 logger = logging.get_logger(__name__)
 
-# The training of a student, if neither epochs nor steps are given; it ends earlier where it stops improving.
-DISTILLATION_STEPS, MAX_EPOCHS = 3000, 20
 # From a command line these arrive as texts, as if they were paths.
 RESUME_VALUES = {"true": True, "false": None}
 
@@ -71,7 +70,7 @@ def build_job_config(flags: JobFlags) -> JobConfig:
         quantization=flags.quantization,
         training=build_training_arguments(flags.training),
         export=flags.export,
-        has_given_epochs=bool({"num_train_epochs", "max_steps"} & flags.training.keys()),
+        given_arguments=frozenset(flags.training),
     )
 
 
@@ -160,8 +159,9 @@ def _run_job(
         model, description = create_student(config.model, model)
         stages = (*stages, description)
 
-    if config.uses_distillation and not config.has_given_epochs:
-        args.num_train_epochs = choose_epochs(args, len(prepared.tokenized_splits["train"]))
+    if config.uses_distillation and config.given_arguments is not None:
+        rows = len(prepared.tokenized_splits["train"])
+        complete_training_arguments(args, config.given_arguments, config.pruning, rows)
     trainer = _create_trainer(
         trainer_class,
         model=model,
@@ -186,17 +186,6 @@ def _run_job(
     trainer.accelerator.wait_for_everyone()
     report: CompressionReport = trainer.report
     return report
-
-
-def choose_epochs(args: TrainingArguments, rows: int) -> int:
-    """Return how many epochs of `rows` training rows make about `DISTILLATION_STEPS` steps, 1 to `MAX_EPOCHS`."""
-    rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    epochs = min(MAX_EPOCHS, max(1, round(DISTILLATION_STEPS * rows_per_step / rows)))
-    logger.warning(
-        f"distillation for {epochs} epochs at most: about {DISTILLATION_STEPS:,} steps, 1 to {MAX_EPOCHS} epochs; "
-        "give --num_train_epochs or --max_steps for others"
-    )
-    return epochs
 
 
 def _finished_report(output_dir: Path, args: TrainingArguments) -> CompressionReport:

@@ -82,6 +82,13 @@ class DistillationConfig:
             "student that is cut from its teacher, else 0."
         },
     )
+    student_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability of dropout in the student while it is trained. By default 0 for a student that is "
+            "cut from its teacher, else those of its config."
+        },
+    )
     similarity_weight: float = field(
         default=0.5,
         metadata={
@@ -186,6 +193,10 @@ class DistillationConfig:
                     f"{name}={value} is out of range: give {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}; usual values "
                     "lie between 1 and 10"
                 )
+        if self.student_dropout is not None and not 0 <= self.student_dropout < 1:
+            raise UserError(
+                f"student_dropout={self.student_dropout} is no probability: give a number from 0 to below 1"
+            )
         for name in (*OUTPUT_WEIGHTS, *EMBEDDING_WEIGHTS, "hard_label_weight_end", "logits_weight_end"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -261,7 +272,8 @@ class DistillationConfig:
             "its attention": self.attention_weight,
             f"its relations of {self.relations.replace(',', ', ')}": self.relation_weight,
         }
-        return ", ".join(term for term, is_used in terms.items() if is_used)
+        words = ", ".join(term for term, is_used in terms.items() if is_used)
+        return f"{words}, without dropout" if self.student_dropout == 0 else words
 
     @property
     def uses_labels(self) -> bool:

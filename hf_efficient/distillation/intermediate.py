@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -20,37 +19,14 @@ from hf_efficient.distillation.activations import (
     self_attention_blocks,
 )
 from hf_efficient.distillation.config import HIDDEN_DISTANCES, DistillationConfig
-from hf_efficient.distillation.layer_pairs import LayerPair, is_pruned, layer_sources, map_layers
+from hf_efficient.distillation.layer_pairs import LayerPair, layer_sources, map_layers
 from hf_efficient.distillation.losses import LossTerm, SumAndCount, attention_loss, relation_loss, squared_error
 from hf_efficient.errors import UserError
-from hf_efficient.models import family_of, find_family
+from hf_efficient.models import family_of
 from hf_efficient.models.family import PrunedConfig
 
 STUDENT, TEACHER = 0, 1  # positions in a LayerPair
 MAX_RELATION_HEADS = 12
-DEFAULT_HIDDEN_WEIGHT = 10.0  # the best in scripts/benchmarks/recipe.py
-
-
-def resolve_hidden_weight(
-    config: DistillationConfig, student: PreTrainedModel, teachers: Sequence[PreTrainedModel]
-) -> DistillationConfig:
-    """Return `config` with a hidden weight: as it is, or by default according to the student and its teachers.
-
-    Without `teachers` the teacher is a copy of the student. The default is above 0 for a student that is, or will be,
-    cut from its only teacher, whose outputs are not cached: its hidden states still resemble the teacher's.
-    """
-    if config.hidden_weight is not None:
-        return config
-    is_cut = not teachers or (len(teachers) == 1 and _is_cut_from(student, teachers[0]))
-    is_comparable = is_cut and find_family(student.config) is not None and not config.cache_teacher
-    return replace(config, hidden_weight=DEFAULT_HIDDEN_WEIGHT if is_comparable else 0.0)
-
-
-def _is_cut_from(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
-    has_same_width = find_family(student.config) is find_family(teacher.config) is not None and (
-        _hidden_size(student) == _hidden_size(teacher)
-    )
-    return has_same_width and is_pruned(student)
 
 
 class IntermediateLosses:

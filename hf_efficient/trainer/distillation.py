@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import Distiller
+from hf_efficient.distillation.dropout import replaced_dropout
 from hf_efficient.distillation.generated_targets import generate_targets
 from hf_efficient.distillation.teacher import PREFIX, Teacher, load_teacher
 from hf_efficient.distillation.teacher_cache import TOP_TOKENS, TeacherOutputsCollator, cache_teacher_outputs
@@ -107,6 +109,10 @@ class DistillationTraining:
         """Map the layers of a model that replaces the student to those of the teacher."""
         if self.distiller is not None:
             self.distiller.prepare(model)
+
+    def replace_dropout(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Return a context in which `model` is trained with the dropout of the config."""
+        return replaced_dropout(model, None if self.config is None else self.config.student_dropout)
 
     # ---- training data ----------------------------------------------------------------------------------------------
 

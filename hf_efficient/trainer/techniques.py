@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from hf_efficient.distillation.config import DistillationConfig
+from hf_efficient.distillation.defaults import resolve_defaults
 from hf_efficient.exporters.config import ExportConfig
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.quantization.config import QuantizationConfig
@@ -36,6 +40,12 @@ class Techniques:
         """Whether there is anything to train: a quantization alone, without `aware`, trains nothing."""
         needs_training = self.distillation is not None or self.pruning.removes_anything or self.quantization.aware
         return needs_training or not self.quantizes
+
+    def resolve_defaults(self, model: PreTrainedModel, teachers: Sequence[PreTrainedModel]) -> Techniques:
+        """Return the techniques with the defaults of a distillation of `model`; without `teachers`, from itself."""
+        if self.distillation is None:
+            return self
+        return dataclasses.replace(self, distillation=resolve_defaults(self.distillation, model, teachers))
 
     def describe_supervision(self, of_embeddings: bool = False) -> str:
         """Return, to follow "trained for N steps" in the report, what the model is trained on.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from hf_efficient.data.label_names import complete_label_names
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import check_same_task
 from hf_efficient.distillation.head_outputs import get_head_outputs
-from hf_efficient.distillation.intermediate import resolve_hidden_weight
 from hf_efficient.distillation.teacher import has_teacher_inputs, teacher_inputs_of
 from hf_efficient.exporters.config import ExportConfig
 from hf_efficient.files.replacing import replacing_model
@@ -85,9 +83,8 @@ class CompressionMixin(PublishingMixin):
         shares_tokens = not has_teacher_inputs(getattr(self.train_dataset, "column_names", None) or ())
         for loaded in self.teachers:
             check_same_task(self.model if untrimmed is None else untrimmed.model, loaded, shares_tokens)
-        if distillation is not None and self.model_init is None:
-            resolved = resolve_hidden_weight(distillation, self.model, self.teachers)
-            self.techniques = replace(self.techniques, distillation=resolved)
+        if self.model_init is None:
+            self.techniques = self.techniques.resolve_defaults(self.model, self.teachers)
         self._build_parts()
 
     def _build_parts(self) -> None:
@@ -248,7 +245,8 @@ class CompressionMixin(PublishingMixin):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Also stop at a loss or at gradients that are NaN or infinite."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        with self.distillation_training.replace_dropout(self.model):
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
         self.finite_checks.watch_loss(loss, self.state.global_step)
         return loss
 

@@ -99,25 +99,33 @@ class Recipe:
     pruning: dict[str, Any] | None = None
     collator: Callable[..., Any] | None = None
     callback: type[TrainerCallback] | None = None
-    dropout: float | None = None
     corrected_again: bool = False
 
 
-SOFT: dict[str, Any] = {"hard_label_weight": 0.0}
+BOTH: dict[str, Any] = {"hard_label_weight": 0.5, "logits_weight": 0.5, "hidden_weight": 0.0, "student_dropout": 0.0}
+SOFT = {**BOTH, "hard_label_weight": 0.0}
 HIDDEN = {**SOFT, "hidden_weight": 10.0}
-BASE, MAIN, DEFAULT = "hard and soft", "soft, hidden", "hard and soft, hidden"
+WITH_DROPOUT = {"student_dropout": 0.1}  # of MiniLM
+BASE, MAIN, DEFAULT = "hard and soft, dropout", "soft, hidden", "hard and soft, hidden"
 with_hidden = partial(Recipe, HIDDEN)
 RECIPES = {
-    BASE: Recipe({"hard_label_weight": 0.5, "logits_weight": 0.5, "hidden_weight": 0.0}),
+    BASE: Recipe({**BOTH, **WITH_DROPOUT}),
+    DEFAULT: Recipe({**BOTH, "hidden_weight": 10.0}),
     MAIN: with_hidden(),
+    "hard and soft": Recipe(BOTH),
+    "hard and soft, hidden, dropout": Recipe({**BOTH, "hidden_weight": 10.0, **WITH_DROPOUT}),
     "soft": Recipe(SOFT),
-    "hard": Recipe({"hard_label_weight": 1.0, "logits_weight": 0.0}),
+    "soft, dropout": Recipe({**SOFT, **WITH_DROPOUT}),
+    "soft, hidden, dropout": Recipe({**HIDDEN, **WITH_DROPOUT}),
+    "hard": Recipe({**BOTH, "hard_label_weight": 1.0, "logits_weight": 0.0}),
+    f"{DEFAULT}, lr 2e-4": Recipe({**BOTH, "hidden_weight": 10.0}, 2e-4),
+    f"{DEFAULT}, lr 3e-4": Recipe({**BOTH, "hidden_weight": 10.0}, 3e-4),
+    f"{DEFAULT}, lr 5e-4": Recipe({**BOTH, "hidden_weight": 10.0}, 5e-4),
     "soft, hidden, lr 2e-4": with_hidden(2e-4),
     "soft, hidden, lr 3e-4": with_hidden(3e-4),
     "soft, hidden, lr 5e-5": with_hidden(5e-5),
     "soft, hidden 100": Recipe({**SOFT, "hidden_weight": 100.0}),
     "soft, hidden 1": Recipe({**SOFT, "hidden_weight": 1.0}),
-    DEFAULT: Recipe({"hidden_weight": 10.0}),
     "soft, relations": Recipe({**SOFT, "relation_weight": 10.0}),
     "soft, hidden, relations": Recipe({**HIDDEN, "relation_weight": 10.0}),
     "soft, hidden, attention": Recipe({**HIDDEN, "attention_weight": 0.1}),
@@ -126,7 +134,6 @@ RECIPES = {
     "hidden, then soft": with_hidden(first={**HIDDEN, "logits_weight": 0.0}),
     "soft, hidden, averaged weights": with_hidden(callback=AveragedWeights),
     "soft, hidden, masked words": with_hidden(collator=MaskedWords),
-    "soft, hidden, no dropout": with_hidden(dropout=0.0),
     "soft, hidden, corrected again": with_hidden(corrected_again=True),
     "soft, hidden, 3 rounds": with_hidden(pruning={"rounds": 3}),
     "soft, hidden, ramp": with_hidden(pruning={"ramp": 0.3}),
@@ -203,10 +210,6 @@ def run(cell: Cell, benchmark: Benchmark) -> dict[str, Any]:
         student = copy.deepcopy(benchmark.teacher)
     else:
         student = benchmark.cut(cell.cut, recipe.criterion)
-    if recipe.dropout is not None:
-        for module in student.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = recipe.dropout
     for steps, fields in _phases(cell.steps, recipe):
         pruning = PruningConfig(target_flops=cell.cut, **recipe.pruning) if recipe.pruning else None
         student, duration = benchmark.train(

@@ -17,9 +17,9 @@ from transformers import (
     set_seed,
 )
 
-from hf_efficient import CompressionReport
+from hf_efficient import CompressionReport, PruningConfig
 from hf_efficient.cli import main
-from hf_efficient.commands.job import choose_epochs
+from hf_efficient.commands.training_defaults import choose_epochs, choose_learning_rate
 from hf_efficient.hub.usage import loading_code
 from hf_efficient.measurement.formatting import format_ratio
 
@@ -120,8 +120,9 @@ def test_model_without_a_head_is_fine_tuned_first(job_dir):
 
 
 def test_a_student_is_trained_long_enough_without_a_flag_that_says_how_long(job_dir, caplog):
-    report = compress(job_dir, num_train_epochs=None, target_flops=2)
-    assert "distillation for 20 epochs at most" in caplog.text
+    report = compress(job_dir, num_train_epochs=None, learning_rate=None, target_flops=2)
+    assert "distillation, unless other values are given: 20 epochs at most (about 3,000 steps" in caplog.text
+    assert "learning rate 0.0001 (--learning_rate)" in caplog.text
     assert any(stage.startswith("trained for 160 steps") for stage in report.stages)
 
 
@@ -131,6 +132,22 @@ def test_a_student_is_trained_long_enough_without_a_flag_that_says_how_long(job_
 def test_epochs_make_as_many_steps_whatever_the_data(rows, batch, epochs):
     args = TrainingArguments(per_device_train_batch_size=batch // 2, gradient_accumulation_steps=2, use_cpu=True)
     assert choose_epochs(args, rows) == epochs
+
+
+@pytest.mark.parametrize(
+    ("pruning", "expected"),
+    [
+        ({}, 5e-5),
+        ({"target_speedup": 2.0}, 1e-4),
+        ({"target_flops": 20.0}, 5e-4),
+        ({"layers": 0.5}, 1e-4),
+        ({"heads": 0.5, "neurons": 0.5, "layers": 0.5}, 2e-4),
+        ({"neurons": "encoder=0.25,decoder=0.75"}, 7.5e-5),
+        ({"weights": 0.9}, 5e-5),
+    ],
+)
+def test_learning_rate_grows_with_what_is_removed(pruning, expected):
+    assert choose_learning_rate(PruningConfig(**pruning)) == pytest.approx(expected)
 
 
 def test_scheme_alone_trains_nothing(job_dir):

@@ -29,6 +29,7 @@ CONFIGS = [
         ({"logits_weight": -2}, "logits_weight=-2 must not be negative"),
         ({"logits_weight_end": -2}, "logits_weight_end=-2 must not be negative"),
         ({"hidden_weight": -1}, "hidden_weight=-1 must not be negative"),
+        ({"student_dropout": 1.0}, "student_dropout=1.0 is no probability: give a number from 0 to below 1"),
         ({"embedding_weight": -1}, "embedding_weight=-1 must not be negative"),
         ({"attention_weight": float("nan")}, "attention_weight=nan is not possible: give a finite number"),
         ({"relation_weight": -1}, "relation_weight=-1 must not be negative"),

@@ -233,7 +233,7 @@ def test_trained_model_computes_as_the_quantized_one(tmp_path, monkeypatch):
         assert_close_in_the_middle({"logits": quantized(**batch).logits}, {"logits": expected})
     assert trainer.model is quantized
     assert [row.role for row in trainer.report.models][:3] == ["teacher", "student", "quantized"]
-    assert trainer.report.stages[0].endswith("its hidden states, with fake quantization")
+    assert trainer.report.stages[0].endswith("its hidden states, without dropout, with fake quantization")
     assert not any(isinstance(module, FakeInt8Linear) for module in trainer.teacher.modules())
 
 

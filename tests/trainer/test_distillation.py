@@ -263,7 +263,7 @@ def test_remaining_layers_are_compared_with_the_last_layer_that_they_replace(tmp
     assert len(steps[-1][1]) == 2
     assert all(entry["hidden_loss"] > 0 for entry in log_entries(trainer))
     assert trainer.stages[-1] == (
-        "trained for 4 steps on the teacher's soft labels (T=2), its hidden states, its attention"
+        "trained for 4 steps on the teacher's soft labels (T=2), its hidden states, its attention, without dropout"
     )
 
 
