@@ -34,6 +34,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 
 from hf_efficient import DistillationConfig, PruningConfig
+from hf_efficient.commands.training_defaults import choose_learning_rate
 from hf_efficient.errors import UserError
 from hf_efficient.models import family_of
 from hf_efficient.pruning.reconstruction import reconstruct_outputs
@@ -87,13 +88,14 @@ class Recipe:
     | field | meaning |
     | --- | --- |
     | distillation | fields of `DistillationConfig` |
+    | learning_rate | its peak; None: what `compress` chooses for the cut |
     | first | the same, for the first half of the steps |
     | pruning | fields of `PruningConfig` for a removal during training; None: the student is cut before |
     | corrected_again | least squares once more after training |
     """
 
     distillation: dict[str, Any] = field(default_factory=dict)
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     criterion: str = "fisher"
     first: dict[str, Any] | None = None
     pruning: dict[str, Any] | None = None
@@ -106,24 +108,26 @@ BOTH: dict[str, Any] = {"hard_label_weight": 0.5, "logits_weight": 0.5, "hidden_
 SOFT = {**BOTH, "hard_label_weight": 0.0}
 HIDDEN = {**SOFT, "hidden_weight": 10.0}
 WITH_DROPOUT = {"student_dropout": 0.1}  # of MiniLM
-BASE, MAIN, DEFAULT = "hard and soft, dropout", "soft, hidden", "hard and soft, hidden"
+# What a plain loop of distillation does, what most others differ from, and the default of `compress`.
+BASE, MAIN, DEFAULT = "hard and soft, dropout, lr 1e-4", "soft, hidden", "hard and soft, hidden"
+BOTH_HIDDEN = {**BOTH, "hidden_weight": 10.0}
 with_hidden = partial(Recipe, HIDDEN)
 RECIPES = {
-    BASE: Recipe({**BOTH, **WITH_DROPOUT}),
-    DEFAULT: Recipe({**BOTH, "hidden_weight": 10.0}),
+    BASE: Recipe({**BOTH, **WITH_DROPOUT}, 1e-4),
+    DEFAULT: Recipe(BOTH_HIDDEN),
     MAIN: with_hidden(),
     "hard and soft": Recipe(BOTH),
-    "hard and soft, hidden, dropout": Recipe({**BOTH, "hidden_weight": 10.0, **WITH_DROPOUT}),
+    f"{DEFAULT}, dropout": Recipe({**BOTH_HIDDEN, **WITH_DROPOUT}),
+    f"{DEFAULT}, dropout, lr 1e-4": Recipe({**BOTH_HIDDEN, **WITH_DROPOUT}, 1e-4),
     "soft": Recipe(SOFT),
-    "soft, dropout": Recipe({**SOFT, **WITH_DROPOUT}),
-    "soft, hidden, dropout": Recipe({**HIDDEN, **WITH_DROPOUT}),
+    "soft, dropout, lr 1e-4": Recipe({**SOFT, **WITH_DROPOUT}, 1e-4),
+    "soft, hidden, dropout, lr 1e-4": Recipe({**HIDDEN, **WITH_DROPOUT}, 1e-4),
     "hard": Recipe({**BOTH, "hard_label_weight": 1.0, "logits_weight": 0.0}),
-    f"{DEFAULT}, lr 2e-4": Recipe({**BOTH, "hidden_weight": 10.0}, 2e-4),
-    f"{DEFAULT}, lr 3e-4": Recipe({**BOTH, "hidden_weight": 10.0}, 3e-4),
-    f"{DEFAULT}, lr 5e-4": Recipe({**BOTH, "hidden_weight": 10.0}, 5e-4),
+    f"{DEFAULT}, lr 2e-4": Recipe(BOTH_HIDDEN, 2e-4),
+    "soft, hidden, lr 5e-5": with_hidden(5e-5),
+    "soft, hidden, lr 1e-4": with_hidden(1e-4),
     "soft, hidden, lr 2e-4": with_hidden(2e-4),
     "soft, hidden, lr 3e-4": with_hidden(3e-4),
-    "soft, hidden, lr 5e-5": with_hidden(5e-5),
     "soft, hidden 100": Recipe({**SOFT, "hidden_weight": 100.0}),
     "soft, hidden 1": Recipe({**SOFT, "hidden_weight": 1.0}),
     "soft, relations": Recipe({**SOFT, "relation_weight": 10.0}),
@@ -137,6 +141,7 @@ RECIPES = {
     "soft, hidden, corrected again": with_hidden(corrected_again=True),
     "soft, hidden, 3 rounds": with_hidden(pruning={"rounds": 3}),
     "soft, hidden, ramp": with_hidden(pruning={"ramp": 0.3}),
+    "soft, hidden, ramp, lr 3e-4": with_hidden(3e-4, pruning={"ramp": 0.3}),
     "soft, hidden, taylor": with_hidden(criterion="taylor"),
     "soft, hidden, magnitude": with_hidden(criterion="magnitude"),
     "soft, hidden, even layers": with_hidden(criterion="even layers"),
@@ -210,13 +215,14 @@ def run(cell: Cell, benchmark: Benchmark) -> dict[str, Any]:
         student = copy.deepcopy(benchmark.teacher)
     else:
         student = benchmark.cut(cell.cut, recipe.criterion)
+    learning_rate = recipe.learning_rate or choose_learning_rate(PruningConfig(target_flops=cell.cut))
     for steps, fields in _phases(cell.steps, recipe):
         pruning = PruningConfig(target_flops=cell.cut, **recipe.pruning) if recipe.pruning else None
         student, duration = benchmark.train(
             student,
             steps,
             cell.seed,
-            recipe.learning_rate,
+            learning_rate,
             DistillationConfig(**fields),
             recipe.collator,
             [recipe.callback()] if recipe.callback else [],
