@@ -37,7 +37,7 @@ from hf_efficient.commands.output_dir import (
 from hf_efficient.commands.preparation import PreparedJob, create_student, prepare_job, trim_job_vocabulary
 from hf_efficient.commands.run_manifest import settings_of_job
 from hf_efficient.commands.training_arguments import build_training_arguments
-from hf_efficient.commands.training_defaults import complete_training_arguments
+from hf_efficient.commands.training_defaults import complete_pruning, complete_training_arguments
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import check_export
@@ -162,6 +162,7 @@ def _run_job(
     if config.uses_distillation and config.given_arguments is not None:
         rows = len(prepared.tokenized_splits["train"])
         complete_training_arguments(args, config.given_arguments, config.pruning, rows)
+        config = dataclasses.replace(config, pruning=complete_pruning(config.pruning, args, rows))
     trainer = _create_trainer(
         trainer_class,
         model=model,

@@ -1,13 +1,15 @@
-"""How long a student is distilled, and how fast it learns, where the user says nothing about it."""
+"""How a student is trained, where the user says nothing about it: how long, how fast, how gradually it is cut."""
 
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import replace
 from statistics import mean
 
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from hf_efficient.pruning.callbacks import GRADIENT_SCORES
 from hf_efficient.pruning.config import PruningConfig
 from hf_efficient.pruning.fractions import parse_fractions
 
@@ -17,6 +19,7 @@ logger = logging.get_logger(__name__)
 DISTILLATION_STEPS, MAX_EPOCHS = 3000, 20
 LEARNING_RATE, MAX_LEARNING_RATE = 5e-5, 5e-4  # of a student as large as its teacher, and of the smallest ones
 WARMUP = 0.1  # of the steps
+RAMP, MIN_RAMP_RATIO, MIN_RAMP_STEPS = 0.3, 3.0, 200  # shorter trainings are too short to close gates in
 NEURONS_SHARE = 2 / 3  # of the operations of a layer, where the feed-forward network is four times as wide
 
 
@@ -38,10 +41,28 @@ def complete_training_arguments(
         logger.warning(f"distillation, unless other values are given: {', '.join(chosen)}")
 
 
+def complete_pruning(pruning: PruningConfig, args: TrainingArguments, rows: int) -> PruningConfig:
+    """Return `pruning`, with a ramp if much is removed at once before a training on `rows` rows that is long enough.
+
+    `args` are complete. A ramp, rounds or a rewind that was given stays as it is, and `ramp=0` too.
+    """
+    steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * rows / _rows_per_step(args)
+    is_open = pruning.ramp is None and pruning.rounds == 1 and not pruning.rewind and not pruning.before_training
+    has_gates = pruning.removes_units and not pruning.removes_connections and pruning.criterion in GRADIENT_SCORES
+    if not (is_open and has_gates and steps >= MIN_RAMP_STEPS and _expected_ratio(pruning) >= MIN_RAMP_RATIO):
+        return pruning
+    logger.warning(f"units are removed gradually, in the first {RAMP:.0%} of the training (--ramp 0: all at once)")
+    return replace(pruning, ramp=RAMP)
+
+
 def choose_epochs(args: TrainingArguments, rows: int) -> int:
     """Return how many epochs of `rows` training rows make about `DISTILLATION_STEPS` steps, 1 to `MAX_EPOCHS`."""
-    rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return min(MAX_EPOCHS, max(1, round(DISTILLATION_STEPS * rows_per_step / rows)))
+    return min(MAX_EPOCHS, max(1, round(DISTILLATION_STEPS * _rows_per_step(args) / rows)))
+
+
+def _rows_per_step(args: TrainingArguments) -> int:
+    rows: int = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return rows
 
 
 def choose_learning_rate(pruning: PruningConfig) -> float:

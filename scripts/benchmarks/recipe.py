@@ -34,7 +34,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 
 from hf_efficient import DistillationConfig, PruningConfig
-from hf_efficient.commands.training_defaults import choose_learning_rate
+from hf_efficient.commands.training_defaults import RAMP, choose_learning_rate
 from hf_efficient.errors import UserError
 from hf_efficient.models import family_of
 from hf_efficient.pruning.reconstruction import reconstruct_outputs
@@ -108,13 +108,15 @@ BOTH: dict[str, Any] = {"hard_label_weight": 0.5, "logits_weight": 0.5, "hidden_
 SOFT = {**BOTH, "hard_label_weight": 0.0}
 HIDDEN = {**SOFT, "hidden_weight": 10.0}
 WITH_DROPOUT = {"student_dropout": 0.1}  # of MiniLM
-# What a plain loop of distillation does, what most others differ from, and the default of `compress`.
+# What a plain loop of distillation does, what most others differ from, and the defaults of `compress`.
 BASE, MAIN, DEFAULT = "hard and soft, dropout, lr 1e-4", "soft, hidden", "hard and soft, hidden"
+GRADUAL = f"{DEFAULT}, ramp"
 BOTH_HIDDEN = {**BOTH, "hidden_weight": 10.0}
 with_hidden = partial(Recipe, HIDDEN)
 RECIPES = {
     BASE: Recipe({**BOTH, **WITH_DROPOUT}, 1e-4),
     DEFAULT: Recipe(BOTH_HIDDEN),
+    GRADUAL: Recipe(BOTH_HIDDEN, pruning={"ramp": RAMP}),
     MAIN: with_hidden(),
     "hard and soft": Recipe(BOTH),
     f"{DEFAULT}, dropout": Recipe({**BOTH_HIDDEN, **WITH_DROPOUT}),
@@ -172,17 +174,22 @@ class Cell:
 def plan(seeds: int) -> list[Cell]:
     """Return all cells, the most telling ones first."""
     cells = [Cell("sst2", cut, DEFAULT, 0) for cut in (2, 4, 8)]
-    cells += [Cell("sst2", cut, recipe, 300) for cut in (4, 2, 8) for recipe in (BASE, DEFAULT, MAIN)]
+    cells += [Cell("sst2", cut, recipe, 300) for cut in (4, 2, 8) for recipe in (BASE, DEFAULT, GRADUAL, MAIN)]
     cells += [Cell("sst2", 4, recipe, 300) for recipe in RECIPES if "lr" in recipe or recipe in ("soft", "hard")]
     cells += [
         Cell("sst2", cut, recipe, 300, seed)
         for seed in range(1, seeds)
         for cut in (4, 2, 8)
-        for recipe in (BASE, DEFAULT)
+        for recipe in (BASE, DEFAULT, GRADUAL)
     ]
-    cells += [Cell("sst2", cut, DEFAULT, steps) for steps in (100, 1000, 3000) for cut in (4, 2, 8)]
+    cells += [
+        Cell("sst2", cut, recipe, steps)
+        for steps in (100, 1000, 3000)
+        for cut in (4, 2, 8)
+        for recipe in (DEFAULT, GRADUAL)
+    ]
     for dataset in ("banking77", "stsb", "wnut17"):
-        cells += [Cell(dataset, 4, recipe, steps) for steps in (0, 300) for recipe in (DEFAULT, BASE)]
+        cells += [Cell(dataset, 4, recipe, steps) for steps in (0, 300) for recipe in (DEFAULT, GRADUAL, BASE)]
     cells += [Cell("sst2", cut, recipe, 300) for cut in (4, 8, 2) for recipe in RECIPES]
     cells += [
         Cell(dataset, cut, recipe, steps, seed)
@@ -191,7 +198,7 @@ def plan(seeds: int) -> list[Cell]:
         for cut in (4, 2, 8)
         for seed in range(seeds)
         for recipe in RECIPES
-        if recipe in (BASE, DEFAULT) or steps == 300
+        if recipe in (BASE, DEFAULT, GRADUAL) or steps == 300
     ]
     by_name = {cell.name: cell for cell in map(_without_training, cells) if _is_possible(cell)}
     return list(by_name.values())
@@ -308,7 +315,7 @@ def main() -> None:
             keep_reference(Benchmark(name), name)
         return
     run_cells(cells, 60 * args.budget_minutes)
-    write_results(FOLDER / "cells", RESULTS, baseline=BASE, curves=(BASE, DEFAULT))
+    write_results(FOLDER / "cells", RESULTS, baseline=BASE, curves=(BASE, DEFAULT, GRADUAL))
 
 
 if __name__ == "__main__":

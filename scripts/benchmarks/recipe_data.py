@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -149,18 +150,26 @@ class Benchmark:
         collator: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
         pruning: PruningConfig | None = None,
+        quantization: QuantizationConfig | None = None,
+        train_dataset: Dataset | None = None,
+        **settings: Any,
     ) -> tuple[PreTrainedModel, float]:
-        """Return the model after so many steps, and the seconds they took; nothing else is measured."""
+        """Return the model after so many steps, and the seconds they took; nothing else is measured.
+
+        `train_dataset` is instead of all training rows; `settings` are fields of `TrainingArguments`.
+        """
         set_seed(seed)
         inputs = self.prepared.trainer_kwargs()
         inputs |= {"eval_dataset": None, "compute_metrics": None}
+        inputs |= {} if train_dataset is None else {"train_dataset": train_dataset}
         inputs |= {} if collator is None else {"data_collator": collator(inputs["data_collator"], self.tokenizer)}
         trainer = EfficientTrainer(
             model=model,
-            args=self._arguments(steps, seed, learning_rate=learning_rate),
+            args=self._arguments(steps, seed, learning_rate=learning_rate, **settings),
             teacher=None if distillation is None else self.teacher,
             distillation=distillation,
             pruning=pruning,
+            quantization=quantization,
             callbacks=list(callbacks),
             **inputs,
         )
@@ -168,6 +177,10 @@ class Benchmark:
         start = time.perf_counter()
         trainer.train()
         return trainer.model.eval(), time.perf_counter() - start
+
+    def pretrained(self) -> PreTrainedModel:
+        """Return a new copy of the model that the teacher was fine-tuned from, with an untrained head."""
+        return copy.deepcopy(self.prepared.model)
 
     @property
     def tokenizer(self) -> Any:
@@ -216,7 +229,7 @@ class Benchmark:
         folder, settings = self.folder / "teacher", self.settings
         if not (folder / "config.json").is_file():
             steps = round(settings.epochs * len(self.prepared.tokenized_splits["train"]) / settings.batch_size)
-            teacher, seconds = self.train(self.prepared.model, steps, 0, settings.learning_rate)
+            teacher, seconds = self.train(self.pretrained(), steps, 0, settings.learning_rate)
             partial = folder.with_suffix(".partial")
             teacher.save_pretrained(partial)
             (partial / "training.json").write_text(json.dumps({"steps": steps, "seconds": seconds}), encoding="utf-8")

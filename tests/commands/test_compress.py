@@ -19,7 +19,7 @@ from transformers import (
 
 from hf_efficient import CompressionReport, PruningConfig
 from hf_efficient.cli import main
-from hf_efficient.commands.training_defaults import choose_epochs, choose_learning_rate
+from hf_efficient.commands.training_defaults import choose_epochs, choose_learning_rate, complete_pruning
 from hf_efficient.hub.usage import loading_code
 from hf_efficient.measurement.formatting import format_ratio
 
@@ -148,6 +148,32 @@ def test_epochs_make_as_many_steps_whatever_the_data(rows, batch, epochs):
 )
 def test_learning_rate_grows_with_what_is_removed(pruning, expected):
     assert choose_learning_rate(PruningConfig(**pruning)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("pruning", "steps", "expected"),
+    [
+        ({"target_flops": 8.0}, 1000, 0.3),
+        ({"heads": 0.9, "neurons": 0.9}, 1000, 0.3),
+        ({"target_flops": 2.0}, 1000, None),
+        ({"target_flops": 8.0}, 50, None),
+        ({"target_flops": 8.0, "ramp": 0.0}, 1000, 0.0),
+        ({"target_flops": 8.0, "rounds": 3}, 1000, None),
+        ({"target_flops": 8.0, "rewind": "weights"}, 1000, None),
+        ({"target_flops": 8.0, "criterion": "magnitude"}, 1000, None),
+        ({"weights": 0.9}, 1000, None),
+    ],
+)
+def test_much_is_removed_gradually_if_there_is_time(pruning, steps, expected):
+    args = TrainingArguments(max_steps=steps, use_cpu=True)
+    assert complete_pruning(PruningConfig(**pruning), args, rows=10_000).ramp == expected
+
+
+def test_report_says_that_units_were_removed_gradually(job_dir, monkeypatch):
+    monkeypatch.setattr("hf_efficient.commands.training_defaults.MIN_RAMP_STEPS", 8)
+    report = compress(job_dir, num_train_epochs=2, target_flops=5)
+    assert report.stages[0] == "gates closed by fisher during training"
+    assert report.configs["pruning"]["ramp"] == 0.3
 
 
 def test_scheme_alone_trains_nothing(job_dir):
