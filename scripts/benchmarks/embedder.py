@@ -31,13 +31,12 @@ from typing import Any
 
 from datasets import Dataset
 from scipy.stats import spearmanr
-from sst2 import ASSETS, OUT, RESULTS, Results
+from sst2 import ASSETS, OUT, RESULTS, Results, figures_by_role
 from transformers.utils import logging
 
 from hf_efficient import CompressionReport
 from hf_efficient.measurement.embeddings import neighbours_kept, normalize
 from hf_efficient.measurement.environment import describe_environment, has_fast_bfloat16
-from hf_efficient.measurement.intervals import Interval
 
 FOLDER = OUT / "embedder"
 TRAINING = (
@@ -90,20 +89,10 @@ def compress(embedder: Path, run: str, flags: list[str]) -> dict[str, Any]:
     if not (output / "compression_report.json").exists():
         subprocess.run(command, check=True)
     report = CompressionReport.load(output)
-    models = {
-        row.role: {
-            "name": row.name,
-            "spearman": row.metrics["spearman"],
-            "interval": _ends(row.retained_intervals.get("spearman")),
-            "kept": row.ratios.metric_retained,
-            "neighbours_kept": row.teacher_agreement,
-            "latency_ms": None if row.latency_ms is None else row.latency_ms.p50,
-            "texts_per_second": row.samples_per_second,
-            "speedup": row.ratios.speedup,
-            "size": row.ratios.size,
-        }
-        for row in report.models
-    }
+    models = figures_by_role(report)
+    for figures in models.values():
+        figures["neighbours_kept"] = figures.pop("agreement")
+        figures["texts_per_second"] = figures.pop("samples_per_second")
     minutes = None if report.training is None else report.training.seconds / 60
     return {"minutes": minutes, "stages": report.stages, "models": models}
 
@@ -173,10 +162,6 @@ def render(name: str, results: Mapping[str, Any]) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _ends(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
 
 
 def _format(value: float | None, form: str, unit: str = "") -> str:

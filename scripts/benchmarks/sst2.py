@@ -19,11 +19,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_efficient import EfficientTrainer
+from hf_efficient import CompressionReport, EfficientTrainer
 from hf_efficient.data.columns import Columns
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.loading import load_splits
 from hf_efficient.measurement.environment import has_fast_bfloat16
+from hf_efficient.measurement.intervals import Interval
 from hf_efficient.tasks import TASKS
 from hf_efficient.tasks.classification import classification_compute_metrics
 from hf_efficient.tasks.task import RowEncoder
@@ -102,6 +103,30 @@ def accuracy(model: PreTrainedModel, data: Dataset, collate: DataCollatorWithPad
             labels = batch.pop("labels")
             num_correct += int((model(**batch).logits.argmax(-1) == labels).sum())
     return num_correct / len(data)
+
+
+def figures_by_role(report: CompressionReport) -> dict[str, dict[str, Any]]:
+    """Return, by role, what `report` says of its models; what was not measured is None."""
+    metric = str(report.metric)
+    return {
+        row.role: {
+            "name": row.name,
+            metric: row.metrics[metric],
+            "interval": _ends(row.retained_intervals.get(metric)),
+            "kept": row.ratios.metric_retained,
+            "agreement": row.teacher_agreement,
+            "latency_ms": None if row.latency_ms is None else row.latency_ms.p50,
+            "samples_per_second": row.samples_per_second,
+            "speedup": row.ratios.speedup,
+            "flops": row.ratios.flops,
+            "size": row.ratios.size,
+        }
+        for row in report.models
+    }
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
 
 
 class Results:
