@@ -83,6 +83,7 @@ ADVANCED = {
     "hard_label_weight_end",
     "logits_weight_end",
     "embedding_weight",
+    "student_dropout",
     "hidden_distance",
     "similarity_weight",
     "similarity_distance",

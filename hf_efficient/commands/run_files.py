@@ -15,7 +15,7 @@ from hf_efficient.commands.run_manifest import MANIFEST_NAME, RunManifest
 from hf_efficient.exporters.config import EXPORT_FORMATS
 from hf_efficient.files.replacing import CONFIG_NAME, finish_replacing, remove
 from hf_efficient.measurement.report import PICTURE_NAME, REPORT_NAME
-from hf_efficient.trainer.checkpoints import has_resumable_run
+from hf_efficient.trainer.checkpoints import has_trained_run
 from hf_efficient.trainer.phases import PHASE_NAME
 
 logger = logging.get_logger(__name__)
@@ -72,7 +72,7 @@ def begin_run(output_dir: Path, settings: Mapping[str, Any], is_resumed: bool) -
 def has_trained(output_dir: Path) -> bool:
     """Whether the run in `output_dir` has trained something that it can be resumed from."""
     folders = (output_dir, output_dir / "_tuning")
-    return any(map(has_resumable_run, folders)) or (output_dir / "_teacher" / CONFIG_NAME).is_file()
+    return any(map(has_trained_run, folders)) or (output_dir / "_teacher" / CONFIG_NAME).is_file()
 
 
 def undo_run(output_dir: Path) -> None:

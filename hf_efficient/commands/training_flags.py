@@ -25,7 +25,7 @@ _CLASSES = (("training_args.py", "TrainingArguments"), ("training_args_seq2seq.p
 # The flags of TrainingArguments that `--help` shows; `--help-all` shows all of them.
 TRAINING_HELP = {
     "num_train_epochs": "Epochs at most; if not given, about 3,000 steps for a student.",
-    "learning_rate": "Peak learning rate; if not given, that of a student grows with its target.",
+    "learning_rate": "Peak learning rate; by default, a student's grows with its target.",
     "per_device_train_batch_size": "Training examples in a batch, per device.",
     "gradient_accumulation_steps": "Batches per optimizer step.",
     "gradient_checkpointing": "Recompute activations in the backward pass: less memory, more time.",

@@ -104,6 +104,18 @@ class TargetSearch:
         else:
             self.reference_cost, table = cached
             self.selector = BudgetSelector(model, config, table)
+        self._check_reachable(*config.target)
+
+    def _check_reachable(self, name: str, target_ratio: float) -> None:
+        """Raise UserError if even the smallest shape is far from the target, whatever the scores will be."""
+        blocks = self.selector.infos
+        equal = Scores({block.name: torch.ones(block.units) for block in blocks}, {b.layer: 1.0 for b in blocks})
+        floor = FLOOR_FACTOR * self.selector.min_cost(equal)
+        if floor <= self.reference_cost / target_ratio:
+            return
+        ratio = self._measure_ratio(self.selector.select(floor, equal), target_ratio)
+        if ratio * MAX_OVERSHOOT < target_ratio:
+            raise _unreachable(name, target_ratio, ratio)
 
     def _measure_selector(self) -> BudgetSelector:
         measured_model = _meta_copy(self.model, self.cost) if self.cost.is_deterministic else self.model
@@ -133,11 +145,8 @@ class TargetSearch:
         floor = FLOOR_FACTOR * self.selector.min_cost(scores)
         best = self._search_budget(target_ratio, floor, scores)
         if best is None:
-            reachable_ratio = self._measure_ratio(self.selector.select(floor, scores), target_ratio)
-            raise UserError(
-                f"{name}={target_ratio:g} cannot be reached: the smallest shape of this model that keeps an attention "
-                f"head reaches {reachable_ratio:.2f}; give a lower target, or start from a smaller model"
-            )
+            ratio = self._measure_ratio(self.selector.select(floor, scores), target_ratio)
+            raise _unreachable(name, target_ratio, ratio)
         ratio, selection = best if self.cost.is_deterministic else self._restore_free_units(target_ratio, *best)
         if ratio > target_ratio * MAX_OVERSHOOT:
             logger.warning(f"{name}={target_ratio:g} was requested; the nearest shape that meets it has {ratio:.2f}")
@@ -205,6 +214,13 @@ class TargetSearch:
         if self.cost.is_deterministic or not target_ratio <= ratio <= target_ratio * self.cost.max_factor:
             return ratio
         return min(ratio, self.cost.ratio(self.reference, student))
+
+
+def _unreachable(name: str, target_ratio: float, reachable_ratio: float) -> UserError:
+    return UserError(
+        f"{name}={target_ratio:g} cannot be reached: the smallest shape of this model that keeps an attention head "
+        f"reaches {reachable_ratio:.2f}; give a lower target, or start from a smaller model"
+    )
 
 
 def _meta_copy(model: PreTrainedModel, cost: Cost) -> PreTrainedModel:

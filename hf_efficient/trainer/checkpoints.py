@@ -66,6 +66,13 @@ def has_resumable_run(folder: Path) -> bool:
     return last_complete_checkpoint(folder) is not None or any(folder.glob("_round-*/config.json"))
 
 
+def has_trained_run(folder: Path) -> bool:
+    """Whether `folder` holds more than the model that a first phase, which closes gates or trains, starts from."""
+    later_phases = [path for path in folder.glob("_round-*/config.json") if path.parent.name != "_round-0"]
+    places = (folder, *folder.glob("_round-0"))
+    return bool(later_phases) or any(last_complete_checkpoint(place) is not None for place in places)
+
+
 def find_damaged_file(folder: Path) -> Path | None:
     """Return a file of weights, of the optimizer or of settings in `folder` that is cut short or overwritten, or None.
 

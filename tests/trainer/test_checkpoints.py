@@ -8,6 +8,7 @@ from trainers import arguments, build, classifier
 from hf_efficient.errors import UserError
 from hf_efficient.trainer.checkpoints import (
     has_resumable_run,
+    has_trained_run,
     last_complete_checkpoint,
     resolve_checkpoint,
     save_atomically,
@@ -41,6 +42,16 @@ def test_phase_without_a_checkpoint_can_be_resumed(tmp_path):
     assert not has_resumable_run(tmp_path)
     (tmp_path / "_round-1" / "config.json").write_text(json.dumps({}))
     assert has_resumable_run(tmp_path)
+    assert has_trained_run(tmp_path)
+
+
+def test_first_phase_without_a_checkpoint_has_trained_nothing(tmp_path):
+    (tmp_path / "_round-0").mkdir()
+    (tmp_path / "_round-0" / "config.json").write_text(json.dumps({}))
+    assert has_resumable_run(tmp_path)
+    assert not has_trained_run(tmp_path)
+    write_checkpoint(tmp_path / "_round-0", 10)
+    assert has_trained_run(tmp_path)
 
 
 def test_interrupted_save_leaves_the_folder_unchanged(tmp_path):
