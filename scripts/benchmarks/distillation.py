@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
 
 from matplotlib.figure import Figure
 from sst2 import OUT, Results, Sst2
@@ -20,17 +21,19 @@ from transformers.utils import logging
 from hf_efficient import DistillationConfig
 from hf_efficient.distillation.students import student_from_config, student_from_layers
 
+# Everything that is not the method is the same for all of them, "no teacher" included.
+configure = partial(DistillationConfig, hidden_weight=0.0, student_dropout=0.1)
 METHODS: dict[str, DistillationConfig | None] = {
     "no teacher": None,
-    "logits": DistillationConfig(),
-    "cached logits": DistillationConfig(cache_teacher=True),
-    "logits + hidden states": DistillationConfig(hidden_weight=10.0),
-    "logits + relations": DistillationConfig(relation_weight=1.0),
+    "logits": configure(),
+    "cached logits": configure(cache_teacher=True),
+    "logits + hidden states": configure(hidden_weight=10.0),
+    "logits + relations": configure(relation_weight=1.0),
 }
 NARROW = "hidden_size=128,num_hidden_layers=4,num_attention_heads=4,intermediate_size=512"
 NARROW_METHODS: dict[str, DistillationConfig | None] = {
     "no teacher, width 128": None,
-    "logits + relations, width 128": DistillationConfig(relation_weight=1.0),
+    "logits + relations, width 128": configure(relation_weight=1.0),
 }
 
 

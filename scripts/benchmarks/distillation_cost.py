@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +26,12 @@ from hf_efficient.distillation.students import student_from_layers
 from hf_efficient.trainer.run import CompressionRun
 
 ROWS = 64
+configure = partial(DistillationConfig, hidden_weight=0.0, student_dropout=0.1)  # the dropout of a step of Trainer
 CONFIGS = {
-    "logits": DistillationConfig(),
-    "logits + hidden states": DistillationConfig(hidden_weight=1.0),
-    "logits + relations": DistillationConfig(relation_weight=1.0),
-    "cached logits": DistillationConfig(cache_teacher=True),
+    "logits": configure(),
+    "logits + hidden states": configure(hidden_weight=1.0),
+    "logits + relations": configure(relation_weight=1.0),
+    "cached logits": configure(cache_teacher=True),
 }
 
 

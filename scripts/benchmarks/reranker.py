@@ -38,9 +38,11 @@ TRAINING = (
     *("50", "--bf16", str(has_fast_bfloat16() is True), "--save_strategy", "no", "--report_to", "none"),
     *("--max_length", "64", "--latency_batch_size", "8", "--latency_sequence_length", "64"),
 )
+# As published; without dropout, which is the default now, they were not measured again.
+DROPOUT = ("--student_dropout", "0.1")
 STUDENT = (
     *("--target_speedup", "2", "--hidden_weight", "10", "--hard_label_weight", "0.1", "--scheme", "int8_static"),
-    *("--export", "onnx", "openvino"),
+    *("--export", "onnx", "openvino", *DROPOUT),
 )
 COMPARED_ROWS = 500
 DOCUMENTS = {"train": 4, "test": 10}  # of each query, one of which has its intent

@@ -46,7 +46,7 @@ def retrain(sst2: Sst2, student: PreTrainedModel, teacher: PreTrainedModel, rows
             disable_tqdm=True,
         ),
         teacher=teacher,
-        distillation=DistillationConfig(cache_teacher=True),
+        distillation=DistillationConfig(cache_teacher=True, student_dropout=0.1),
         train_dataset=sst2.data["train"],
         processing_class=sst2.tokenizer,
     )
