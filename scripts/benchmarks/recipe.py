@@ -117,6 +117,7 @@ RECIPES = {
     BASE: Recipe({**BOTH, **WITH_DROPOUT}, 1e-4),
     DEFAULT: Recipe(BOTH_HIDDEN),
     GRADUAL: Recipe(BOTH_HIDDEN, pruning={"ramp": RAMP}),
+    f"{GRADUAL}, lr 2e-4": Recipe(BOTH_HIDDEN, 2e-4, pruning={"ramp": RAMP}),
     MAIN: with_hidden(),
     "hard and soft": Recipe(BOTH),
     f"{DEFAULT}, dropout": Recipe({**BOTH_HIDDEN, **WITH_DROPOUT}),

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 from hf_efficient import CompressionReport, DistillationConfig, EfficientTrainer, PruningConfig, prune
 from hf_efficient.commands.config import JobConfig, ModelConfig
 from hf_efficient.commands.preparation import prepare_job
+from hf_efficient.commands.training_defaults import WARMUP
 from hf_efficient.data.config import DataConfig
 from hf_efficient.data.loading import load_splits
 from hf_efficient.measurement.environment import has_fast_bfloat16
@@ -135,7 +136,7 @@ class Benchmark:
             "report_to": "none",
             "disable_tqdm": True,
             "logging_steps": 50,
-            "warmup_steps": max(1, steps // 10),
+            "warmup_steps": WARMUP,
             **settings,
         }
         return TrainingArguments(str(self.folder / "run"), **values)
