@@ -76,7 +76,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """All settings of a job; `given_arguments`: the fields of `training` that are not its defaults, None for all.
+    """All settings of a job.
+
+    | field | meaning |
+    | --- | --- |
+    | given_arguments | the fields of `training` that the user gave; None: all of them are as they should be |
+    | fine_tuning | arguments of the fine-tuning of a model without a task head; None: those of `training` |
 
     Raises UserError if a training argument does not fit the metrics of the tasks.
     """
@@ -89,6 +94,7 @@ class JobConfig:
     training: TrainingArguments
     export: ExportConfig = field(default_factory=ExportConfig)
     given_arguments: frozenset[str] | None = None
+    fine_tuning: TrainingArguments | None = None
 
     def __post_init__(self) -> None:
         if not self.training.eval_do_concat_batches:

@@ -37,7 +37,7 @@ from hf_efficient.commands.output_dir import (
 from hf_efficient.commands.preparation import PreparedJob, create_student, prepare_job, trim_job_vocabulary
 from hf_efficient.commands.run_manifest import settings_of_job
 from hf_efficient.commands.training_arguments import build_training_arguments
-from hf_efficient.commands.training_defaults import complete_pruning, complete_training_arguments
+from hf_efficient.commands.training_defaults import complete_training
 from hf_efficient.data.loading import load_splits
 from hf_efficient.errors import UserError
 from hf_efficient.exporters.export import check_export
@@ -126,6 +126,8 @@ def compress(config: JobConfig, progress: TrainerCallback | None = None) -> Comp
         args.train_sampling_strategy = "group_by_length"  # batches of similar lengths have little padding
     _check_techniques(config, prepared)
     trainer_class = _select_trainer_class(task, args, config)
+    if "train" in prepared.tokenized_splits:
+        config = complete_training(config, prepared.model, len(prepared.tokenized_splits["train"]))
     create_output_dir(output_dir)
     settings, is_resumed = settings_of_job(config, splits), bool(args.resume_from_checkpoint)
     if is_resumed:
@@ -159,10 +161,6 @@ def _run_job(
         model, description = create_student(config.model, model)
         stages = (*stages, description)
 
-    if config.uses_distillation and config.given_arguments is not None:
-        rows = len(prepared.tokenized_splits["train"])
-        complete_training_arguments(args, config.given_arguments, config.pruning, rows)
-        config = dataclasses.replace(config, pruning=complete_pruning(config.pruning, args, rows))
     trainer = _create_trainer(
         trainer_class,
         model=model,
@@ -260,7 +258,7 @@ def _fine_tune_teacher(
     trainer_class: Any, prepared: PreparedJob, config: JobConfig
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Return the model, fine-tuned as its own teacher and saved in `_teacher`, and a description for the report."""
-    args, output_dir = config.training, Path(config.training.output_dir)
+    args, output_dir = config.fine_tuning or config.training, Path(config.training.output_dir)
     directory = output_dir / "_teacher"
     if args.resume_from_checkpoint and directory.is_dir() and is_complete(directory, "config.json"):
         attention = prepared.model.config._attn_implementation

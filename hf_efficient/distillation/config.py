@@ -85,8 +85,8 @@ class DistillationConfig:
     student_dropout: float | None = field(
         default=None,
         metadata={
-            "help": "Probability of dropout in the student while it is trained. By default 0 for a student that is "
-            "cut from its teacher, else those of its config."
+            "help": "Probability of dropout in the student while it is trained, where its config has one above 0. By "
+            "default 0 for a student that is cut from its teacher, else as in its config."
         },
     )
     similarity_weight: float = field(

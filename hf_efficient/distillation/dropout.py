@@ -28,6 +28,11 @@ def replaced_dropout(model: nn.Module, probability: float | None) -> Iterator[No
             setattr(module, name, original)
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether `model` has a probability of dropout above 0 anywhere."""
+    return next(_find_dropout(model), None) is not None
+
+
 def _find_dropout(model: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
     """Yield the modules with a probability of dropout above 0, its attribute and its value."""
     for module in model.modules():

@@ -118,8 +118,9 @@ class PruningConfig:
     ramp: float | None = field(
         default=None,
         metadata={
-            "help": "Fraction of the training in which gates close by a cubic schedule, before the removal. 0.3 by "
-            "default of the commands where five times as much or more is removed in 200 steps or more."
+            "help": "Fraction of the training in which gates close by a cubic schedule, before the removal. By "
+            "default, in the commands, 0.3 for a student of a fifth of the operations or fewer, trained for 200 steps "
+            "or more."
         },
     )
     rewind: str | None = field(

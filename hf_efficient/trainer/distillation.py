@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from hf_efficient.distillation.config import DistillationConfig
 from hf_efficient.distillation.distiller import Distiller
-from hf_efficient.distillation.dropout import replaced_dropout
+from hf_efficient.distillation.dropout import has_dropout, replaced_dropout
 from hf_efficient.distillation.generated_targets import generate_targets
 from hf_efficient.distillation.teacher import PREFIX, Teacher, load_teacher
 from hf_efficient.distillation.teacher_cache import TOP_TOKENS, TeacherOutputsCollator, cache_teacher_outputs
@@ -27,6 +28,8 @@ from hf_efficient.models.inputs import QUERY, TOKEN_TYPES, accepts_token_type_id
 from hf_efficient.models.sentence_files import AutoSentenceEmbedder, append_projection
 from hf_efficient.models.sentence_modules import EMBEDDING, attach_sentence_modules, find_sentence_modules
 from hf_efficient.trainer.fsdp import uses_fsdp
+
+logger = logging.get_logger(__name__)
 
 DEFAULT_MAX_TARGET_LENGTH = 128  # tokens
 TeacherLike: TypeAlias = PreTrainedModel | str | Sequence[PreTrainedModel | str] | None
@@ -80,6 +83,8 @@ class DistillationTraining:
             return None
         config = self.config
         _check_checkpointing(config, self.args)
+        if config.student_dropout and not has_dropout(model):
+            logger.warning(f"student_dropout={config.student_dropout:g} has no effect: the model is without dropout")
         dtype = _teacher_dtype(config, self.args, model)
         # A model that is spread over several devices stays where it is.
         placed = [

@@ -60,7 +60,7 @@ def prepare() -> Path:
 
 def run(teacher: Path, ratio: float, seed: int, max_steps: int) -> dict[str, Any]:
     """Return the figures of one model in each form, from its report."""
-    output = FOLDER / f"{ratio:g}x-{seed}"
+    output = FOLDER / f"{ratio:g}x-{max_steps}-{seed}"
     if not (output / "compression_report.json").exists():
         command = [
             sys.executable,
@@ -98,6 +98,8 @@ def summarize(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 name: statistics.mean(values) if None not in (values := [row[name] for row in figures]) else None
                 for name in ("accuracy", "kept", "agreement", "latency_ms", "speedup", "size")
             }
+            if shown == "teacher":
+                means |= {"kept": 1.0, "speedup": 1.0, "size": 1.0}
             intervals = [row["interval"] for row in figures]
             rows.append({"ratio": ratio, "role": role, "seeds": len(figures), **means, "intervals": intervals})
     return rows
@@ -121,14 +123,14 @@ def render(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any], ma
         ends = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
         kept = "" if row["kept"] is None else f"{row['kept']:.1%}{ends}"
         cells = [f"{row['ratio']:g}x", LABELS[row["role"]], str(row["seeds"]), f"{row['accuracy']:.4f}", kept]
-        cells += ["" if row["agreement"] is None else f"{row['agreement']:.1%}", f"{row['latency_ms']:.1f}"]
-        cells += [_ratio(row["speedup"]), _ratio(row["size"])]
+        cells += ["" if row["agreement"] is None else f"{row['agreement']:.1%}", _format(row["latency_ms"], ".1f")]
+        cells += [_format(row["speedup"], ".2f", "x"), _format(row["size"], ".2f", "x")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}x"
+def _format(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -139,9 +141,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes, ("speedup", "size"), ("times as fast as the teacher", "times smaller on disk"), strict=True
     ):
         for (role, form), colour in zip(LABELS.items(), COLOURS, strict=True):
-            points = [
-                (row[name] or 1.0, 100 * (row["kept"] or 1.0), row["ratio"]) for row in rows if row["role"] == role
-            ]
+            shown = [row for row in rows if row["role"] == role and None not in (row[name], row["kept"])]
+            points = [(row[name], 100 * row["kept"], row["ratio"]) for row in shown]
             if points:
                 axis.plot(*zip(*[point[:2] for point in points], strict=True), "o-", color=colour, label=form)
             for x, y, ratio in points if role == "openvino_int8" else ():
@@ -154,7 +155,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("% of the teacher's accuracy")
     axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle("SST-2: MiniLM with 1 to 16 times fewer operations (beside the points)", size=11)
+    figure.suptitle("SST-2: MiniLM with so many times fewer operations as stands at the points", size=11)
     figure.savefig(path, dpi=140)
 
 
@@ -172,10 +173,11 @@ def main() -> None:
     results["environment"] = environment
     for seed in args.seeds:
         for ratio in args.ratios:
-            key = f"{ratio:g}x seed {seed}"
+            key = f"{ratio:g}x {args.max_steps} steps seed {seed}"
             if key not in results and not (ratio == 1 and seed):  # int8 alone draws nothing at random
                 results[key] = run(teacher, ratio, seed, args.max_steps)
-            rows = summarize([value for key, value in results.values.items() if key != "environment"])
+            points = {key: value for key, value in results.values.items() if key != "environment"}
+            rows = summarize([value for key, value in points.items() if f" {args.max_steps} steps " in key])
             shutil.copyfile(results.path, RESULTS / f"{name}.json")
             (RESULTS / f"{name}.md").write_text(render(rows, environment, args.max_steps), encoding="utf-8")
             draw(rows, RESULTS / f"{name}.png")

@@ -51,7 +51,7 @@ SIZES = {
     "BERT-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
 }
 TINY = {"tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}}
-SOFT: dict[str, Any] = {"hard_label_weight": 0.5, "hidden_weight": 0.0}
+SOFT: dict[str, Any] = {"hard_label_weight": 0.5, "hidden_weight": 0.0, "student_dropout": 0.1}  # as a plain step
 TECHNIQUES: dict[str, dict[str, Any]] = {
     "EfficientTrainer": {},
     "soft labels": {"distillation": DistillationConfig(**SOFT)},

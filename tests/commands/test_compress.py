@@ -17,9 +17,11 @@ from transformers import (
     set_seed,
 )
 
-from hf_efficient import CompressionReport, PruningConfig
+from hf_efficient import CompressionReport, DistillationConfig, PruningConfig, QuantizationConfig
 from hf_efficient.cli import main
-from hf_efficient.commands.training_defaults import choose_epochs, choose_learning_rate, complete_pruning
+from hf_efficient.commands.config import JobConfig, ModelConfig
+from hf_efficient.commands.training_defaults import choose_epochs, complete_training
+from hf_efficient.data.config import DataConfig
 from hf_efficient.hub.usage import loading_code
 from hf_efficient.measurement.formatting import format_ratio
 
@@ -121,7 +123,7 @@ def test_model_without_a_head_is_fine_tuned_first(job_dir):
 
 def test_a_student_is_trained_long_enough_without_a_flag_that_says_how_long(job_dir, caplog):
     report = compress(job_dir, num_train_epochs=None, learning_rate=None, target_flops=2)
-    assert "distillation, unless other values are given: 20 epochs at most (about 3,000 steps" in caplog.text
+    assert "not given, and chosen for this student: 20 epochs at most (--num_train_epochs, --max_steps)" in caplog.text
     assert "learning rate 0.0001 (--learning_rate)" in caplog.text
     assert any(stage.startswith("trained for 160 steps") for stage in report.stages)
 
@@ -134,20 +136,40 @@ def test_epochs_make_as_many_steps_whatever_the_data(rows, batch, epochs):
     assert choose_epochs(args, rows) == epochs
 
 
+def job_config(pruning, steps, distil=None, given_arguments=frozenset({"max_steps"})):
+    return JobConfig(
+        ModelConfig("model", distil=distil),
+        DataConfig(train_file="train.csv"),
+        DistillationConfig(),
+        pruning,
+        QuantizationConfig(scheme=None),
+        TrainingArguments(max_steps=steps, use_cpu=True),
+        given_arguments=given_arguments,
+    )
+
+
 @pytest.mark.parametrize(
     ("pruning", "expected"),
     [
         ({}, 5e-5),
         ({"target_speedup": 2.0}, 1e-4),
+        ({"target_speedup": 4.0, "latency_runtime": "int8"}, 1e-4),
         ({"target_flops": 20.0}, 5e-4),
         ({"layers": 0.5}, 1e-4),
         ({"heads": 0.5, "neurons": 0.5, "layers": 0.5}, 2e-4),
         ({"neurons": "encoder=0.25,decoder=0.75"}, 7.5e-5),
+        ({"layers": "decoder=0.5"}, 5e-5 / 0.75),
+        ({"layers": "0.25,decoder=0.75"}, 1e-4),
         ({"weights": 0.9}, 5e-5),
     ],
 )
-def test_learning_rate_grows_with_what_is_removed(pruning, expected):
-    assert choose_learning_rate(PruningConfig(**pruning)) == pytest.approx(expected)
+def test_learning_rate_grows_with_what_is_removed(pruning, expected, make_model):
+    config = job_config(PruningConfig(**pruning), 1000, distil=True)
+    completed = complete_training(config, make_model("T5ForConditionalGeneration"), rows=10_000)
+    assert completed.training.learning_rate == pytest.approx(expected)
+    assert completed.training.warmup_steps == 0.1
+    assert completed.fine_tuning is config.training
+    assert config.training.learning_rate == 5e-5
 
 
 @pytest.mark.parametrize(
@@ -164,9 +186,19 @@ def test_learning_rate_grows_with_what_is_removed(pruning, expected):
         ({"weights": 0.9}, 1000, None),
     ],
 )
-def test_much_is_removed_gradually_if_there_is_time(pruning, steps, expected):
-    args = TrainingArguments(max_steps=steps, use_cpu=True)
-    assert complete_pruning(PruningConfig(**pruning), args, rows=10_000).ramp == expected
+def test_much_is_removed_gradually_if_there_is_time(pruning, steps, expected, make_model):
+    config = job_config(PruningConfig(**pruning), steps)
+    assert complete_training(config, make_model(), rows=10_000).pruning.ramp == expected
+
+
+def test_what_is_given_and_what_learns_from_no_teacher_stays_as_it_is(make_model):
+    given = frozenset({"max_steps", "learning_rate", "warmup_steps"})
+    config = job_config(PruningConfig(target_flops=8.0, ramp=0.5), 1000, given_arguments=given)
+    completed = complete_training(config, make_model(), rows=10_000)
+    assert completed.training.to_dict() == config.training.to_dict()
+    assert completed.pruning == config.pruning
+    for config in (job_config(PruningConfig(), 1000), job_config(PruningConfig(layers=0.5), 9, given_arguments=None)):
+        assert complete_training(config, make_model(), rows=10_000) is config
 
 
 def test_report_says_that_units_were_removed_gradually(job_dir, monkeypatch):
