@@ -197,10 +197,12 @@ class Benchmark:
         return predictions[..., 0] if predictions.shape[-1] == 1 else predictions.argmax(-1).astype(np.int16)
 
     def labels(self) -> np.ndarray:
-        """Return the labels of the held-out rows, those of tokens padded with -100."""
-        rows = self.prepared.tokenized_splits["evaluation"]["labels"]
+        """Return the labels of the held-out rows, those of tokens padded with -100; the numbers of a regression."""
+        rows = self.prepared.tokenized_splits["evaluation"]["labels"][:]
         if not isinstance(rows[0], list):
             return np.asarray(rows)
+        if isinstance(rows[0][0], float):
+            return np.asarray(rows, dtype=np.float64)[:, 0]
         labels = np.full((len(rows), max(map(len, rows))), -100)
         for index, row in enumerate(rows):
             labels[index, : len(row)] = row

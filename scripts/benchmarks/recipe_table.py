@@ -184,12 +184,17 @@ def _draw(rows: Sequence[dict[str, Any]], recipes: Sequence[str], path: Path) ->
     for axis, ((dataset, cut), group) in zip(axes, shown.items(), strict=True):
         for recipe, colour in zip(recipes, COLOURS, strict=False):
             points = [row for row in group if row["recipe"] in (recipe, NOT_TRAINED)]
+            if len(points) < 2:  # not trained by this recipe
+                continue
             points.sort(key=lambda row: row["steps"])
             kept = np.array([100 * row["kept"] for row in points])
             ends = 100 * np.array([row["kept_interval"] or [row["kept"]] * 2 for row in points]).reshape(-1, 2)
             style = {"color": colour, "marker": "o", "capsize": 2, "label": recipe}
             axis.errorbar([row["steps"] for row in points], kept, np.abs(ends.T - kept), **style)
         axis.set_xscale("symlog", linthresh=100)
+        steps = sorted({row["steps"] for row in group})
+        axis.set_xticks(steps, [f"{number:,}" for number in steps])
+        axis.minorticks_off()
         axis.set_title(f"{dataset}, {cut:g}x fewer operations", size=10)
         axis.set_xlabel("steps")
         axis.legend(frameon=False, fontsize=8)
