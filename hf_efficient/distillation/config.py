@@ -166,8 +166,9 @@ class DistillationConfig:
         default=False,
         metadata={
             "help": "Stop when the student stops improving. It is compared with the teacher on held-out training "
-            "rows, never on those that are reported. The best weights are kept, those before training included. Needs "
-            "4,000 training rows; no effect with load_best_model_at_end or FSDP."
+            "rows, never on those that are reported, and trained for at least half of the steps. The best weights are "
+            "kept, those before training included. Needs 4,000 training rows; no effect with load_best_model_at_end "
+            "or FSDP."
         },
     )
 

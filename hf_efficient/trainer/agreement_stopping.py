@@ -30,8 +30,9 @@ logger = logging.get_logger(__name__)
 
 HELD_OUT_FRACTION, MIN_HELD_OUT_ROWS, MAX_HELD_OUT_ROWS = 0.05, 200, 2000
 # The rows are looked at so many times in the planned training, but not more often than every few steps; training
-# stops after so many looks without a new maximum.
-LOOKS, MIN_STEPS, PATIENCE = 24, 20, 5
+# stops after so many looks without a new maximum. Those of its first half do not count: while the learning rate is
+# high, agreement goes up and down, and it rises again when the rate falls.
+LOOKS, MIN_STEPS, PATIENCE, MIN_PROGRESS = 24, 20, 5, 0.5
 MAX_STORED_OUTPUTS = 20_000_000  # numbers
 CURVE_NAME, WEIGHTS_NAME = "agreement_curve.json", "best_weights.safetensors"
 
@@ -106,8 +107,8 @@ class AgreementStopping(TrainerCallback):
         if state.global_step % interval and state.global_step < state.max_steps:
             return
         self._look(model, state.global_step)
-        points = self.points_of_round()
-        if len(points) - 1 - points.index(self.best_of_round()) >= PATIENCE:
+        first = max(self.best_of_round().step + 1, MIN_PROGRESS * state.max_steps)
+        if sum(point.step >= first for point in self.points_of_round()) >= PATIENCE:
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
