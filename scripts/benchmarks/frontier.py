@@ -40,8 +40,8 @@ TRAINING = (
 LABELS = {
     "student": "float, torch",
     "quantized": "int8, torch",
-    "onnx_int8": "int8, ONNX Runtime",
-    "openvino_int8": "int8, OpenVINO",
+    "onnx": "int8, ONNX Runtime",
+    "openvino": "int8, OpenVINO",
 }
 COLOURS = ("#7a8291", "#0072b2", "#d55e00", "#009e73")
 
@@ -145,7 +145,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             points = [(row[name], 100 * row["kept"], row["ratio"]) for row in shown]
             if points:
                 axis.plot(*zip(*[point[:2] for point in points], strict=True), "o-", color=colour, label=form)
-            for x, y, ratio in points if role == "openvino_int8" else ():
+            for x, y, ratio in points if role == "openvino" else ():
                 axis.annotate(f"{ratio:g}x", (x, y), (0, 5), textcoords="offset points", size=8, ha="center")
         axis.set_xscale("log")
         ticks = (1, 2, 3, 4, 6, 8, 12, 16, 24)
