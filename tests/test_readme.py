@@ -154,6 +154,17 @@ def test_figures_of_the_embedder_are_those_of_its_reports():
     assert f"int8 alone keeps {alone['kept']:.1%} at {alone['speedup']:.1f} times" in text
 
 
+def test_figures_of_eight_times_fewer_operations_are_those_of_the_frontier():
+    results = json.loads((ROOT / "scripts/benchmarks/results/frontier_amx.json").read_text(encoding="utf-8"))
+    point = results["8x 1000 steps seed 0"]
+    figures = point["models"]["openvino"]
+    low, high = (100 * end for end in figures["interval"])
+    text = " ".join(README.split())
+    assert f"distilled for {point['seconds'] / 60:.0f} minutes, keeps {figures['kept']:.1%}" in text
+    assert f"({low:.1f} to {high:.1f}) of the accuracy of its teacher on 8,006 held-out sentences" in text
+    assert f"at {figures['speedup']:.1f} times its speed in OpenVINO int8" in text
+
+
 def test_every_script_is_described():
     text = (ROOT / "scripts/README.md").read_text(encoding="utf-8")
     scripts = [path for path in (ROOT / "scripts").iterdir() if path.is_file()]
