@@ -111,7 +111,7 @@ class TargetSearch:
         blocks = self.selector.infos
         equal = Scores({block.name: torch.ones(block.units) for block in blocks}, {b.layer: 1.0 for b in blocks})
         floor = FLOOR_FACTOR * self.selector.min_cost(equal)
-        if floor <= self.reference_cost / target_ratio:
+        if floor <= MAX_OVERSHOOT * self.reference_cost / target_ratio:
             return
         ratio = self._measure_ratio(self.selector.select(floor, equal), target_ratio)
         if ratio * MAX_OVERSHOOT < target_ratio:
