@@ -36,12 +36,12 @@ def complete_training(config: JobConfig, model: PreTrainedModel, rows: int) -> J
     if given is None or not config.uses_distillation:
         return config
     args, chosen = copy.copy(config.training), []
-    ratio = expected_ratio(config.pruning, model)
+    ratio = _expected_ratio(config.pruning, model)
     if "num_train_epochs" not in given and "max_steps" not in given:
         args.num_train_epochs = choose_epochs(args, rows)
         chosen.append(f"{args.num_train_epochs:g} epochs at most (--num_train_epochs, --max_steps)")
     if "learning_rate" not in given:
-        args.learning_rate = min(MAX_LEARNING_RATE, LEARNING_RATE * ratio)
+        args.learning_rate = choose_learning_rate(ratio)
         chosen.append(f"learning rate {args.learning_rate:.2g} (--learning_rate)")
     if "warmup_steps" not in given:
         args.warmup_steps = WARMUP
@@ -61,6 +61,11 @@ def choose_epochs(args: TrainingArguments, rows: int) -> int:
     return min(MAX_EPOCHS, max(1, round(DISTILLATION_STEPS * _rows_per_step(args) / rows)))
 
 
+def choose_learning_rate(ratio: float) -> float:
+    """Return the learning rate of a student with so many times fewer operations: it has more to learn again."""
+    return min(MAX_LEARNING_RATE, LEARNING_RATE * ratio)
+
+
 def _rows_per_step(args: TrainingArguments) -> int:
     rows: int = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return rows
@@ -73,7 +78,7 @@ def _is_open_to_a_ramp(pruning: PruningConfig) -> bool:
     return is_once and has_gates
 
 
-def expected_ratio(pruning: PruningConfig, model: PreTrainedModel) -> float:
+def _expected_ratio(pruning: PruningConfig, model: PreTrainedModel) -> float:
     """Return about how many times fewer operations than `model` the student will have."""
     if pruning.target is not None:
         counts_int8 = pruning.target_speedup is not None and pruning.latency_runtime in ("int8", "fastest")

@@ -22,8 +22,6 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +29,7 @@ from typing import Any
 
 from datasets import Dataset
 from scipy.stats import spearmanr
-from sst2 import ASSETS, OUT, RESULTS, Results, figures_by_role
+from sst2 import ASSETS, OUT, PUBLISHED_DROPOUT, RESULTS, Results, figures_by_role, format_figure, run_compress
 from transformers.utils import logging
 
 from hf_efficient import CompressionReport
@@ -39,12 +37,10 @@ from hf_efficient.measurement.embeddings import neighbours_kept, normalize
 from hf_efficient.measurement.environment import describe_environment, has_fast_bfloat16
 
 FOLDER = OUT / "embedder"
-# As published; without dropout, which is the default now, they were not measured again.
-DROPOUT = ("--student_dropout", "0.1")
 TRAINING = (
     *("--num_train_epochs", "1", "--per_device_train_batch_size", "64", "--learning_rate", "2e-4", "--warmup_steps"),
     *("200", "--lr_scheduler_type", "cosine", "--bf16", str(has_fast_bfloat16() is True), "--save_strategy", "no"),
-    *("--report_to", "none", *DROPOUT),
+    *("--report_to", "none", *PUBLISHED_DROPOUT),
 )
 FORMS = (
     *("--max_length", "64", "--latency_batch_size", "8", "--latency_sequence_length", "64"),
@@ -80,17 +76,15 @@ def main() -> None:
 def compress(embedder: Path, run: str, flags: list[str]) -> dict[str, Any]:
     """Return, by role, what the report of a run says of its models."""
     output = FOLDER / f"{embedder.name}-{run.replace(' ', '-')}"
-    command = [sys.executable, str(Path(__file__).parents[1] / "compress.py"), "--task", "sentence-similarity"]
-    command += ["--model_name_or_path", str(embedder), "--train_file", str(FOLDER / "texts.txt")]
+    command = ["--task", "sentence-similarity", "--train_file", str(FOLDER / "texts.txt")]
     command += ["--test_file", str(ASSETS / "data/stsb/test.parquet"), "--dataset_title", "STS-B", *FORMS]
     if run == "even layers":
         command += ["--student_layers", "3", *TRAINING]
     elif run != "int8 alone":
         command += ["--target_speedup", run.removesuffix("x"), *TRAINING]
-    command += [*(flag for flag in flags if flag != "--"), "--output_dir", str(output), "--overwrite_output_dir"]
-    if not (output / "compression_report.json").exists():
-        subprocess.run(command, check=True)
-    report = CompressionReport.load(output)
+    command += [flag for flag in flags if flag != "--"]
+    is_finished = (output / "compression_report.json").exists()
+    report = CompressionReport.load(output) if is_finished else run_compress(embedder, output, *command)
     models = figures_by_role(report)
     for figures in models.values():
         figures["neighbours_kept"] = figures.pop("agreement")
@@ -154,20 +148,16 @@ def render(name: str, results: Mapping[str, Any]) -> str:
                 "" if role == "teacher" else run,
                 row.get("name", role),
                 f"{row['spearman']:.4f}",
-                _format(row.get("kept"), ".1%"),
-                _format(row.get("neighbours_kept"), ".1%"),
-                _format(row.get("latency_ms"), ".1f"),
-                _format(row.get("speedup"), ".2f", "x"),
-                _format(row.get("texts_per_second"), ",.0f"),
-                _format(row.get("size"), ".1f", "x"),
-                _format(value["minutes"] if role in ("student", "model2vec") else None, ".0f"),
+                format_figure(row.get("kept"), ".1%"),
+                format_figure(row.get("neighbours_kept"), ".1%"),
+                format_figure(row.get("latency_ms"), ".1f"),
+                format_figure(row.get("speedup"), ".2f", "x"),
+                format_figure(row.get("texts_per_second"), ",.0f"),
+                format_figure(row.get("size"), ".1f", "x"),
+                format_figure(value["minutes"] if role in ("student", "model2vec") else None, ".0f"),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _format(value: float | None, form: str, unit: str = "") -> str:
-    return "" if value is None else f"{value:{form}}{unit}"
 
 
 def training_texts() -> Iterator[str]:

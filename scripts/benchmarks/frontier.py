@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,12 @@ from typing import Any
 from int8_forms import cpu_kind
 from matplotlib.figure import Figure
 from recipe_data import Benchmark, load_data
-from sst2 import OUT, RESULTS, Results, figures_by_role
+from sst2 import OUT, RESULTS, Results, figures_by_role, format_figure, format_share, run_compress
 
 from hf_efficient import CompressionReport
 from hf_efficient.measurement.environment import describe_environment, has_fast_bfloat16
 
 FOLDER = OUT / "frontier"
-DATA = ("train", "evaluation")
 FORMS = (
     *("--scheme", "int8_static", "--export", "onnx", "openvino"),
     *("--latency_batch_size", "8", "--latency_sequence_length", "64"),
@@ -51,8 +48,8 @@ def prepare() -> Path:
     teacher = FOLDER / "teacher"
     if not (teacher / "tokenizer.json").exists():
         benchmark = Benchmark("sst2")
-        for name in DATA:
-            load_data("sst2")[name].to_parquet(str(FOLDER / f"{name}.parquet"))
+        for name, rows in load_data("sst2").items():
+            rows.to_parquet(str(FOLDER / f"{name}.parquet"))
         benchmark.teacher.save_pretrained(teacher)
         benchmark.tokenizer.save_pretrained(teacher)
     return teacher
@@ -61,19 +58,11 @@ def prepare() -> Path:
 def run(teacher: Path, ratio: float, seed: int, max_steps: int) -> dict[str, Any]:
     """Return the figures of one model in each form, from its report."""
     output = FOLDER / f"{ratio:g}x-{max_steps}-{seed}"
-    if not (output / "compression_report.json").exists():
-        command = [
-            sys.executable,
-            str(Path(__file__).parents[1] / "compress.py"),
-            "--model_name_or_path",
-            str(teacher),
-        ]
-        for flag, name in zip(("--train_file", "--validation_file"), DATA, strict=True):
-            command += [flag, str(FOLDER / f"{name}.parquet")]
-        if ratio > 1:
-            command += ["--target_flops", str(ratio), "--max_steps", str(max_steps), "--seed", str(seed), *TRAINING]
-        subprocess.run([*command, *FORMS, "--output_dir", str(output), "--overwrite_output_dir"], check=True)
-    report = CompressionReport.load(output)
+    flags = ["--train_file", str(FOLDER / "train.parquet"), "--validation_file", str(FOLDER / "evaluation.parquet")]
+    if ratio > 1:
+        flags += ["--target_flops", str(ratio), "--max_steps", str(max_steps), "--seed", str(seed), *TRAINING]
+    is_finished = (output / "compression_report.json").exists()
+    report = CompressionReport.load(output) if is_finished else run_compress(teacher, output, *flags, *FORMS)
     seconds = None if report.training is None else report.training.seconds
     return {
         "ratio": ratio,
@@ -119,18 +108,12 @@ def render(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any], ma
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        interval = row["intervals"][0]
-        ends = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-        kept = "" if row["kept"] is None else f"{row['kept']:.1%}{ends}"
+        kept = "" if row["kept"] is None else format_share(row["kept"], row["intervals"][0])
         cells = [f"{row['ratio']:g}x", LABELS[row["role"]], str(row["seeds"]), f"{row['accuracy']:.4f}", kept]
-        cells += ["" if row["agreement"] is None else f"{row['agreement']:.1%}", _format(row["latency_ms"], ".1f")]
-        cells += [_format(row["speedup"], ".2f", "x"), _format(row["size"], ".2f", "x")]
+        cells += [format_figure(row["agreement"], ".1%"), format_figure(row["latency_ms"], ".1f")]
+        cells += [format_figure(row["speedup"], ".2f", "x"), format_figure(row["size"], ".2f", "x")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _format(value: float | None, form: str, unit: str = "") -> str:
-    return "" if value is None else f"{value:{form}}{unit}"
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

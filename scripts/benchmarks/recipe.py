@@ -34,7 +34,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 
 from hf_efficient import DistillationConfig, PruningConfig
-from hf_efficient.commands.training_defaults import LEARNING_RATE, MAX_LEARNING_RATE, RAMP
+from hf_efficient.commands.training_defaults import RAMP, choose_learning_rate
 from hf_efficient.errors import UserError
 from hf_efficient.models import family_of
 from hf_efficient.pruning.reconstruction import reconstruct_outputs
@@ -223,7 +223,7 @@ def run(cell: Cell, benchmark: Benchmark) -> dict[str, Any]:
         student = copy.deepcopy(benchmark.teacher)
     else:
         student = benchmark.cut(cell.cut, recipe.criterion)
-    learning_rate = recipe.learning_rate or min(MAX_LEARNING_RATE, LEARNING_RATE * cell.cut)
+    learning_rate = recipe.learning_rate or choose_learning_rate(cell.cut)
     for steps, fields in _phases(cell.steps, recipe):
         pruning = PruningConfig(target_flops=cell.cut, **recipe.pruning) if recipe.pruning else None
         student, duration = benchmark.train(

@@ -11,10 +11,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from matplotlib.figure import Figure
 from recipe_data import DATASETS
+from sst2 import ends_of, format_share
 from transformers import AutoConfig
 
 from hf_efficient.measurement.environment import describe_environment
-from hf_efficient.measurement.intervals import Interval, paired_interval
+from hf_efficient.measurement.intervals import paired_interval
 from hf_efficient.measurement.row_metrics import (
     Array,
     Statistic,
@@ -130,16 +131,12 @@ class Reference:
             "metric": self.metric,
             "values": values,
             "kept": self._value(share),
-            "kept_interval": _ends(paired_interval(share, self.rows)),
+            "kept_interval": ends_of(paired_interval(share, self.rows)),
             "agreement": statistics.mean(self._agreement(self._load(record)) for record in records),
             "difference": difference,
-            "difference_interval": _ends(interval),
+            "difference_interval": ends_of(interval),
             "minutes": statistics.mean(record["seconds"] for record in records) / 60,
         }
-
-
-def _ends(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
 
 
 def _to_markdown(result: dict[str, Any], baseline: str) -> str:
@@ -153,16 +150,12 @@ def _to_markdown(result: dict[str, Any], baseline: str) -> str:
     lines += ["", "| " + " | ".join(columns) + " |", "| --- | ---: | --- " + "| ---: " * (len(columns) - 3) + "|"]
     for row in result["rows"]:
         cells = [row["dataset"], f"{row['cut']:g}x", row["recipe"], f"{row['steps']:,}", str(len(row["seeds"]))]
-        cells += [f"{statistics.mean(row['values']):.4f}", _percent(row["kept"], row["kept_interval"])]
+        cells += [f"{statistics.mean(row['values']):.4f}", format_share(row["kept"], row["kept_interval"])]
         cells += [f"{row['agreement']:.3f}", _points(row["difference"], row["difference_interval"])]
         cells += [f"{row['minutes']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *(f"{error['dataset']}, {error['recipe']}: {error['error']}" for error in result["errors"])]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _percent(value: float, ends: list[float] | None) -> str:
-    return f"{value:.1%}" + ("" if ends is None else f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})")
 
 
 def _points(value: float | None, ends: list[float] | None) -> str:

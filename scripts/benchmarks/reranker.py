@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
-from sst2 import ASSETS, OUT, RESULTS, Results
+from sst2 import ASSETS, OUT, PUBLISHED_DROPOUT, RESULTS, Results, run_compress
 from transformers.utils import logging
 
 from hf_efficient import CompressionReport
@@ -38,11 +36,9 @@ TRAINING = (
     *("50", "--bf16", str(has_fast_bfloat16() is True), "--save_strategy", "no", "--report_to", "none"),
     *("--max_length", "64", "--latency_batch_size", "8", "--latency_sequence_length", "64"),
 )
-# As published; without dropout, which is the default now, they were not measured again.
-DROPOUT = ("--student_dropout", "0.1")
 STUDENT = (
     *("--target_speedup", "2", "--hidden_weight", "10", "--hard_label_weight", "0.1", "--scheme", "int8_static"),
-    *("--export", "onnx", "openvino", *DROPOUT),
+    *("--export", "onnx", "openvino", *PUBLISHED_DROPOUT),
 )
 COMPARED_ROWS = 500
 DOCUMENTS = {"train": 4, "test": 10}  # of each query, one of which has its intent
@@ -50,10 +46,7 @@ DOCUMENTS = {"train": 4, "test": 10}  # of each query, one of which has its inte
 
 def compress(folder: Path, model: Path, train: Path, dev: Path, *flags: str) -> CompressionReport:
     """Run `hf-efficient compress` into `folder`, and return its report."""
-    command = [str(Path(__file__).parents[1] / "compress.py"), "--model_name_or_path", str(model)]
-    command += ["--train_file", str(train), "--validation_file", str(dev), *TRAINING, *flags]
-    subprocess.run([sys.executable, *command, "--output_dir", str(folder), "--overwrite_output_dir"], check=True)
-    return CompressionReport.load(folder)
+    return run_compress(model, folder, "--train_file", str(train), "--validation_file", str(dev), *TRAINING, *flags)
 
 
 def write_pairs(folder: Path) -> dict[str, Path]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from hf_efficient.tasks.task import RowEncoder
 
 OUT = Path(__file__).parents[2] / "out"
 RESULTS = Path(__file__).parent / "results"  # those that are published
+# The dropout of the published figures; without it, which is the default now, they were not measured again.
+PUBLISHED_DROPOUT = ("--student_dropout", "0.1")
 ASSETS = Path(os.environ.get("HF_EFFICIENT_ASSETS", ""))
 
 
@@ -112,7 +116,7 @@ def figures_by_role(report: CompressionReport) -> dict[str, dict[str, Any]]:
         row.role: {
             "name": row.name,
             metric: row.metrics[metric],
-            "interval": _ends(row.retained_intervals.get(metric)),
+            "interval": ends_of(row.retained_intervals.get(metric)),
             "kept": row.ratios.metric_retained,
             "agreement": row.teacher_agreement,
             "latency_ms": None if row.latency_ms is None else row.latency_ms.p50,
@@ -125,8 +129,26 @@ def figures_by_role(report: CompressionReport) -> dict[str, dict[str, Any]]:
     }
 
 
-def _ends(interval: Interval | None) -> list[float] | None:
+def ends_of(interval: Interval | None) -> list[float] | None:
+    """Return the ends of an interval, as JSON has them."""
     return None if interval is None else [interval.low, interval.high]
+
+
+def format_figure(value: float | None, form: str, unit: str = "") -> str:
+    """Return a cell of a table; it is empty where nothing was measured."""
+    return "" if value is None else f"{value:{form}}{unit}"
+
+
+def format_share(value: float, ends: Sequence[float] | None) -> str:
+    """Return a share of the teacher's metric in percent, with its interval if there is one."""
+    return f"{value:.1%}" + ("" if ends is None else f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})")
+
+
+def run_compress(model: Path, output: Path, *flags: str) -> CompressionReport:
+    """Run `hf-efficient compress` of `model` into `output`, and return its report."""
+    command = [sys.executable, str(Path(__file__).parents[1] / "compress.py"), "--model_name_or_path", str(model)]
+    subprocess.run([*command, *flags, "--output_dir", str(output), "--overwrite_output_dir"], check=True)
+    return CompressionReport.load(output)
 
 
 class Results:

@@ -10,21 +10,15 @@ from compression_report.json of each run, in out/tasks/results.json.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-from pathlib import Path
 
-from sst2 import ASSETS, OUT, Results
+from sst2 import ASSETS, OUT, PUBLISHED_DROPOUT, Results, run_compress
 from transformers.utils import logging
 
-from hf_efficient import CompressionReport
 from hf_efficient.measurement.environment import has_fast_bfloat16
 
-# As published; without dropout, which is the default now, they were not measured again.
-DROPOUT = ("--student_dropout", "0.1")
 COMMAND = (
     *("--target_flops", "2", "--latency_batch_size", "8", "--latency_sequence_length", "64"),
-    *("--hidden_weight", "10", "--hard_label_weight", "0.1", "--temperature", "2", *DROPOUT),
+    *("--hidden_weight", "10", "--hard_label_weight", "0.1", "--temperature", "2", *PUBLISHED_DROPOUT),
     *("--warmup_steps", "50", "--bf16", str(has_fast_bfloat16() is True)),
     *("--save_strategy", "no", "--report_to", "none", "--logging_steps", "50"),
 )
@@ -41,12 +35,9 @@ def run(task: str, seed: int) -> dict[str, float | str | None]:
     """Return the results of one run, from its report."""
     split, training = RUNS[task]
     data, folder = ASSETS / "data" / task, OUT / "tasks" / f"{task}-{seed}"
-    command = [str(Path(__file__).parents[1] / "compress.py"), "--model_name_or_path"]
-    command += [str(ASSETS / "models" / "minilm-l6-h384"), "--train_file", str(data / "train.parquet")]
-    command += ["--validation_file", str(data / f"{split}.parquet"), *COMMAND, *training.split()]
-    command += ["--seed", str(seed), "--output_dir", str(folder), "--overwrite_output_dir"]
-    subprocess.run([sys.executable, *command], check=True)
-    report = CompressionReport.load(folder)
+    files = ("--train_file", str(data / "train.parquet"), "--validation_file", str(data / f"{split}.parquet"))
+    flags = (*files, *COMMAND, *training.split(), "--seed", str(seed))
+    report = run_compress(ASSETS / "models" / "minilm-l6-h384", folder, *flags)
     teacher, student = report.row("teacher"), report.row("student")
     metric = str(report.metric)
     return {

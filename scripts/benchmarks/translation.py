@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
-from sst2 import ASSETS, OUT, Results
+from sst2 import ASSETS, OUT, PUBLISHED_DROPOUT, Results, run_compress
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_efficient import CompressionReport, export, load_exported
@@ -33,8 +31,6 @@ from hf_efficient.measurement.metrics import translation_metrics
 
 NAME, DATA = ASSETS / "models" / "t5-multi30k", ASSETS / "data" / "multi30k_en_de"
 FOLDER = OUT / "translation"
-# As published; without dropout, which is the default now, they were not measured again.
-DROPOUT = ("--student_dropout", "0.1")
 COMMAND = (
     *("--source_lang", "en", "--target_lang", "de", "--layers", "encoder=0.5,decoder=0.75", "--scope", "layer"),
     *("--heads", "encoder=0,decoder=0.5", "--neurons", "encoder=0,decoder=0.5"),
@@ -42,7 +38,7 @@ COMMAND = (
     *("--targets", "teacher", "--target_beams", "4", "--cache_teacher", "--cache_top_k", "32", "--temperature", "1"),
     *("--per_device_train_batch_size", "64", "--learning_rate", "1e-3", "--warmup_steps", "300"),
     *("--bf16", str(has_fast_bfloat16() is True)),
-    *("--save_strategy", "no", "--report_to", "none", *DROPOUT),
+    *("--save_strategy", "no", "--report_to", "none", *PUBLISHED_DROPOUT),
 )
 MAX_LENGTH = 64
 TIMED_SENTENCES = {1: 16, 16: 160}  # batch size: sentences that are translated for one duration
@@ -53,10 +49,8 @@ def train(epochs: float) -> Path:
     """Return the directory of the student, after training it if it does not exist."""
     folder = FOLDER / "student"
     if not (folder / "compression_report.json").exists():
-        command = [str(Path(__file__).parents[1] / "compress.py"), "--model_name_or_path", str(NAME)]
-        command += ["--train_file", str(DATA / "train.parquet"), "--validation_file", str(DATA / "test.parquet")]
-        command += [*COMMAND, "--num_train_epochs", str(epochs), "--output_dir", str(folder), "--overwrite_output_dir"]
-        subprocess.run([sys.executable, *command], check=True)
+        files = ("--train_file", str(DATA / "train.parquet"), "--validation_file", str(DATA / "test.parquet"))
+        run_compress(NAME, folder, *files, *COMMAND, "--num_train_epochs", str(epochs))
     return folder
 
 
